@@ -1,0 +1,13 @@
+"""The losses, one file each; `create_loss(name)` makes one. Every module of this folder is imported, and so registered."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from maxsup_hf.losses._loss import Loss, LossOutput, create_loss
+from maxsup_hf.losses._registry import LossSpec, get_spec, list_losses, register_loss
+
+__all__ = ["Loss", "LossOutput", "LossSpec", "create_loss", "get_spec", "list_losses", "register_loss"]
+
+for _module in iter_modules(__path__):
+    if not _module.name.startswith("_"):
+        import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,54 @@
+import torch
+from torch import Tensor
+
+from maxsup_hf.losses._loss import create_loss
+from maxsup_hf.losses._registry import register_loss
+
+CITATION = """@inproceedings{zhou2025maxsup,
+  title={MaxSup: Overcoming Representation Collapse in Label Smoothing},
+  author={Zhou, Yuxuan and Li, Heng and Cheng, Zhi-Qi and Yan, Xudong and Dong, Yifei and Fritz, Mario and Keuper, Margret},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2025},
+  note={arXiv:2502.15798}
+}"""
+
+
+@register_loss("maxsup", alpha_end=0.2, citation=CITATION)
+def maxsup(cross_entropy: Tensor, top: Tensor, mean: Tensor, *, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
+    """MaxSup: cross-entropy + α(max z − mean z)."""
+    return cross_entropy, alpha * (top - mean)
+
+
+def maxsup_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    alpha: float = 0.1,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """MaxSup with the signature and layouts of `torch.nn.functional.cross_entropy`: rename the function, and
+    `label_smoothing` to `alpha`.
+
+    Source: arXiv 2502.15798, Definition 3.5. Ties for the top logit go to the first index.
+
+    Args:
+        input: logits of shape (K,), (N, K) or (N, K, d1, …), classes in dimension 1; floating.
+        target: integer class indices of shape (), (N,) or (N, d1, …), or class probabilities of the shape of `input`.
+        weight: (K,) class weights, for the cross-entropy term and its normalisation; the penalty is unweighted.
+        alpha: strength of the penalty, constant, finite and not negative. Default 0.1.
+        ignore_index: target value of rows that take no part. Default −100.
+        reduction: `"mean"` (over counted rows; 0 where there are none), `"sum"` or `"none"`.
+
+    Returns:
+        0-dim loss, or for `"none"` one value a row, of the shape of integer targets. float32, or float64 for float64 input.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit; the message says what was expected.
+    """
+    soft = target.is_floating_point()
+    logits = torch.movedim(input, 1, -1) if input.ndim > 1 else input
+    labels = torch.movedim(target, 1, -1) if soft and target.ndim > 1 else target
+    loss = create_loss("maxsup", alpha=alpha, alpha_end=None)
+    return loss(logits, labels, reduction=reduction, ignore_index=ignore_index, weight=weight)

@@ -1,0 +1,84 @@
+"""The only place that sums: ignored rows, class weights, and the number of items that a loss is divided by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def split_ignored(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Tell counted rows from ignored ones.
+
+    Args:
+        target: (N,) integer labels, or (N, K) class probabilities (of which no row is ignored, as in torch).
+        ignore_index: the label of rows that take no part.
+
+    Returns:
+        valid: (N,) bool, True for rows that count.
+        target: the same target, with a harmless class index in ignored rows.
+    """
+    if target.is_floating_point():
+        return torch.ones(target.shape[0], dtype=torch.bool, device=target.device), target
+    valid = target != ignore_index
+    return valid, torch.where(valid, target, 0)
+
+
+def class_weighted(target: Tensor, weight: Tensor) -> Tensor:
+    """Class weights applied to a target, so that the cross-entropy against the result is torch's weighted one.
+
+    Args:
+        target: (N,) class indices or (N, K) probabilities.
+        weight: (K,) weight of each class.
+
+    Returns:
+        (N,) row weights for class indices, (N, K) weighted probabilities for probabilities.
+    """
+    return target * weight.to(target.dtype) if target.is_floating_point() else weight[target.long()]
+
+
+def reduce(
+    rows: Tensor,
+    valid: Tensor,
+    reduction: str = "mean",
+    num_items_in_batch: Tensor | float | None = None,
+    row_weight: Tensor | None = None,
+) -> Tensor:
+    """Reduce a value per row to the loss.
+
+    Args:
+        rows: (N,) values.
+        valid: (N,) bool; other rows contribute exactly 0 and get a gradient of exactly 0.
+        reduction: `"mean"` divides by `num_items_in_batch` where given, else by the summed weight of the valid rows;
+            `"sum"` adds; `"none"` returns (N,).
+        num_items_in_batch: items in the whole accumulated, cross-device batch; only with `"mean"`.
+        row_weight: (N,) factor of each row.
+
+    Returns:
+        A 0-dim tensor, or (N,) for `"none"`. With no valid row the mean is 0, not NaN.
+
+    Raises:
+        ValueError: unknown `reduction`, or `num_items_in_batch` with another reduction than `"mean"`.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+    if num_items_in_batch is not None and reduction != "mean":
+        raise ValueError(
+            f"num_items_in_batch divides a sum, so it needs reduction='mean', got {reduction!r}; leave one of them out"
+        )
+    rows = torch.where(valid, rows, 0)
+    if row_weight is not None:
+        rows = rows * row_weight
+    if reduction == "none":
+        return rows
+    total = rows.sum()
+    if reduction == "sum":
+        return total
+    if num_items_in_batch is not None:
+        divisor = torch.as_tensor(num_items_in_batch, device=rows.device, dtype=rows.dtype)
+    elif row_weight is not None:
+        divisor = torch.where(valid, row_weight, 0).sum()
+    else:
+        divisor = valid.sum()
+    return total / torch.where(divisor == 0, 1, divisor)

@@ -1,0 +1,53 @@
+"""How a loss parameter moves over training: pure functions of progress in [0, 1], without counters.
+
+A schedule maps progress to the fraction of the way from a parameter's start to its end. The paper's is `linear`
+(α_t = 0.1 + 0.1·t/T, arXiv 2502.15798 Sec. 4); the authors' scripts change α once an epoch, in two ways: `epoch/T`
+(ImageNet) never reaches the end, `epoch/(T-1)` (CIFAR, long-tailed) reaches it in the last epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Schedule = Callable[[float, int | None], float]
+
+
+def linear(progress: float, epochs: int | None = None) -> float:
+    """The fraction is the progress itself."""
+    return progress
+
+
+def staircase(progress: float, epochs: int | None, denominator: int) -> float:
+    """Constant within an epoch: the epoch's index, counted from 0, over `denominator`, at most 1.
+
+    Raises:
+        ValueError: `epochs` is not given: without it progress does not tell the epoch.
+    """
+    if epochs is None or epochs < 1:
+        raise ValueError(f"epochs must be a whole number of at least 1 for an epoch-wise schedule, got {epochs!r}")
+    # progress is a quotient of step counts, so progress·epochs can fall a rounding error short of a whole epoch
+    epoch = int(progress * epochs + 1e-9 * epochs)
+    return min(1.0, epoch / denominator)
+
+
+def epoch_over_total(progress: float, epochs: int | None) -> float:
+    """e/T for T epochs."""
+    return staircase(progress, epochs, epochs or 0)
+
+
+def epoch_over_last(progress: float, epochs: int | None) -> float:
+    """e/max(1, T−1) for T epochs: the start throughout when there is one epoch."""
+    return staircase(progress, epochs, max(1, (epochs or 0) - 1))
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "linear": linear,
+    "epoch": epoch_over_total,
+    "epoch/T": epoch_over_total,
+    "epoch/(T-1)": epoch_over_last,
+}
+
+
+def interpolate(start: float, end: float | None, fraction: float) -> float:
+    """The value a fraction of the way from `start` to `end`; `end=None` is constant."""
+    return start if end is None else start + (end - start) * fraction
