@@ -47,9 +47,7 @@ def logit_stats(logits: Tensor, target: Tensor, numbers: Sequence[str] = ("cross
     return dict(zip(numbers, values, strict=True))
 
 
-def reference_logit_stats(
-    logits: Tensor, target: Tensor, numbers: Sequence[str] = ("cross_entropy",)
-) -> dict[str, Tensor]:
+def reference_logit_stats(logits: Tensor, target: Tensor, numbers: Sequence[str] = ("cross_entropy",)) -> dict[str, Tensor]:
     """The same as `logit_stats`, in plain differentiable operations: the twin that tests compare with."""
     z, masked = _upcast(logits), _masked(logits)
     finite = z.masked_fill(masked, 0)

@@ -52,9 +52,7 @@ class Loss(nn.Module):
         if not any(self.kwargs[f"{name}_end"] is not None for name in self.spec.parameters):
             return {name: self.kwargs[name] for name in self.spec.parameters}
         fraction = SCHEDULES[self.kwargs["schedule"]](progress, self.kwargs["epochs"])
-        return {
-            name: interpolate(self.kwargs[name], self.kwargs[f"{name}_end"], fraction) for name in self.spec.parameters
-        }
+        return {name: interpolate(self.kwargs[name], self.kwargs[f"{name}_end"], fraction) for name in self.spec.parameters}
 
     @property
     def is_scheduled(self) -> bool:
@@ -188,7 +186,7 @@ def check_inputs(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tens
         )
     elif labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
         counted = labels[labels != ignore_index]
-        if counted.numel() and not (0 <= int(counted.min()) and int(counted.max()) < num_classes):
+        if counted.numel() and not (int(counted.min()) >= 0 and int(counted.max()) < num_classes):
             raise ValueError(
                 f"labels must lie in [0, {num_classes}), or be ignore_index={ignore_index}, got values from "
                 f"{int(counted.min())} to {int(counted.max())}"

@@ -56,7 +56,9 @@ class LossSpec:
         for key in kwargs:
             if key not in self.defaults:
                 takes = ", ".join(self.defaults) or "none"
-                raise TypeError(f"loss {self.name!r} has no parameter {key!r}{_nearest(key, self.defaults)} (it takes: {takes})")
+                raise TypeError(
+                    f"loss {self.name!r} has no parameter {key!r}{_nearest(key, self.defaults)} (it takes: {takes})"
+                )
         values = {**self.defaults, **kwargs}
         for parameter in self.parameters:
             self._check_number(parameter, values[parameter], parameter)
@@ -70,7 +72,7 @@ class LossSpec:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{key} of loss {self.name!r} must be a number, got {type(value).__name__} {value!r}")
         low, high = self.bounds.get(parameter, (0.0, math.inf))
-        if not (math.isfinite(value) and low <= value <= high):
+        if not (math.isfinite(value) and low <= float(value) <= high):
             allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
             raise ValueError(f"{key} of loss {self.name!r} must be finite and {allowed}, got {value!r}")
 
@@ -116,7 +118,8 @@ def register_loss(
     def register(formula: Formula) -> Formula:
         if name in _SPECS and _SPECS[name].formula.__module__ != formula.__module__:
             raise ValueError(f"a loss named {name!r} is registered already (by {_SPECS[name].formula.__module__})")
-        numbers, defaults = [], {}
+        numbers: list[str] = []
+        defaults: dict[str, Any] = {}
         for argument in inspect.signature(formula).parameters.values():
             if argument.kind is argument.KEYWORD_ONLY:
                 if isinstance(argument.default, bool) or not isinstance(argument.default, Real):

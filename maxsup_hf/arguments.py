@@ -1,0 +1,111 @@
+"""Training arguments with a loss: two fields beside transformers' own."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+from maxsup_hf.losses import create_loss
+
+
+def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Loss parameters as they come from the command line, YAML, JSON or Python.
+
+    Args:
+        value: a dict, a JSON object (`'{"alpha": 0.1}'`), `"alpha=0.1,alpha_end=0.2"`, or `None` for none.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: a string that is neither.
+    """
+    if value is None:
+        return {}
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"loss_kwargs must be a dict, a JSON object or 'key=value,…', got {type(value).__name__} {value!r}")
+    fix = """write '{"alpha": 0.1, "alpha_end": 0.2}' or alpha=0.1,alpha_end=0.2"""
+    text = value.strip()
+    if text.startswith("{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"loss_kwargs is not valid JSON ({error}), got {value!r}; {fix}") from None
+    kwargs = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, word = pair.partition("=")
+        if not (equals and key.strip()):
+            raise ValueError(f"loss_kwargs must be a JSON object or key=value pairs, got {value!r}; {fix}")
+        kwargs[key.strip()] = _scalar(word.strip())
+    return kwargs
+
+
+def _scalar(word: str) -> Any:
+    """`0.1`, `3`, `true`, `null` (also `None`) as in JSON; any other word is a string."""
+    try:
+        return json.loads("null" if word == "None" else word)
+    except json.JSONDecodeError:
+        return word
+
+
+@dataclass
+class MaxSupArgumentsMixin:
+    """Adds the loss to any `TrainingArguments` class; put it first:
+    `@dataclass class MyArguments(MaxSupArgumentsMixin, SFTConfig): ...`
+
+    Raises at construction:
+        ValueError, TypeError: an unknown loss or parameter, a value out of bounds or of a wrong type, or
+            `label_smoothing_factor` set beside the loss.
+    """
+
+    loss: str = field(
+        default="maxsup",
+        metadata={
+            "help": "Training loss, by its registered name (`maxsup-hf losses` lists them). Evaluation always "
+            "reports plain cross-entropy."
+        },
+    )
+    loss_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Parameters of the loss, as JSON or as key=value pairs: \'{"alpha": 0.1, "alpha_end": 0.2}\' '
+            "or alpha=0.1,alpha_end=0.2"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        self.loss_kwargs = dict(parse_loss_kwargs(self.loss_kwargs))
+        factor = getattr(self, "label_smoothing_factor", 0.0)
+        if factor:
+            raise ValueError(
+                f"label_smoothing_factor={factor} and loss={self.loss!r} are two losses for one training: for label "
+                f"""smoothing write --loss label_smoothing --loss_kwargs '{{"alpha": {factor}}}', for MaxSup at that """
+                f"""strength --loss maxsup --loss_kwargs '{{"alpha": {factor}, "alpha_end": {factor}}}', and leave """
+                "label_smoothing_factor at 0"
+            )
+        if str(self.loss_kwargs.get("schedule", "")).startswith("epoch") and getattr(self, "max_steps", -1) <= 0:
+            # an epoch-wise schedule steps with the epochs of this training, unless told otherwise
+            self.loss_kwargs.setdefault("epochs", math.ceil(getattr(self, "num_train_epochs", 1)))
+        create_loss(self.loss, **self.loss_kwargs)
+        super().__post_init__()  # type: ignore[misc]
+
+
+@dataclass
+class MaxSupTrainingArguments(MaxSupArgumentsMixin, TrainingArguments):
+    """`transformers.TrainingArguments` with a loss.
+
+    Args:
+        loss: registered name of the training loss. Default `"maxsup"`.
+        loss_kwargs: its parameters, as a dict, a JSON string or `"key=value,…"`. Default: the loss's own defaults; for
+            `maxsup` alpha rises linearly from 0.1 to 0.2 over training (arXiv 2502.15798).
+        Everything else: see `transformers.TrainingArguments`.
+    """
+
+
+@dataclass
+class MaxSupSeq2SeqTrainingArguments(MaxSupArgumentsMixin, Seq2SeqTrainingArguments):
+    """`transformers.Seq2SeqTrainingArguments` with the two fields of `MaxSupTrainingArguments`."""

@@ -1,0 +1,109 @@
+"""What a user gets told before the first training step: heads and data that a K-way loss does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any
+
+import datasets
+import pyarrow.compute as pc
+import torch
+from torch import Tensor, nn
+
+# Heads whose logits have one column for each of config.num_labels.
+LABELLED_HEADS = (
+    "ForSequenceClassification",
+    "ForImageClassification",
+    "ForVideoClassification",
+    "ForAudioClassification",
+    "ForTokenClassification",
+)
+IGNORE_INDEX = -100
+
+
+def num_labels(model: Any) -> int | None:
+    """Number of classes of a classification head, `None` where config.num_labels does not say (language models, …)."""
+    return model.config.num_labels if getattr(model, "loss_type", None) in LABELLED_HEADS else None
+
+
+def head_problem(model: Any) -> str | None:
+    """Why a head has no K-way cross-entropy, or `None`."""
+    classes = num_labels(model)
+    if classes is None:
+        return None
+    problem_type = getattr(model.config, "problem_type", None)
+    if problem_type in ("regression", "multi_label_classification"):
+        return f"config.problem_type is {problem_type!r}"
+    if classes == 1:
+        return "config.num_labels is 1, which transformers trains as a regression"
+    return None
+
+
+def check_head(model: nn.Module, loss: str) -> None:
+    """Refuse regression and multi-label heads.
+
+    Raises:
+        ValueError: the head has no cross-entropy over at least two classes.
+    """
+    problem = head_problem(model)
+    if problem:
+        raise ValueError(
+            f"loss={loss!r} needs a head that picks one of at least 2 classes, but {type(model).__name__} does not: "
+            f"{problem}. Set num_labels and problem_type='single_label_classification', or use the stock Trainer for this "
+            "head"
+        )
+
+
+def check_float_labels(labels: Tensor, model: nn.Module) -> None:
+    """Floating labels are class probabilities, one row of K that sums to 1 for each prediction.
+
+    Raises:
+        ValueError: another shape than the logits', or rows that do not sum to 1.
+    """
+    classes = num_labels(model)
+    shape = tuple(labels.shape)
+    if labels.ndim < 2 or (classes is not None and shape[-1] != classes):
+        columns = "K" if classes is None else classes
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {shape}: floating labels are class probabilities of the logits' shape, "
+            f"{(*shape[:1], columns)}; class indices must be integers, and a regression needs the stock Trainer"
+        )
+    sums = labels.sum(-1)
+    if not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise ValueError(
+            f"floating labels are class probabilities whose rows sum to 1, got sums from {sums.min().item():g} to "
+            f"{sums.max().item():g}: a multi-label head needs the stock Trainer"
+        )
+
+
+def check_train_dataset(dataset: Any, model: nn.Module) -> None:
+    """Look at the labels of a data set before anything is trained, where they can be read without running its transforms.
+
+    Raises:
+        ValueError: the data set is empty, or has labels outside [0, K) or floating ones for a classification head.
+    """
+    if isinstance(dataset, Sized) and len(dataset) == 0:
+        raise ValueError("train_dataset is empty: it must have at least one example")
+    classes = num_labels(model)
+    if not isinstance(dataset, datasets.Dataset) or classes is None:
+        return
+    for name in ("labels", "label"):
+        feature = dataset.features.get(name)
+        if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+            continue
+        if feature.dtype.startswith("float"):
+            raise ValueError(
+                f"column {name!r} of train_dataset is {feature.dtype}: class labels must be integers in [0, {classes}); a "
+                "regression needs the stock Trainer"
+            )
+        if not feature.dtype.startswith(("int", "uint")):
+            continue
+        column = dataset.with_format("arrow")[:][name] if dataset._indices is not None else dataset.data.column(name)
+        values = [v for v in pc.unique(column).to_pylist() if v is not None and v != IGNORE_INDEX]
+        wrong = sorted(v for v in values if not 0 <= v < classes)
+        if wrong:
+            raise ValueError(
+                f"column {name!r} of train_dataset has labels outside [0, {classes}): {wrong[:5]}; the model has "
+                f"config.num_labels={classes}. Load the model with the right num_labels, or correct the labels "
+                f"({IGNORE_INDEX} marks rows to ignore)"
+            )

@@ -1,0 +1,73 @@
+"""A registered loss for a stock `Trainer`, through its `compute_loss_func` argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from maxsup_hf.checks import IGNORE_INDEX, check_head
+from maxsup_hf.losses import create_loss
+
+
+class ComputeLoss(TrainerCallback):
+    """Made by `compute_loss_func`: what to call, and the callback that tells it how far training is."""
+
+    def __init__(self, name: str, model: nn.Module, **loss_kwargs: Any):
+        self.loss = create_loss(name, **loss_kwargs)
+        self.plain = create_loss("cross_entropy")
+        check_head(model, name)
+        self.model = model
+        function = getattr(model, "loss_function", None)
+        encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        self.shifts_labels = function is ForCausalLMLoss and not encoder_decoder
+        self.progress: float | None = None if self.loss.is_scheduled else 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress = min(1.0, state.global_step / max(1, state.max_steps))
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | float | None = None) -> Tensor:
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        if labels is None:
+            raise ValueError("labels is None: the loss needs labels in every batch, under the name 'labels'")
+        if self.shifts_labels:
+            logits, labels = logits[..., :-1, :], labels[..., 1:]
+        labels = labels.to(logits.device)
+        if not self.model.training:
+            return self.plain(logits, labels, num_items_in_batch=num_items_in_batch, ignore_index=IGNORE_INDEX)
+        if self.progress is None:
+            raise ValueError(
+                f"the parameters of loss {self.loss.spec.name!r} change over training ({self.loss.extra_repr()}), which a "
+                "compute_loss_func is not told: pass the same object as a callback too, Trainer(compute_loss_func=f, "
+                "callbacks=[f]), or set alpha_end=None"
+            )
+        return self.loss(logits, labels, self.progress, num_items_in_batch, ignore_index=IGNORE_INDEX)
+
+
+def compute_loss_func(name: str, *, model: nn.Module, **loss_kwargs: Any) -> ComputeLoss:
+    """Make a registered loss for a stock `transformers.Trainer`.
+
+        f = compute_loss_func("maxsup", model=model)
+        Trainer(model, args, compute_loss_func=f, callbacks=[f], train_dataset=dataset)
+
+    Limits, from which `MaxSupTrainer` is free: the stock Trainer takes the labels away from the model, so what a model
+    makes of them itself is lost (decoder inputs of encoder-decoders, a router's auxiliary loss, the upsampling of
+    segmentation, the start and end pair of question answering). It serves heads whose logits have one row for each
+    label: classification of sequences, images, tokens, and causal (shifted here) and masked language models.
+
+    Args:
+        name: registered name of the loss.
+        model: the model that is trained: tells whether labels are shifted, and whether it is training; evaluation
+            returns plain cross-entropy.
+        **loss_kwargs: as for `create_loss`. Where a parameter changes over training, pass the returned object in
+            `callbacks` too.
+
+    Returns:
+        A callable (outputs, labels, num_items_in_batch=None) -> 0-dim loss, which is also a `TrainerCallback`.
+
+    Raises:
+        ValueError, TypeError: unknown loss or parameters, or a regression or multi-label head.
+    """
+    return ComputeLoss(name, model, **loss_kwargs)

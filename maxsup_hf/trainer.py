@@ -1,0 +1,228 @@
+"""The thin Hugging Face shell: stock Trainers whose training loss is a registered one.
+
+Nothing of the stock training loop is written again. `compute_loss` runs the stock one while the model's cross-entropy is
+swapped (`maxsup_hf.seam`), `get_batch_samples` counts the items that the accumulated, cross-device batch holds, and `log`
+adds the parts of the loss.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import ModelCard
+from torch import Tensor, nn
+from transformers import Seq2SeqTrainer, Trainer
+
+from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupTrainingArguments, parse_loss_kwargs
+from maxsup_hf.checks import IGNORE_INDEX, check_float_labels, check_head, check_train_dataset, head_problem
+from maxsup_hf.losses import create_loss
+from maxsup_hf.seam import Seam
+
+HYPERPARAMETERS_LINE = "The following hyperparameters were used during training:\n"
+
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object  # so that the mixin goes before any Trainer class
+
+
+class MaxSupMixin(_Base):
+    """Goes before any Trainer class: `class MyTrainer(MaxSupMixin, SomeTrainer): ...`
+
+    The training loss is `args.loss` with `args.loss_kwargs`, in place of the cross-entropy that the model itself computes.
+    Gradients do not depend on how a batch is cut into micro-batches and ranks: every cross-entropy is a sum over the
+    micro-batch, divided by the number of items of the whole accumulated batch (of this rank's share, with
+    `average_tokens_across_devices=False`). Evaluation is the stock one: `eval_loss` is plain cross-entropy.
+
+    Labels are integers. Soft labels, of the shape of the logits, come beside them as `soft_labels`; floating `labels` of
+    that shape whose rows sum to 1 are taken for soft labels too.
+
+    Each log of the training loss also has `train_cross_entropy` and `train_penalty`, whose sum it is, and each parameter
+    of the loss as `loss_<name>` (`loss_alpha`), as it was in the last step.
+
+    Raises:
+        TypeError: `args` without the fields of `MaxSupArgumentsMixin`.
+        ValueError: `compute_loss_func` is given too, or (from `train`) the head or the data do not fit such a loss.
+        FloatingPointError: (from `train`) a loss is NaN or infinite; checkpoints written before stay as they are.
+    """
+
+    args: MaxSupTrainingArguments
+    model: Any
+    _signature_columns: Any
+    loss_is_scaled_for_ga: bool | None = False  # what compute_loss returns looks like the mean of its micro-batch
+
+    def __init__(self, model: Any = None, args: Any = None, *positional: Any, **kwargs: Any):
+        args = MaxSupTrainingArguments("tmp_trainer") if args is None else args
+        if not isinstance(args, MaxSupArgumentsMixin):
+            raise TypeError(
+                f"args must have the fields loss and loss_kwargs, got {type(args).__name__}: use MaxSupTrainingArguments "
+                f"or MaxSupSeq2SeqTrainingArguments, or derive a class from (MaxSupArgumentsMixin, {type(args).__name__})"
+            )
+        super().__init__(model, args, *positional, **kwargs)  # type: ignore[arg-type]
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                f"compute_loss_func and loss={args.loss!r} are two losses for one training: drop compute_loss_func, or "
+                "pass it to a stock Trainer (maxsup_hf.compute_loss_func makes one of a registered loss)"
+            )
+        # The stock Trainer would pass num_items_in_batch to any forward with **kwargs, and believe that it was used.
+        self.model_accepts_loss_kwargs = False
+        self.loss_function = create_loss(args.loss, **parse_loss_kwargs(args.loss_kwargs))
+        self._seam = Seam(self.loss_function)
+        self._parts = torch.zeros(3)  # cross-entropy, penalty and number of steps since the last log
+
+    # ---- training ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `transformers.Trainer`, after a look at the head and the data."""
+        check_head(self.model, self.args.loss)
+        check_train_dataset(self.train_dataset, self.model)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._seam.items = None
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._seam.items = self._items_per_micro_batch(samples, device)
+        return samples, num_items
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        # The stock loop waits for this value right after, to filter NaN from its logs: looking at it here is free.
+        if not torch.isfinite(loss).all():
+            raise FloatingPointError(
+                f"the training loss is {loss.mean().item()} in step {self.state.global_step + 1}: the model's logits are NaN "
+                "or infinite (or a label's class is masked). Nothing was updated in this step and earlier checkpoints are "
+                "as they were; look at that step's data, or lower learning_rate"
+            )
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not model.training and head_problem(self.model):
+            return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
+        inputs, soft_labels = self._take_soft_labels(inputs)
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
+        seam = self._seam
+        seam.set_progress(min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0)
+        seam.soft_labels = soft_labels
+        try:
+            with seam.swapped(model):
+                loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
+        finally:
+            seam.soft_labels = None
+        if not seam.outputs:
+            raise ValueError(
+                f"loss={self.args.loss!r} was asked for, but {type(self.model).__name__} trained on a loss without a "
+                "cross-entropy that can be replaced (regression, multi-label, detection, contrastive, a loss function of "
+                "its own or a fused kernel). Use a head whose loss is a cross-entropy over classes, or the stock Trainer"
+            )
+        self._add_parts()
+        return (loss, outputs) if return_outputs else loss
+
+    def _take_soft_labels(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
+        """Models know integer labels alone (float ones make them train binary cross-entropy): soft labels are taken out,
+        and the most probable class stands in where there are no integer ones."""
+        soft_labels, labels = inputs.get("soft_labels"), inputs.get("labels")
+        if isinstance(labels, Tensor) and labels.is_floating_point():
+            check_float_labels(labels, self.model)
+            soft_labels, labels = labels if soft_labels is None else soft_labels, None
+        if soft_labels is None:
+            return inputs, None
+        inputs = {key: value for key, value in inputs.items() if key != "soft_labels"}
+        inputs["labels"] = soft_labels.argmax(-1) if labels is None else labels
+        return inputs, soft_labels
+
+    # ---- counting ----
+
+    def _items_per_micro_batch(self, samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
+        """N / (micro-batches · ranks), for the N items of the accumulated batch of all ranks. Dividing every micro-batch's
+        sum by it makes the loss look like a mean to the Trainer, which averages over micro-batches, and to DDP, which
+        averages over ranks. `None`, each micro-batch's own count, where labels do not tell."""
+        counts = [self._count_items(sample) for sample in samples]
+        if not counts or any(count is None for count in counts):
+            return None
+        items = torch.stack([torch.as_tensor(count, device=device) for count in counts]).sum()
+        ranks = max(1, self.args.n_gpu)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()
+            ranks = self.args.world_size
+        return items / (len(samples) * ranks)
+
+    def _count_items(self, sample: dict[str, Any]) -> Tensor | int | None:
+        if sample.get("soft_labels") is not None:
+            return sample["soft_labels"].shape[:-1].numel()
+        labels = sample.get("shift_labels", sample.get("labels"))
+        if not isinstance(labels, Tensor):
+            return None
+        if labels.is_floating_point():
+            return labels.shape[:-1].numel()
+        if "shift_labels" not in sample and self._loss_shifts_labels:
+            labels = labels[..., 1:]
+        return labels.ne(IGNORE_INDEX).sum()
+
+    # ---- logging ----
+
+    def _add_parts(self) -> None:
+        """Add this micro-batch's parts to those of the next log, weighted as the Trainer weights its loss."""
+        outputs = self._seam.outputs
+        cross_entropy = torch.stack([output.cross_entropy.mean() for output in outputs]).mean()
+        penalty = torch.stack([output.penalty.mean() for output in outputs]).mean()
+        parts = torch.stack([cross_entropy, penalty, torch.ones_like(penalty)]).float()
+        self._parts = self._parts.to(parts.device) + parts / self.current_gradient_accumulation_steps
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self.is_in_train:
+            logs |= self._take_parts()
+        super().log(logs, *args, **kwargs)
+
+    def _take_parts(self) -> dict[str, float]:
+        """The parts of the loss since the last log, averaged over steps and ranks; starts the next ones."""
+        cross_entropy, penalty, steps = self.accelerator.reduce(self._parts, "mean").tolist()
+        self._parts = torch.zeros(3)
+        values = {f"loss_{name}": value.item() for name, value in self._seam.values.items()}
+        return {"train_cross_entropy": cross_entropy / steps, "train_penalty": penalty / steps, **values}
+
+    # ---- the rest of the shell ----
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "soft_labels" not in self._signature_columns:
+            self._signature_columns.append("soft_labels")
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As in `transformers.Trainer`, with the loss among the hyperparameters and the tags."""
+        tags = [tags] if isinstance(tags, str) else list(tags or [])
+        tags += [tag for tag in ("maxsup", self.args.loss) if tag not in tags]
+        super().create_model_card(language, license, tags, *args, **kwargs)
+        if not self.is_world_process_zero():
+            return
+        path = f"{self.args.output_dir}/README.md"
+        card = ModelCard.load(path)
+        given = {key: value for key, value in self.loss_function.kwargs.items() if value is not None}
+        lines = f"- loss: {self.args.loss}\n" + (f"- loss_kwargs: {given}\n" if given else "")
+        card.text = card.text.replace(HYPERPARAMETERS_LINE, HYPERPARAMETERS_LINE + lines, 1)
+        card.save(path)
+
+
+class MaxSupTrainer(MaxSupMixin, Trainer):
+    """`transformers.Trainer` with the loss of `MaxSupTrainingArguments`; see `MaxSupMixin`.
+
+    trainer = MaxSupTrainer(model, MaxSupTrainingArguments("out", loss="maxsup"), train_dataset=dataset)
+    trainer.train()
+    """
+
+
+class MaxSupSeq2SeqTrainer(MaxSupMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with the loss of `MaxSupSeq2SeqTrainingArguments`; see `MaxSupMixin`."""

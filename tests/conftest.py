@@ -1,0 +1,17 @@
+import os
+
+# Before anything imports a Hugging Face library: no test asks the Hub for anything.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

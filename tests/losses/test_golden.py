@@ -1,0 +1,89 @@
+"""Figures that the authors' and the baselines' public code computes (tests/golden.json)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from maxsup_hf import create_loss, maxsup_loss
+from maxsup_hf.mixup import mix_targets
+from maxsup_hf.schedules import SCHEDULES, interpolate, staircase
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden.json").read_text())
+TOLERANCE = {"float64": 1e-10, "float32": 5e-6}
+
+
+def inputs(case, dtype):
+    if "recipe" in case:
+        recipe = case["recipe"]
+        drawn = np.random.RandomState(recipe["seed"]).randn(*recipe["shape"])
+        logits = torch.from_numpy(np.round(drawn * recipe["scale"] * 1024))
+        for row, column, value in recipe["but"]:
+            logits[row, column] = value
+        logits /= 1024
+    else:
+        logits = torch.tensor(case["logits"], dtype=torch.float64)
+    if "targets" in case:
+        labels = torch.tensor(case["targets"], dtype=dtype)
+    else:
+        labels = torch.tensor(case["labels"])
+    if "mix" in case:
+        labels = mix_targets(labels, logits.shape[-1], case["mix"]).to(dtype)
+    return logits.to(dtype).requires_grad_(), labels
+
+
+def check(case, value, logits, precision):
+    tolerance = case.get("tolerance", {}).get(precision, TOLERANCE[precision])
+    close = dict(rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(value.double(), torch.tensor(case["value"], dtype=torch.float64), **close)
+    value.backward()
+    assert logits.grad.dtype == logits.dtype
+    if "grad_samples" in case:
+        for row, column, expected in case["grad_samples"]:
+            assert logits.grad[row, column].item() == pytest.approx(expected, rel=tolerance, abs=tolerance)
+    else:
+        torch.testing.assert_close(logits.grad.double(), torch.tensor(case["grad_logits"], dtype=torch.float64), **close)
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("case", GOLDEN["losses"], ids=lambda case: case["id"])
+def test_loss(case, precision):
+    logits, labels = inputs(case, getattr(torch, precision))
+    kwargs = {"alpha": case["alpha"], "alpha_end": None} if "alpha" in case else {}
+    check(case, create_loss(case["loss"], **kwargs)(logits, labels), logits, precision)
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("case", [c for c in GOLDEN["losses"] if c["loss"] == "maxsup"], ids=lambda case: case["id"])
+def test_maxsup_loss(case, precision):
+    logits, labels = inputs(case, getattr(torch, precision))
+    check(case, maxsup_loss(logits, labels, alpha=case["alpha"]), logits, precision)
+
+
+@pytest.mark.parametrize("case", GOLDEN["alpha_schedule"], ids=lambda case: f"{case['epochs']} epochs")
+def test_alpha_schedule(case):
+    epochs = case["epochs"]
+
+    def values(fraction):
+        return [interpolate(0.1, 0.2, fraction(epoch / epochs)) for epoch in range(epochs)]
+
+    assert values(lambda p: SCHEDULES["epoch/T"](p, epochs)) == pytest.approx(case["epoch/epochs"], abs=1e-10)
+    assert values(lambda p: SCHEDULES["epoch"](p, epochs)) == pytest.approx(case["epoch/epochs"], abs=1e-10)
+    last = values(lambda p: SCHEDULES["epoch/(T-1)"](p, epochs))
+    assert last == pytest.approx(case["epoch/max(1,epochs-1)"], abs=1e-10)
+    if case["epoch/(epochs-1)"] != "ZeroDivisionError":
+        assert last == pytest.approx(case["epoch/(epochs-1)"], abs=1e-10)
+    hard_coded = values(lambda p: staircase(p, epochs, 299))
+    assert hard_coded == pytest.approx(case["epoch/299 hard-coded"], abs=1e-10)
+
+
+@pytest.mark.parametrize("case", GOLDEN["mix_targets"], ids=lambda case: f"{case['pairing']}-{case['smoothing']}")
+def test_mix_targets(case):
+    labels = torch.tensor(case["labels"])
+    mixed = mix_targets(
+        labels, case["num_classes"], case["lam"], pairing=case["pairing"], smoothing=case["smoothing"]
+    )
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, torch.tensor(case["targets"]), rtol=1e-6, atol=1e-7)
