@@ -40,8 +40,8 @@ def logit_stats(logits: Tensor, target: Tensor, numbers: Sequence[str] = ("cross
         numbers: which of `NUMBERS` to compute.
 
     Returns:
-        name -> (N,) tensor, float32 (float64 for float64 logits). Gradients arrive in the dtype of `logits`;
-        differentiating twice raises `RuntimeError`.
+        name -> (N,) tensor, float32 (float64 for float64 logits). Gradients arrive in the dtype of `logits`,
+        and can be differentiated again (slower: by the reference).
     """
     values = _RowNumbers.apply(logits, target, tuple(numbers))
     return dict(zip(numbers, values, strict=True))
@@ -110,9 +110,12 @@ class _RowNumbers(torch.autograd.Function):
         return tuple(values[name] for name in numbers)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *upstream: Tensor) -> tuple[Tensor, None, None]:
         logits, target, lse, index, count, expected = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True: the twin differentiates again
+            values = reference_logit_stats(logits, target, ctx.numbers)
+            (grad,) = torch.autograd.grad([values[name] for name in ctx.numbers], logits, upstream, create_graph=True)
+            return grad, None, None
         g = dict(zip(ctx.numbers, upstream, strict=True))
         z, masked = _upcast(logits), _masked(logits)
         soft = target.to(z.dtype) if target.is_floating_point() else None

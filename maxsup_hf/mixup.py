@@ -8,9 +8,7 @@ from torch.nn.functional import one_hot
 PAIRINGS = ("flip", "roll")
 
 
-def mix_targets(
-    labels: Tensor, num_classes: int, lam: float, *, pairing: str = "flip", smoothing: float = 0.0
-) -> Tensor:
+def mix_targets(labels: Tensor, num_classes: int, lam: float, *, pairing: str = "flip", smoothing: float = 0.0) -> Tensor:
     """Class probabilities of a batch in which every example is mixed with a partner: λ·target + (1 − λ)·partner's target.
 
     Args:

@@ -117,13 +117,14 @@ class Loss(nn.Module):
         rows = logits.reshape(-1, num_classes)
         valid, target = split_ignored(labels.reshape(-1, num_classes) if soft else labels.reshape(-1), ignore_index)
 
+        numbers = logit_stats(rows, target, tuple(dict.fromkeys(("cross_entropy", *self.spec.numbers))))
         row_weight = None
         if weight is not None:
             weighted = class_weighted(target, weight)
-            target, row_weight = (weighted, None) if soft else (target, weighted)
-
-        names = dict.fromkeys(("cross_entropy", *self.spec.numbers))
-        numbers = logit_stats(rows, target, tuple(names))
+            if soft:  # every class of a row has its own weight, so the weighting is the target's; the penalty sees none
+                numbers |= logit_stats(rows, weighted, ("cross_entropy",))
+            else:
+                row_weight = weighted
         label_term, penalty = self.spec.formula(*(numbers[name] for name in self.spec.numbers), **values)
         cross_entropy = numbers["cross_entropy"]
 

@@ -82,8 +82,6 @@ def test_alpha_schedule(case):
 @pytest.mark.parametrize("case", GOLDEN["mix_targets"], ids=lambda case: f"{case['pairing']}-{case['smoothing']}")
 def test_mix_targets(case):
     labels = torch.tensor(case["labels"])
-    mixed = mix_targets(
-        labels, case["num_classes"], case["lam"], pairing=case["pairing"], smoothing=case["smoothing"]
-    )
+    mixed = mix_targets(labels, case["num_classes"], case["lam"], pairing=case["pairing"], smoothing=case["smoothing"])
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, torch.tensor(case["targets"]), rtol=1e-6, atol=1e-7)

@@ -1,0 +1,157 @@
+"""What holds for every registered loss."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from torch.nn.functional import cross_entropy
+
+from maxsup_hf import create_loss, list_losses
+from tests import plain
+
+LOSSES = list_losses()
+
+
+def test_every_loss_has_a_plain_twin_and_a_golden_line():
+    from tests.losses.test_golden import GOLDEN
+
+    assert sorted(plain.PENALTIES) == LOSSES
+    assert sorted({case["loss"] for case in GOLDEN["losses"]}) == LOSSES
+
+
+@st.composite
+def problems(draw):
+    n, k = draw(st.integers(0, 6)), draw(st.integers(2, 8))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    logits = 5 * torch.randn(n, k, generator=generator, dtype=torch.float64)
+    if draw(st.booleans()):
+        labels = torch.randint(k, (n,), generator=generator)
+        labels[torch.rand(n, generator=generator) < 0.3] = -100
+    else:
+        labels = torch.rand(n, k, generator=generator, dtype=torch.float64).softmax(-1)
+    weight = torch.rand(k, generator=generator, dtype=torch.float64) if draw(st.booleans()) else None
+    return logits, labels, weight, draw(st.sampled_from(["mean", "sum", "none"]))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(problem=problems())
+def test_matches_the_plain_loop(name, problem):
+    logits, labels, weight, reduction = problem
+    value = create_loss(name)(logits, labels, weight=weight, reduction=reduction)
+    expected = plain.loss(
+        name, logits.tolist(), labels.tolist(), weight=weight.tolist() if weight is not None else None, reduction=reduction
+    )
+    assert value.tolist() == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradcheck(name, soft):
+    loss = create_loss(name)
+    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.rand(5, 4, dtype=torch.float64).softmax(-1) if soft else torch.tensor([0, 3, -100, 2, 2])
+    assert gradcheck(lambda z: loss(z, labels, progress=0.3), logits)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignoring_a_row_equals_leaving_it_out(name):
+    loss, logits = create_loss(name), torch.randn(6, 5, dtype=torch.float64)
+    labels = torch.tensor([1, 255, 4, 255, 0, 2])
+    kept = labels != 255
+    logits[1] = torch.nan  # what an ignored row holds is nobody's business
+    whole, sliced = logits.clone().requires_grad_(), logits[kept].clone().requires_grad_()
+    value, expected = loss(whole, labels, ignore_index=255), loss(sliced, labels[kept])
+    torch.testing.assert_close(value, expected)
+    value.backward(), expected.backward()
+    torch.testing.assert_close(whole.grad[kept], sliced.grad)
+    assert (whole.grad[~kept] == 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_all_rows_ignored(name, reduction):
+    logits = torch.randn(3, 4, requires_grad=True)
+    value = create_loss(name)(logits, torch.full((3,), -100), reduction=reduction)
+    value.sum().backward()
+    assert (value == 0).all() and (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_rows(name):
+    assert create_loss(name)(torch.randn(0, 4), torch.zeros(0, dtype=torch.long)).item() == 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_leading_dimensions_are_rows(name):
+    loss, logits, labels = create_loss(name), torch.randn(2, 3, 5), torch.randint(5, (2, 3))
+    torch.testing.assert_close(loss(logits, labels), loss(logits.flatten(0, 1), labels.flatten()))
+    assert loss(logits, labels, reduction="none").shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("items", [8, 8.0, torch.tensor(8)])
+def test_num_items_in_batch_divides_the_sum(name, items):
+    loss, logits, labels = create_loss(name), torch.randn(4, 5), torch.tensor([0, -100, 1, 2])
+    expected = loss(logits, labels, reduction="sum") / 8
+    torch.testing.assert_close(loss(logits, labels, num_items_in_batch=items), expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(name, dtype):
+    logits = (3 * torch.randn(16, 50)).to(dtype).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    labels = torch.randint(50, (16,))
+    value, expected = create_loss(name)(logits, labels), create_loss(name)(exact, labels)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
+    value.backward(), expected.backward()
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=step, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_extreme_logits_stay_finite(name):
+    logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]], requires_grad=True)
+    value = create_loss(name)(logits, torch.tensor([1, 0]))
+    value.backward()
+    assert value.isfinite() and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_permuting_classes_permutes_the_gradient(name):
+    logits, labels, order = torch.randn(4, 6, dtype=torch.float64), torch.randint(6, (4,)), torch.randperm(6)
+    first, second = logits.clone().requires_grad_(), logits[:, order].clone().requires_grad_()
+    create_loss(name)(first, labels).backward()
+    create_loss(name)(second, order.argsort()[labels]).backward()
+    torch.testing.assert_close(first.grad[:, order], second.grad)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_without_strength_it_is_cross_entropy_bit_for_bit(name):
+    loss = create_loss(name)
+    loss = create_loss(name, **{parameter: 0 for parameter in loss.spec.parameters})
+    results = []
+    for function in (loss, create_loss("cross_entropy")):
+        logits = torch.linspace(-3, 5, 40).reshape(8, 5).requires_grad_()
+        value = function(logits, torch.arange(8) % 5)
+        value.backward()
+        results.append((value, logits.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy_and_label_smoothing_equal_torch(reduction):
+    logits, labels = torch.randn(9, 7, dtype=torch.float64), torch.randint(7, (9,))
+    labels[3] = -100
+    soft = torch.rand(9, 7, dtype=torch.float64).softmax(-1)
+    weight = torch.rand(7, dtype=torch.float64)
+    for target in (labels, soft):
+        for name, smoothing in (("cross_entropy", 0.0), ("label_smoothing", 0.1)):
+            expected = cross_entropy(logits, target, reduction=reduction, label_smoothing=smoothing)
+            torch.testing.assert_close(create_loss(name)(logits, target, reduction=reduction), expected)
+        expected = cross_entropy(logits, target, weight, reduction=reduction)
+        torch.testing.assert_close(
+            create_loss("cross_entropy")(logits, target, weight=weight, reduction=reduction), expected
+        )

@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from maxsup_hf import create_loss, list_losses, register_loss
+from maxsup_hf.losses import _registry, get_spec
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Registrations of a test end with it."""
+    monkeypatch.setattr(_registry, "_SPECS", dict(_registry._SPECS))
+
+
+def test_losses_of_the_folder_are_found():
+    assert {"cross_entropy", "label_smoothing", "maxsup"} <= set(list_losses())
+
+
+@pytest.mark.parametrize("name", list_losses())
+def test_every_loss_is_described(name):
+    assert get_spec(name).description
+    assert repr(name) in repr(create_loss(name))
+
+
+def test_a_loss_of_ones_own_in_three_lines(registry):
+    @register_loss("half_maxsup")
+    def half_maxsup(cross_entropy, top, mean, *, alpha=0.1):
+        return cross_entropy, alpha / 2 * (top - mean)
+
+    logits, labels = torch.randn(4, 5), torch.randint(5, (4,))
+    expected = create_loss("maxsup", alpha=0.1)(logits, labels)
+    torch.testing.assert_close(create_loss("half_maxsup", alpha=0.2)(logits, labels), expected)
+    assert "half_maxsup" in list_losses()
+
+
+def test_registration_is_checked(registry):
+    with pytest.raises(TypeError, match="'tip' of loss 'a' is no row number"):
+        register_loss("a")(lambda tip: (tip, tip))
+    with pytest.raises(TypeError, match="'alpha' of loss 'b' needs a number"):
+        register_loss("b")(lambda top, *, alpha: (top, top))
+    with pytest.raises(TypeError, match="'beta_end'"):
+        register_loss("c", beta_end=1.0)(lambda top, *, alpha=0.1: (top, top))
+    with pytest.raises(ValueError, match="'maxsup' is registered already"):
+        register_loss("maxsup")(lambda top: (top, top))
+
+
+@pytest.mark.parametrize(
+    "name, nearest", [("maxsupp", "maxsup"), ("Label-Smoothing", "label_smoothing"), ("cross", "cross_entropy")]
+)
+def test_an_unknown_name_says_which_is_nearest(name, nearest):
+    with pytest.raises(ValueError, match=f"unknown loss '{name}', did you mean '{nearest}'"):
+        create_loss(name)
+
+
+def test_a_name_must_be_a_string():
+    with pytest.raises(TypeError, match="loss must be a name.*NoneType"):
+        create_loss(None)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"alhpa": 0.1}, TypeError, "no parameter 'alhpa', did you mean 'alpha'"),
+        ({"alpha": -0.1}, ValueError, "alpha of loss 'maxsup' must be finite and at least 0, got -0.1"),
+        ({"alpha_end": float("nan")}, ValueError, "alpha_end.*finite.*nan"),
+        ({"alpha": float("inf")}, ValueError, "alpha.*finite.*inf"),
+        ({"alpha": "0.1"}, TypeError, "alpha.*must be a number, got str"),
+        ({"alpha": True}, TypeError, "alpha.*must be a number, got bool"),
+        ({"alpha": None}, TypeError, "alpha.*must be a number, got NoneType"),
+        ({"schedule": "cubic"}, ValueError, "schedule of loss 'maxsup' must be one of 'linear'.*'cubic'"),
+        ({"schedule": "epoch"}, ValueError, "epochs must be a whole number"),
+        ({"schedule": "epoch", "epochs": 0}, ValueError, "epochs.*at least 1, got 0"),
+        ({"schedule": "epoch", "epochs": 2.5}, ValueError, "epochs.*whole number.*2.5"),
+    ],
+)
+def test_parameters_are_checked(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        create_loss("maxsup", **kwargs)
+
+
+def test_bounds():
+    with pytest.raises(ValueError, match=r"alpha of loss 'label_smoothing' must be finite and in \[0, 1\], got 1.5"):
+        create_loss("label_smoothing", alpha=1.5)
+
+
+def test_schedules():
+    loss = create_loss("maxsup")
+    assert loss.values(0)["alpha"] == 0.1 and loss.values(1)["alpha"] == pytest.approx(0.2)
+    assert loss.values(0.25)["alpha"] == pytest.approx(0.125) and loss.is_scheduled
+    constant = create_loss("maxsup", alpha=0.3, alpha_end=None)
+    assert constant.values(0.7) == {"alpha": 0.3} and not constant.is_scheduled
+    assert not create_loss("cross_entropy").is_scheduled and not create_loss("label_smoothing").is_scheduled
+    logits, labels = torch.randn(4, 5), torch.randint(5, (4,))
+    torch.testing.assert_close(loss(logits, labels, 0.5), create_loss("maxsup", alpha=0.15)(logits, labels))
+    for progress in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="progress must be in"):
+            loss(logits, labels, progress)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 7, 90, 300])
+def test_epoch_staircase_steps_at_whole_epochs_only(epochs):
+    loss = create_loss("maxsup", schedule="epoch/T", epochs=epochs)
+    steps = 37  # a step each; every e·37/(37·epochs) must count as epoch e, whatever the rounding
+    for step in range(epochs * steps):
+        expected = 0.1 + 0.1 * (step // steps) / epochs
+        assert loss.values(step / (epochs * steps))["alpha"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_num_items_in_batch_needs_a_mean():
+    with pytest.raises(ValueError, match="num_items_in_batch.*reduction='mean', got 'sum'"):
+        create_loss("maxsup")(torch.randn(2, 3), torch.tensor([0, 1]), num_items_in_batch=2, reduction="sum")
+
+
+def test_a_loss_adds_nothing_to_a_state_dict():
+    assert not create_loss("maxsup").state_dict() and not list(create_loss("maxsup").parameters())
