@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
-from transformers import Seq2SeqTrainer, Trainer
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 
 from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupTrainingArguments, parse_loss_kwargs
 from maxsup_hf.checks import IGNORE_INDEX, check_float_labels, check_head, check_train_dataset, head_problem
@@ -51,6 +51,7 @@ class MaxSupMixin(_Base):
     args: MaxSupTrainingArguments
     model: Any
     _signature_columns: Any
+    _unread: bool
     loss_is_scaled_for_ga: bool | None = False  # what compute_loss returns looks like the mean of its micro-batch
 
     def __init__(self, model: Any = None, args: Any = None, *positional: Any, **kwargs: Any):
@@ -93,8 +94,8 @@ class MaxSupMixin(_Base):
         # The stock loop waits for this value right after, to filter NaN from its logs: looking at it here is free.
         if not torch.isfinite(loss).all():
             raise FloatingPointError(
-                f"the training loss is {loss.mean().item()} in step {self.state.global_step + 1}: the model's logits are NaN "
-                "or infinite (or a label's class is masked). Nothing was updated in this step and earlier checkpoints are "
+                f"the training loss is {loss.mean().item()} in step {self.state.global_step + 1}: the model's logits are "
+                "NaN or infinite (or a label's class is masked). Nothing was updated in this step and earlier checkpoints are "
                 "as they were; look at that step's data, or lower learning_rate"
             )
         return loss
@@ -186,6 +187,34 @@ class MaxSupMixin(_Base):
         self._parts = torch.zeros(3)
         values = {f"loss_{name}": value.item() for name, value in self._seam.values.items()}
         return {"train_cross_entropy": cross_entropy / steps, "train_penalty": penalty / steps, **values}
+
+    # ---- checkpoints ----
+
+    # Checkpoints are written under the names that the Hub knows, which for many models (ViT among them) are not those of
+    # the modules. The stock Trainer reads them back without converting the names, warns, and goes on with weights that
+    # were never loaded (transformers issue 43701, open in 5.23).
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._unread = False
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._unread:
+            self._read_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._unread = False
+        super()._load_best_model()
+        if self._unread:
+            self._read_weights(self.state.best_model_checkpoint)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if load_result.missing_keys and load_result.unexpected_keys and isinstance(self.model, PreTrainedModel):
+            self._unread = True
+        else:
+            super()._issue_warnings_after_load(load_result)
+
+    def _read_weights(self, checkpoint: str | None) -> None:
+        saved = type(self.model).from_pretrained(str(checkpoint), config=self.model.config, dtype=self.model.dtype)
+        self.model.load_state_dict(saved.state_dict())
 
     # ---- the rest of the shell ----
 

@@ -1,0 +1,76 @@
+"""A registered loss in a stock `transformers.Trainer`."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainingArguments
+
+from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, compute_loss_func, list_losses
+from tests import tiny
+
+OPTIONS = dict(use_cpu=True, disable_tqdm=True, save_strategy="no", per_device_train_batch_size=2, max_steps=4,
+               gradient_accumulation_steps=3, learning_rate=1e-2, report_to="none")  # fmt: skip
+
+
+def causal_rows():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 40, (8, 9), generator=generator)
+    labels = ids.masked_fill(torch.arange(9) >= torch.randint(2, 10, (8, 1), generator=generator), -100)
+    return [{"input_ids": i, "labels": j} for i, j in zip(ids, labels, strict=True)]
+
+
+CASES = {
+    "vit": (tiny.vit, tiny.rows(tiny.batch("vit"))),
+    "bert": (tiny.bert, tiny.rows(tiny.batch("bert"))),
+    "llama": (tiny.llama, causal_rows()),
+}
+
+
+@pytest.mark.parametrize("loss", list_losses())
+@pytest.mark.parametrize("name", CASES)
+def test_trains_as_our_trainer_does(name, loss, tmp_path):
+    build, data = CASES[name]
+    torch.manual_seed(0)
+    model = build()
+    function = compute_loss_func(loss, model=model)
+    Trainer(model, TrainingArguments(str(tmp_path), **OPTIONS), train_dataset=data, compute_loss_func=function,
+            callbacks=[function]).train()  # fmt: skip
+    torch.manual_seed(0)
+    expected = build()
+    MaxSupTrainer(expected, MaxSupTrainingArguments(str(tmp_path), loss=loss, **OPTIONS), train_dataset=data).train()
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_is_plain_cross_entropy(tmp_path):
+    model, data = tiny.vit(), tiny.batch("vit")
+    function = compute_loss_func("maxsup", model=model)
+    trainer = Trainer(
+        model, TrainingArguments(str(tmp_path), **OPTIONS), eval_dataset=tiny.rows(data), compute_loss_func=function
+    )
+    logits = model.eval()(pixel_values=data["pixel_values"]).logits
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(cross_entropy(logits, data["labels"]).item(), rel=1e-5)
+
+
+def test_a_schedule_needs_the_callback(tmp_path):
+    model = tiny.vit()
+    function = compute_loss_func("maxsup", model=model)
+    trainer = Trainer(
+        model, TrainingArguments(str(tmp_path), **OPTIONS), train_dataset=CASES["vit"][1], compute_loss_func=function
+    )
+    with pytest.raises(ValueError, match=r"callbacks=\[f\]\), or set alpha_end=None"):
+        trainer.train()
+    trainer.compute_loss_func = compute_loss_func("maxsup", model=model, alpha_end=None)
+    trainer.train()
+
+
+def test_misuse():
+    with pytest.raises(ValueError, match="unknown loss 'maxsub', did you mean 'maxsup'"):
+        compute_loss_func("maxsub", model=tiny.vit())
+    with pytest.raises(ValueError, match="config.num_labels is 1"):
+        compute_loss_func("maxsup", model=tiny.vit(num_labels=1))
+    function = compute_loss_func("maxsup", model=tiny.vit(), alpha_end=None)
+    with pytest.raises(ValueError, match="labels is None"):
+        function({"logits": torch.randn(2, 5)}, None)
+    with pytest.raises(ValueError, match=r"labels must have shape \(2,\)"):
+        function({"logits": torch.randn(2, 5)}, torch.zeros(3, dtype=torch.long))
