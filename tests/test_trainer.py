@@ -185,8 +185,8 @@ def test_resuming_continues_weights_and_schedule(name, tmp_path):
 
 def test_the_best_model_is_loaded_at_the_end(tmp_path):
     data = tiny.rows(tiny.batch("vit", size=16))
-    trainer = ours(tiny.vit(), tmp_path, train_dataset=data, eval_dataset=data, max_steps=6, save_strategy="steps",
-                   eval_strategy="steps", eval_steps=2, save_steps=2, load_best_model_at_end=True, learning_rate=0.3)  # fmt: skip
+    every = dict(save_strategy="steps", eval_strategy="steps", save_steps=2, eval_steps=2, load_best_model_at_end=True)
+    trainer = ours(tiny.vit(), tmp_path, train_dataset=data, eval_dataset=data, max_steps=6, learning_rate=0.3, **every)
     trainer.train()
     best = type(trainer.model).from_pretrained(trainer.state.best_model_checkpoint).state_dict()
     for key, value in trainer.model.state_dict().items():
