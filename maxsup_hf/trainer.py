@@ -94,7 +94,7 @@ class MaxSupMixin(_Base):
         # The stock loop waits for this value right after, to filter NaN from its logs: looking at it here is free.
         if not torch.isfinite(loss).all():
             raise FloatingPointError(
-                f"the training loss is {loss.mean().item()} in step {self.state.global_step + 1}: the model's logits are NaN "
+                f"the training loss is {loss.mean().item()} in step {self.state.global_step + 1}: the logits are NaN "
                 "or infinite, or a label's class is masked. The weights were not updated in this step, and earlier "
                 "checkpoints are as they were. Look at that step's data, or lower learning_rate"
             )

@@ -3,6 +3,8 @@ import os
 # Before anything imports a Hugging Face library: no test asks the Hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tiny models gain nothing from threads, and lose much where cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
