@@ -6,9 +6,12 @@ from collections.abc import Sized
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
+
+from maxsup_hf.counting import IGNORE_INDEX
 
 # Heads whose logits have one column for each of config.num_labels.
 LABELLED_HEADS = (
@@ -18,7 +21,6 @@ LABELLED_HEADS = (
     "ForAudioClassification",
     "ForTokenClassification",
 )
-IGNORE_INDEX = -100
 
 
 def num_labels(model: Any) -> int | None:
@@ -76,6 +78,11 @@ def check_float_labels(labels: Tensor, model: nn.Module) -> None:
         )
 
 
+def read_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
+    """A column's stored values, without running transforms or decoding images."""
+    return dataset.select_columns(name).with_format("arrow")[:].column(name)
+
+
 def check_train_dataset(dataset: Any, model: nn.Module) -> None:
     """Look at the labels of a data set before anything is trained, where they can be read without running its transforms.
 
@@ -98,8 +105,7 @@ def check_train_dataset(dataset: Any, model: nn.Module) -> None:
             )
         if not feature.dtype.startswith(("int", "uint")):
             continue
-        column = dataset.with_format("arrow")[:][name] if dataset._indices is not None else dataset.data.column(name)
-        values = [v for v in pc.unique(column).to_pylist() if v is not None and v != IGNORE_INDEX]
+        values = [v for v in pc.unique(read_column(dataset, name)).to_pylist() if v is not None and v != IGNORE_INDEX]
         wrong = sorted(v for v in values if not 0 <= v < classes)
         if wrong:
             raise ValueError(

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from maxsup_hf.checks import IGNORE_INDEX, check_head
+from maxsup_hf.checks import check_head
+from maxsup_hf.counting import IGNORE_INDEX
 from maxsup_hf.losses import create_loss
 
 

@@ -1,9 +1,13 @@
-"""Where the library meets a model: the model's own cross-entropy is swapped while a training forward runs.
+"""Where the library meets a model: cross-entropy is swapped while a training forward runs.
 
-transformers' heads reach cross-entropy by one of two names: `transformers.loss.loss_utils.fixed_cross_entropy`, or
-`CrossEntropyLoss` imported into the file that defines the model. Inside `Seam.swapped(model)` both lead to one function
-here. So a head keeps all that is its own (the causal shift, upsampling, the start and end pair, a router's auxiliary
-loss, decoder inputs made from labels), and only the cross-entropy is another.
+Whatever way a head of transformers, or a model of the user's own, comes to its cross-entropy, it ends at
+`torch.nn.functional.cross_entropy`; inside `Seam.swapped(model)` that name leads here. So a head keeps all that is its own
+(the causal shift, upsampling, the start and end pair, a router's auxiliary loss, decoder inputs made from labels), and only
+the cross-entropy is another.
+
+torch.compile knows `CrossEntropyLoss()` made in a forward by its class and looks no further. So in the files that define
+the model's classes that name leads here too, also as an attribute of their `nn`. (`torch.nn` itself stays as it is:
+torch.compile would take what stands there for the class that it knows.)
 """
 
 from __future__ import annotations
@@ -11,13 +15,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.loss import loss_utils
 
+from maxsup_hf.counting import Shares
 from maxsup_hf.losses import Loss, LossOutput
+
+_FUNCTION = nn.functional.cross_entropy
+_NAMES = ("cross_entropy", "CrossEntropyLoss", "nn")
 
 
 class Seam:
@@ -26,8 +34,7 @@ class Seam:
     Attributes:
         values: parameter -> 0-dim float64 tensor, filled in place by `set_progress`: a compiled graph then serves a whole
             schedule.
-        items: what a mean is divided by, instead of the counted rows of its own call; a number, or a 0-dim tensor;
-            `None` for the call's own count.
+        shares: of the micro-batch in the accumulated batch; `None`: each cross-entropy is the mean of its own items.
         soft_labels: (..., K) class probabilities that replace the integer labels of the next forward, or `None`.
         outputs: one `LossOutput`, detached, for each cross-entropy of the last forward.
     """
@@ -35,13 +42,15 @@ class Seam:
     def __init__(self, loss: Loss):
         self.loss = loss
         self.values = {name: torch.tensor(value, dtype=torch.float64) for name, value in loss.values(0.0).items()}
-        self.items: Tensor | float | None = None
+        self.shares: Shares | None = None
         self.soft_labels: Tensor | None = None
         self.outputs: list[LossOutput] = []
         # Made once: a class or a closure that is new in every forward would make torch.compile trace again.
-        self._criterion = type("CrossEntropyLoss", (_Criterion,), {"seam": self})
-        self._function = self._fixed_cross_entropy
-        self._files: tuple[int, list[Any]] | None = None
+        criterion = type("CrossEntropyLoss", (_Criterion,), {"seam": self})
+        namespace = ModuleType(nn.__name__)
+        vars(namespace).update(vars(nn), CrossEntropyLoss=criterion)
+        self._stand_ins: dict[Any, Any] = {_FUNCTION: self.cross_entropy, nn.CrossEntropyLoss: criterion, nn: namespace}
+        self._swaps: tuple[int, list[tuple[Any, str, Any]]] | None = None
 
     def set_progress(self, progress: float) -> None:
         """Set scheduled parameters; `progress` in [0, 1]."""
@@ -53,65 +62,60 @@ class Seam:
         """While this is open, every cross-entropy that `model` computes is this loss. The names are put back whatever
         happens inside."""
         self.outputs.clear()
-        originals: list[tuple[Any, str, Any]] = [(loss_utils, "fixed_cross_entropy", loss_utils.fixed_cross_entropy)]
-        originals += [(file, "CrossEntropyLoss", nn.CrossEntropyLoss) for file in self._model_files(model)]
+        names = self._names(model)
         try:
-            for file, name, _ in originals:
-                setattr(file, name, self._function if name == "fixed_cross_entropy" else self._criterion)
+            for file, name, original in names:
+                setattr(file, name, self._stand_ins[original])
             yield
         finally:
-            for file, name, original in originals:
+            for file, name, original in names:
                 setattr(file, name, original)
 
-    def _model_files(self, model: nn.Module) -> list[Any]:
-        """Modules in which a class of the model, or a base of one, is written and which name torch's CrossEntropyLoss.
-        Walking all submodules sees through PEFT, DDP, FSDP and encoder-decoders."""
-        if self._files is None or self._files[0] != id(model):
-            names = {base.__module__ for module in model.modules() for base in type(module).__mro__}
-            files = [sys.modules[name] for name in names if not name.startswith("torch.") and name in sys.modules]
-            self._files = (id(model), [f for f in files if vars(f).get("CrossEntropyLoss") is nn.CrossEntropyLoss])
-        return self._files[1]
-
-    def _fixed_cross_entropy(
-        self,
-        source: Tensor,
-        target: Tensor,
-        num_items_in_batch: Tensor | int | None = None,
-        ignore_index: int = -100,
-        **kwargs: Any,
-    ) -> Tensor:
-        # A num_items_in_batch from a caller other than our Trainer counts as in transformers.
-        return self.cross_entropy(source, target, ignore_index=ignore_index, num_items_in_batch=num_items_in_batch)
+    def _names(self, model: nn.Module) -> list[tuple[Any, str, Any]]:
+        """(file, name, what it holds) of all that is swapped: in `torch.nn.functional`, and in the files in which a class of
+        the model, or a base of one, is written. Walking all submodules sees through PEFT, DDP, FSDP and encoder-decoders."""
+        if self._swaps is None or self._swaps[0] != id(model):
+            files = {base.__module__ for module in model.modules() for base in type(module).__mro__}
+            modules = [sys.modules[file] for file in files if file.partition(".")[0] != "torch" and file in sys.modules]
+            held = [(module, name, vars(module).get(name)) for module in modules for name in _NAMES]
+            known = [entry for entry in held if any(entry[2] is original for original in self._stand_ins)]
+            self._swaps = (id(model), [(nn.functional, "cross_entropy", _FUNCTION), *known])
+        return self._swaps[1]
 
     def cross_entropy(
         self,
         input: Tensor,
         target: Tensor,
         weight: Tensor | None = None,
+        size_average: None = None,
         ignore_index: int = -100,
+        reduce: None = None,
         reduction: str = "mean",
-        num_items_in_batch: Tensor | float | None = None,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
-        """The one function that both names lead to; layouts as in `torch.nn.functional.cross_entropy`."""
+        """Stands in for `torch.nn.functional.cross_entropy`, with its arguments and layouts."""
+        if label_smoothing:
+            raise ValueError(
+                f"the model smooths its own labels (label_smoothing={label_smoothing}), which loss "
+                f"{self.loss.spec.name!r} would replace: set that to 0 in the model's config"
+            )
         if input.ndim > 1:
             input = torch.movedim(input, 1, -1)
         if self.soft_labels is not None:
             target = self._soft_target(input)
         elif target.is_floating_point() and target.ndim > 1:
             target = torch.movedim(target, 1, -1)
-        items = num_items_in_batch
-        # A weighted mean has its own denominator, the weights of its labels.
-        if items is None and reduction == "mean" and weight is None:
-            items = self.items
         output = self.loss.compute(
             input,
             target,
             self.values,  # 0-dim CPU tensors mix with any device
-            num_items_in_batch=items,
             reduction=reduction,
             ignore_index=ignore_index,
             weight=weight,
         )
+        if self.shares is not None:
+            share = self.shares.take(input.shape[:-1].numel())
+            output = LossOutput(*(part * share for part in output))
         self.outputs.append(LossOutput(output.loss.detach(), output.cross_entropy))
         return output.loss
 
@@ -129,21 +133,12 @@ class _Criterion:
 
     seam: Seam
 
-    def __init__(
-        self,
-        weight: Tensor | None = None,
-        size_average: None = None,
-        ignore_index: int = -100,
-        reduce: None = None,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-    ):
-        if label_smoothing:
-            raise ValueError(
-                f"the model smooths its own labels (CrossEntropyLoss(label_smoothing={label_smoothing})), which loss "
-                f"{self.seam.loss.spec.name!r} would replace: set that to 0 in the model's config"
-            )
-        self.weight, self.ignore_index, self.reduction = weight, ignore_index, reduction
+    def __init__(self, *args: Any, **kwargs: Any):
+        names = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
+        self.options = dict(zip(names, args, strict=False)) | kwargs
+
+    def to(self, *args: Any, **kwargs: Any) -> _Criterion:
+        return self
 
     def __call__(self, input: Tensor, target: Tensor) -> Tensor:
-        return self.seam.cross_entropy(input, target, self.weight, self.ignore_index, self.reduction)
+        return self.seam.cross_entropy(input, target, **self.options)

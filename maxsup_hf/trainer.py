@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 
 from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupTrainingArguments, parse_loss_kwargs
-from maxsup_hf.checks import IGNORE_INDEX, check_float_labels, check_head, check_train_dataset, head_problem
+from maxsup_hf.checks import check_float_labels, check_head, check_train_dataset, head_problem
+from maxsup_hf.counting import IGNORE_INDEX, LabelCount, Shares, count_labels
 from maxsup_hf.losses import create_loss
 from maxsup_hf.seam import Seam
 
@@ -71,6 +72,7 @@ class MaxSupMixin(_Base):
         self.model_accepts_loss_kwargs = False
         self.loss_function = create_loss(args.loss, **parse_loss_kwargs(args.loss_kwargs))
         self._seam = Seam(self.loss_function)
+        self._totals: dict[str, Tensor] = {}  # of the accumulated batch
         self._parts = torch.zeros(3)  # cross-entropy, penalty and number of steps since the last log
 
     # ---- training ----
@@ -82,11 +84,11 @@ class MaxSupMixin(_Base):
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._seam.items = None
+            self._totals = {}
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._seam.items = self._items_per_micro_batch(samples, device)
+        self._totals = self._count_batch(samples, device)
         return samples, num_items
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -103,19 +105,20 @@ class MaxSupMixin(_Base):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
-        if not model.training and head_problem(self.model):
-            return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
-        inputs, soft_labels = self._take_soft_labels(inputs)
+        counts, soft_labels = self._count(inputs), None
+        if head_problem(self.model) is None:
+            inputs, soft_labels = self._take_soft_labels(inputs)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
         seam = self._seam
         seam.set_progress(min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0)
         seam.soft_labels = soft_labels
+        seam.shares = Shares(counts, self._totals, self._loss_shifts_labels)
         try:
             with seam.swapped(model):
                 loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
         finally:
-            seam.soft_labels = None
+            seam.soft_labels = seam.shares = None
         if not seam.outputs:
             raise ValueError(
                 f"loss={self.args.loss!r} was asked for, but {type(self.model).__name__} trained on a loss without a "
@@ -140,31 +143,19 @@ class MaxSupMixin(_Base):
 
     # ---- counting ----
 
-    def _items_per_micro_batch(self, samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
-        """N / (micro-batches · ranks), for the N items of the accumulated batch of all ranks. Dividing every micro-batch's
-        sum by it makes the loss look like a mean to the Trainer, which averages over micro-batches, and to DDP, which
-        averages over ranks. `None`, each micro-batch's own count, where labels do not tell."""
-        counts = [self._count_items(sample) for sample in samples]
-        if not counts or any(count is None for count in counts):
-            return None
-        items = torch.stack([torch.as_tensor(count, device=device) for count in counts]).sum()
-        ranks = max(1, self.args.n_gpu)
+    def _count_batch(self, samples: list[dict[str, Any]], device: torch.device) -> dict[str, Tensor]:
+        """Labels of the accumulated batch of all ranks, divided by its micro-batches and ranks; see `maxsup_hf.counting`."""
+        totals: dict[str, Tensor] = {}
+        for sample in samples:
+            for name, count in self._count(sample).items():
+                totals[name] = totals.get(name, 0) + count.counted.to(device) / len(samples)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            items = self.accelerator.gather(items).sum()
-            ranks = self.args.world_size
-        return items / (len(samples) * ranks)
+            return {name: self.accelerator.reduce(total, "mean") for name, total in totals.items()}
+        return totals
 
-    def _count_items(self, sample: dict[str, Any]) -> Tensor | int | None:
-        if sample.get("soft_labels") is not None:
-            return sample["soft_labels"].shape[:-1].numel()
-        labels = sample.get("shift_labels", sample.get("labels"))
-        if not isinstance(labels, Tensor):
-            return None
-        if labels.is_floating_point():
-            return labels.shape[:-1].numel()
-        if "shift_labels" not in sample and self._loss_shifts_labels:
-            labels = labels[..., 1:]
-        return labels.ne(IGNORE_INDEX).sum()
+    def _count(self, inputs: dict[str, Any]) -> dict[str, LabelCount]:
+        ignore_index = getattr(getattr(self.model, "config", None), "semantic_loss_ignore_index", IGNORE_INDEX)
+        return count_labels(inputs, ignore_index)
 
     # ---- logging ----
 
@@ -174,7 +165,7 @@ class MaxSupMixin(_Base):
         cross_entropy = torch.stack([output.cross_entropy.mean() for output in outputs]).mean()
         penalty = torch.stack([output.penalty.mean() for output in outputs]).mean()
         parts = torch.stack([cross_entropy, penalty, torch.ones_like(penalty)]).float()
-        self._parts = self._parts.to(parts.device) + parts / self.current_gradient_accumulation_steps
+        self._parts = self._parts.to(parts.device) + parts / getattr(self, "current_gradient_accumulation_steps", 1)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self.is_in_train:
@@ -185,6 +176,8 @@ class MaxSupMixin(_Base):
         """The parts of the loss since the last log, averaged over steps and ranks; starts the next ones."""
         cross_entropy, penalty, steps = self.accelerator.reduce(self._parts, "mean").tolist()
         self._parts = torch.zeros(3)
+        if steps == 0:  # somebody else's log of a loss
+            return {}
         values = {f"loss_{name}": value.item() for name, value in self._seam.values.items()}
         return {"train_cross_entropy": cross_entropy / steps, "train_penalty": penalty / steps, **values}
 

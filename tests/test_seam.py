@@ -2,18 +2,19 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import CrossEntropyLoss
-from transformers.loss import loss_utils
+from torch.nn.functional import cross_entropy
 from transformers.models.bert import modeling_bert
 
 from maxsup_hf import create_loss
 from maxsup_hf.seam import Seam
 from tests import tiny
 
-ORIGINAL = loss_utils.fixed_cross_entropy
+FUNCTION, CRITERION, NN = nn.functional.cross_entropy, nn.CrossEntropyLoss, nn
 
 
 def restored():
-    return loss_utils.fixed_cross_entropy is ORIGINAL and modeling_bert.CrossEntropyLoss is nn.CrossEntropyLoss
+    names = modeling_bert.nn is NN and modeling_bert.CrossEntropyLoss is CRITERION is nn.CrossEntropyLoss
+    return names and nn.functional.cross_entropy is FUNCTION
 
 
 @pytest.mark.parametrize("name", tiny.CLASSIFIERS)
@@ -55,31 +56,55 @@ def test_a_class_derived_in_another_file_is_seen_through():
     assert len(seam.outputs) == 1 and restored()
 
 
+SPELLINGS = {
+    "name": lambda logits, labels: CrossEntropyLoss()(logits, labels),
+    "namespace": lambda logits, labels: nn.CrossEntropyLoss()(logits, labels),
+    "function": lambda logits, labels: nn.functional.cross_entropy(logits, labels),
+    "function by name": lambda logits, labels: cross_entropy(logits, labels),
+}
+
+
 class OwnModel(nn.Module):
-    def __init__(self, smoothing=0.0):
+    """A model of the user's own, which may spell its loss in many ways."""
+
+    def __init__(self, criterion=None):
         super().__init__()
-        self.linear, self.smoothing = nn.Linear(4, 3), smoothing
+        self.linear, self.criterion = nn.Linear(4, 3), criterion or nn.CrossEntropyLoss()
 
     def forward(self, x, labels):
         logits = self.linear(x)
-        return CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]), label_smoothing=self.smoothing)(logits, labels), logits
+        return self.criterion(logits, labels), logits
 
 
-def test_a_model_of_ones_own_keeps_its_class_weights():
-    model, x, labels = OwnModel(), torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 1])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("spelling", [*SPELLINGS, "held"])
+def test_every_spelling_of_cross_entropy(spelling, compiled):
+    torch._dynamo.reset()
+    model, x, labels = OwnModel(SPELLINGS.get(spelling)), torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 1])
+    forward = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+    forward(x, labels)  # a graph of the model's own loss must not serve ours
     seam = Seam(create_loss("maxsup", alpha=0.2))
     with seam.swapped(model):
-        loss, logits = model(x, labels)
-    plain = nn.functional.cross_entropy(logits, labels, torch.tensor([1.0, 2.0, 0.5]))
+        loss, logits = forward(x, labels)
+    plain = FUNCTION(logits, labels)
     torch.testing.assert_close(loss, plain + 0.2 * (logits.amax(-1) - logits.mean(-1)).mean())
+    assert len(seam.outputs) == 1 and restored()
+    torch.testing.assert_close(forward(x, labels)[0], plain)
+
+
+def test_class_weights_of_the_model_stay():
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    model, x, labels = OwnModel(nn.CrossEntropyLoss(weight)), torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 1])
+    with Seam(create_loss("maxsup", alpha=0.2)).swapped(model):
+        loss, logits = model(x, labels)
+    torch.testing.assert_close(loss, FUNCTION(logits, labels, weight) + 0.2 * (logits.amax(-1) - logits.mean(-1)).mean())
 
 
 def test_smoothing_inside_the_model_is_refused():
-    with (
-        pytest.raises(ValueError, match="smooths its own labels"),
-        Seam(create_loss("maxsup")).swapped(model := OwnModel(0.1)),
-    ):
+    model = OwnModel(nn.CrossEntropyLoss(label_smoothing=0.1))
+    with pytest.raises(ValueError, match="smooths its own labels"), Seam(create_loss("maxsup")).swapped(model):
         model(torch.randn(2, 4), torch.tensor([0, 1]))
+    assert restored()
 
 
 def test_soft_labels_must_fit():
@@ -115,7 +140,6 @@ def test_a_compiled_model_has_no_more_graphs_and_compiles_once_for_a_schedule(na
     def ours(progress):
         def step(model, compiled):
             seam.set_progress(progress)
-            seam.items = torch.tensor(4.0)
             with seam.swapped(model):
                 loss = compiled(**batch).loss
                 loss.backward()
