@@ -73,7 +73,7 @@ def batch(name, size=8, seed=0):
 
 def rows(data):
     """A batch as a list of examples."""
-    return [{key: value[i] for key, value in data.items()} for i in range(len(data["labels"]))]
+    return [{key: value[i] for key, value in data.items()} for i in range(len(next(iter(data.values()))))]
 
 
 def cut(data, sizes):

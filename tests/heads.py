@@ -1,0 +1,327 @@
+"""One tiny model for each family of heads: how to build it, a batch, and its loss spelled out on raw logits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.functional import interpolate
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    T5Config,
+    T5ForConditionalGeneration,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+
+V, K, B, S = 40, 5, 8, 9
+SMALL = dict(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+STILL = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+LLAMA = dict(SMALL, num_key_value_heads=2, max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+BART = dict(
+    vocab_size=V,
+    d_model=16,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=32,
+    decoder_ffn_dim=32,
+    max_position_embeddings=32,
+    dropout=0.0,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+    decoder_start_token_id=2,
+    forced_eos_token_id=None,
+)
+
+
+def bert(cls, classes=K):
+    return cls(BertConfig(**SMALL, **STILL, num_labels=classes, max_position_embeddings=32))
+
+
+def vision_encoder_decoder():
+    encoder = ViTModel(ViTConfig(**{**SMALL, "vocab_size": None}, image_size=8, patch_size=4), add_pooling_layer=False)
+    decoder = AutoModelForCausalLM.from_config(
+        GPT2Config(
+            vocab_size=V,
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            n_positions=32,
+            add_cross_attention=True,
+            is_decoder=True,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    )
+    model = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
+    model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
+    return model
+
+
+# ---- batches ----
+
+
+def tokens(generator, size=B, length=S):
+    return torch.randint(3, V, (size, length), generator=generator)
+
+
+def lengths(generator, size=B, length=S, least=2):
+    return torch.randint(least, length + 1, (size, 1), generator=generator)
+
+
+def tail_ignored(labels, generator):
+    """As a collator pads labels: a number of them that differs from row to row."""
+    return labels.masked_fill(torch.arange(labels.shape[1]) >= lengths(generator), -100)
+
+
+def causal(generator):
+    ids = tokens(generator)
+    return {"input_ids": ids, "labels": tail_ignored(ids, generator)}
+
+
+def masked_lm(generator):
+    ids = tokens(generator)
+    keep = torch.rand(B, S, generator=generator) < 0.3
+    keep[:, 0] = True
+    return {"input_ids": ids, "labels": ids.masked_fill(~keep, -100)}
+
+
+def token_labels(generator):
+    return {"input_ids": tokens(generator), "labels": tail_ignored(torch.randint(K, (B, S), generator=generator), generator)}
+
+
+def answers(generator):
+    # some answers lie behind the sequence: the head ignores them
+    positions = torch.randint(0, S + 3, (2, B), generator=generator)
+    positions[:, 0] = 1
+    return {"input_ids": tokens(generator), "start_positions": positions[0], "end_positions": positions[1]}
+
+
+def choices(generator):
+    ids = torch.randint(3, V, (B, 3, S), generator=generator)
+    return {"input_ids": ids, "labels": torch.randint(3, (B,), generator=generator)}
+
+
+def one_label(generator, key="labels", classes=K):
+    return {"input_ids": tokens(generator), key: torch.randint(classes, (B,), generator=generator)}
+
+
+def pretraining(generator):
+    return masked_lm(generator) | {"next_sentence_label": torch.randint(2, (B,), generator=generator)}
+
+
+def sequence_to_sequence(generator):
+    return {"input_ids": tokens(generator), "labels": tail_ignored(tokens(generator), generator)}
+
+
+def speech_to_text(generator):
+    return {
+        "input_features": torch.randn(B, 8, 40, generator=generator),
+        "labels": tail_ignored(tokens(generator), generator),
+    }
+
+
+def image_to_text(generator):
+    return {
+        "pixel_values": torch.randn(B, 3, 8, 8, generator=generator),
+        "labels": tail_ignored(tokens(generator), generator),
+    }
+
+
+def speech(generator):
+    return {
+        "input_values": torch.randn(B, 400, generator=generator),
+        "labels": torch.randint(K, (B,), generator=generator),
+    }
+
+
+def segmentation(generator):
+    labels = torch.randint(K, (B, 32, 32), generator=generator)
+    part = torch.rand(B, 1, 1, generator=generator)
+    return {
+        "pixel_values": torch.randn(B, 3, 32, 32, generator=generator),
+        "labels": labels.masked_fill(torch.rand(B, 32, 32, generator=generator) < part, 255),
+    }
+
+
+# ---- losses on raw logits; `loss(logits, labels, **options)` is one of the registry, class dimension last ----
+
+
+def aligned(loss, outputs, batch):
+    return loss(outputs.logits, batch["labels"])
+
+
+def shifted(loss, outputs, batch):
+    return loss(outputs.logits[:, :-1], batch["labels"][:, 1:])
+
+
+def with_router(loss, outputs, batch, coefficient=0.5):
+    return shifted(loss, outputs, batch) + coefficient * outputs.aux_loss
+
+
+def start_and_end(loss, outputs, batch):
+    start = loss(outputs.start_logits, batch["start_positions"].where(batch["start_positions"] < S, -100))
+    return (start + loss(outputs.end_logits, batch["end_positions"].where(batch["end_positions"] < S, -100))) / 2
+
+
+def next_sentence(loss, outputs, batch):
+    return loss(outputs.logits, batch["labels"])
+
+
+def tokens_and_sentence(loss, outputs, batch):
+    tokens = loss(outputs.prediction_logits, batch["labels"])
+    return tokens + loss(outputs.seq_relationship_logits, batch["next_sentence_label"])
+
+
+def pixels(loss, outputs, batch):
+    upsampled = interpolate(outputs.logits, size=batch["labels"].shape[-2:], mode="bilinear", align_corners=False)
+    return loss(upsampled.movedim(1, -1), batch["labels"], ignore_index=255)
+
+
+@dataclass(frozen=True)
+class Head:
+    """
+    Attributes:
+        smoothed: the stock `label_smoothing_factor` gives the right loss for this head.
+        additive: no part of the loss is nonlinear in the batch, so accumulation can be exact.
+    """
+
+    build: Callable[[], Any]
+    batch: Callable[[torch.Generator], dict[str, Any]]
+    loss: Callable[[Any, Any, dict[str, Any]], torch.Tensor]
+    smoothed: bool = False
+    additive: bool = True
+
+
+HEADS = {
+    "token classification": Head(partial(bert, BertForTokenClassification), token_labels, aligned, smoothed=True),
+    "question answering": Head(partial(bert, BertForQuestionAnswering, classes=2), answers, start_and_end),
+    "multiple choice": Head(partial(bert, BertForMultipleChoice), choices, aligned, smoothed=True),
+    "next sentence": Head(
+        partial(bert, BertForNextSentencePrediction), partial(one_label, classes=2), next_sentence, smoothed=True
+    ),
+    "pretraining": Head(partial(bert, BertForPreTraining), pretraining, tokens_and_sentence),
+    "masked lm": Head(partial(bert, BertForMaskedLM), masked_lm, aligned, smoothed=True),
+    "masked lm, held criterion": Head(
+        lambda: DistilBertForMaskedLM(
+            DistilBertConfig(vocab_size=V, dim=16, n_layers=1, n_heads=2, hidden_dim=32, dropout=0.0, attention_dropout=0.0)
+        ),
+        masked_lm,
+        aligned,
+        smoothed=True,
+    ),
+    "causal lm": Head(lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)), causal, shifted, smoothed=True),
+    "sequence classification, last token": Head(
+        lambda: LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=K)), one_label, aligned, smoothed=True
+    ),
+    "mixture of experts": Head(
+        lambda: MixtralForCausalLM(
+            MixtralConfig(**LLAMA, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.5)
+        ),
+        causal,
+        with_router,
+        additive=False,
+    ),
+    "T5": Head(
+        lambda: T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=V,
+                d_model=16,
+                d_kv=8,
+                d_ff=32,
+                num_layers=1,
+                num_heads=2,
+                dropout_rate=0.0,
+                pad_token_id=0,
+                decoder_start_token_id=0,
+            )
+        ),
+        sequence_to_sequence,
+        aligned,
+    ),
+    "BART": Head(lambda: BartForConditionalGeneration(BartConfig(**BART)), sequence_to_sequence, aligned),
+    "Whisper": Head(
+        lambda: WhisperForConditionalGeneration(
+            WhisperConfig(**BART, num_mel_bins=8, max_source_positions=20, max_target_positions=32)
+        ),
+        speech_to_text,
+        aligned,
+    ),
+    "vision encoder-decoder": Head(vision_encoder_decoder, image_to_text, aligned),
+    "audio classification": Head(
+        lambda: Wav2Vec2ForSequenceClassification(
+            Wav2Vec2Config(
+                **SMALL,
+                num_labels=K,
+                conv_dim=(8, 8),
+                conv_stride=(5, 4),
+                conv_kernel=(10, 8),
+                num_feat_extract_layers=2,
+                num_conv_pos_embeddings=4,
+                num_conv_pos_embedding_groups=2,
+                hidden_dropout=0.0,
+                attention_dropout=0.0,
+                activation_dropout=0.0,
+                feat_proj_dropout=0.0,
+                layerdrop=0.0,
+                apply_spec_augment=False,
+                classifier_proj_size=8,
+                final_dropout=0.0,
+            )
+        ),
+        speech,
+        aligned,
+        smoothed=True,
+    ),
+    "semantic segmentation": Head(
+        lambda: SegformerForSemanticSegmentation(
+            SegformerConfig(
+                num_labels=K,
+                num_encoder_blocks=2,
+                depths=[1, 1],
+                sr_ratios=[1, 1],
+                hidden_sizes=[8, 8],
+                num_attention_heads=[1, 1],
+                mlp_ratios=[2, 2],
+                patch_sizes=[7, 3],
+                strides=[4, 2],
+                decoder_hidden_size=8,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                classifier_dropout_prob=0.0,
+                drop_path_rate=0.0,
+            )
+        ),
+        segmentation,
+        pixels,
+    ),
+}

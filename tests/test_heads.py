@@ -1,0 +1,76 @@
+"""Every family of heads: equal to the stock Trainer and to a twin on raw logits, and exact under accumulation."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, create_loss
+from tests import tiny
+from tests.heads import HEADS
+
+FAMILIES = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+
+
+def build(head):
+    torch.manual_seed(0)
+    return tiny.freeze_batch_norm(head.build()), head.batch(torch.Generator().manual_seed(1))
+
+
+def ours(model, tmp_path, loss):
+    return MaxSupTrainer(model, MaxSupTrainingArguments(str(tmp_path), use_cpu=True, loss=loss))
+
+
+def stock(model, tmp_path, **kwargs):
+    return Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, **kwargs))
+
+
+@FAMILIES
+def test_cross_entropy_equals_the_stock_trainer(head, tmp_path):
+    model, batch = build(head)
+    expected, reference = tiny.gradients(stock(model, tmp_path), [batch])
+    value, gradient = tiny.gradients(ours(model, tmp_path, "cross_entropy"), [batch])
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert tiny.relative_error(gradient, reference) <= 1e-6
+
+
+@pytest.mark.parametrize("head", [h for h in HEADS.values() if h.smoothed], ids=[k for k, h in HEADS.items() if h.smoothed])
+def test_label_smoothing_equals_the_stock_trainer(head, tmp_path):
+    model, batch = build(head)
+    expected, reference = tiny.gradients(stock(model, tmp_path, label_smoothing_factor=0.1), [batch])
+    value, gradient = tiny.gradients(ours(model, tmp_path, "label_smoothing"), [batch])
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert tiny.relative_error(gradient, reference) <= 1e-6
+
+
+@FAMILIES
+def test_maxsup_equals_a_twin_on_raw_logits(head, tmp_path):
+    model, batch = build(head)
+    model.train()
+    expected = head.loss(create_loss("maxsup"), model(**batch), batch)
+    expected.backward()
+    reference = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    value, gradient = tiny.gradients(ours(model, tmp_path, "maxsup"), [batch])
+    assert value == pytest.approx(expected.item(), rel=1e-6)
+    assert tiny.relative_error(gradient, reference) <= 1e-6
+
+
+@pytest.mark.parametrize("sizes", [[2, 2, 2, 2], [3, 3, 2]], ids=str)
+@pytest.mark.parametrize("head", [h for h in HEADS.values() if h.additive], ids=[k for k, h in HEADS.items() if h.additive])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(head, sizes, tmp_path):
+    model, batch = build(head)
+    trainer = ours(model, tmp_path, "maxsup")
+    whole, reference = tiny.gradients(trainer, [batch])
+    value, gradient = tiny.gradients(trainer, tiny.cut(batch, sizes))
+    assert value == pytest.approx(whole, rel=1e-6)
+    assert tiny.relative_error(gradient, reference) <= 1e-6
+
+
+def test_an_auxiliary_loss_is_neither_lost_nor_multiplied_under_accumulation(tmp_path):
+    model, batch = build(HEADS["mixture of experts"])
+    whole, _ = tiny.gradients(ours(model, tmp_path, "maxsup"), [batch])
+    value, _ = tiny.gradients(ours(model, tmp_path, "maxsup"), tiny.cut(batch, [2, 2, 2, 2]))
+    model.config.router_aux_loss_coef = 0.0
+    model.router_aux_loss_coef = 0.0
+    without, _ = tiny.gradients(ours(model, tmp_path, "maxsup"), [batch])
+    assert whole - without > 0.1
+    assert value - without == pytest.approx(whole - without, rel=0.1)
