@@ -1,0 +1,75 @@
+"""`maxsup-hf`: the commands of the library. torch and transformers are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+def tasks() -> dict[str, str]:
+    """Task name -> what its script does, from the modules in the scripts folder; nothing is imported."""
+    found = {}
+    for path in sorted(SCRIPTS.glob("[!_]*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found[path.stem.replace("_", "-")] = docstring.partition("\n")[0]
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `maxsup-hf`; `argv` defaults to the command line."""
+    parser = argparse.ArgumentParser(prog="maxsup-hf", description="MaxSup and related losses for Hugging Face models.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('maxsup-hf')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train or fine-tune a model",
+        usage="%(prog)s TASK [flags]",
+        description="Train or fine-tune a model. `maxsup-hf train TASK --help` lists the flags of a task.",
+        epilog="tasks:\n" + "\n".join(f"  {name:24}{line}" for name, line in tasks().items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("task", metavar="TASK", type=_task, help="one of the tasks below")
+    train.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the task")
+    train.set_defaults(command=_train)
+
+    losses = commands.add_parser("losses", help="list the losses with their parameters and defaults")
+    losses.set_defaults(command=_losses)
+
+    args = parser.parse_args(argv)
+    args.command(args)
+
+
+def _task(name: str) -> str:
+    known = tasks()
+    dashed = name.replace("_", "-")
+    if dashed in known:
+        return dashed
+    close = difflib.get_close_matches(dashed, known, n=1, cutoff=0.3)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise argparse.ArgumentTypeError(f"unknown task {name!r}; {hint}Tasks: {', '.join(known)}")
+
+
+def _train(args: argparse.Namespace) -> None:
+    import_module(f"maxsup_hf.scripts.{args.task.replace('-', '_')}").main(args.flags)
+
+
+def _losses(args: argparse.Namespace) -> None:
+    from maxsup_hf.losses import get_spec, list_losses
+
+    for name in list_losses():
+        spec = get_spec(name)
+        print(f"{name}\n    {spec.description}")
+        if spec.defaults:
+            print("    " + ", ".join(f"{key}={value!r}" for key, value in spec.defaults.items()))
+
+
+if __name__ == "__main__":
+    main()

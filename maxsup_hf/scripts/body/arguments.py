@@ -1,0 +1,206 @@
+"""Flags of a training script: the script's own, those of the training arguments, and a file that may hold any of them."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+from transformers.trainer_utils import get_last_checkpoint
+
+from maxsup_hf.arguments import MaxSupTrainingArguments
+
+
+def flag(help: str, default: Any = None) -> Any:
+    """A dataclass field with its line in `--help`."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ScriptArguments:
+    """Model and data of a run. Each task derives from it and adds its columns."""
+
+    config: str | None = flag("YAML or JSON file whose keys are any of these flags; the command line wins over it.")
+    model_name_or_path: str | None = flag("Model to fine-tune: a Hub id or a folder.")
+    config_name: str | None = flag("Model to train from random weights: a Hub id, a folder or a config.json.")
+    model_revision: str = flag("Branch, tag or commit of the model on the Hub.", "main")
+    dtype: str = flag("Type that the weights are held in, as torch names it (float32, bfloat16), or auto.", "float32")
+    trust_remote_code: bool = flag("Run model code that comes with a model on the Hub.", False)
+    dataset_name: str | None = flag("Data set: a Hub id or a local folder.")
+    dataset_config_name: str | None = flag("Configuration (subset) of the data set.")
+    train_split_name: str | None = flag("Split to train on, of --dataset_name (default: train).")
+    validation_split_name: str | None = flag("Split to evaluate on, of --dataset_name (default: validation, valid, …).")
+    test_split_name: str | None = flag("Split to test on at the end, of --dataset_name (default: test).")
+    train_file: str | None = flag("Training data: a csv, tsv, json, jsonl or parquet file.")
+    validation_file: str | None = flag("Validation data, as --train_file.")
+    test_file: str | None = flag("Test data, evaluated once at the end, as --train_file.")
+    train_val_split: float = flag("Share of the training data that becomes validation data where there is none.", 0.15)
+    max_train_samples: int | None = flag("Train on at most so many rows, drawn in proportion from every class.")
+    max_eval_samples: int | None = flag("Evaluate on at most so many rows, drawn in proportion from every class.")
+    max_test_samples: int | None = flag("Test on at most so many rows, drawn in proportion from every class.")
+    label_column_name: str | None = flag("Column of the labels (default: found by its type or name).")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"train_val_split must lie between 0 and 1 (both excluded), got {self.train_val_split}")
+        for name in ("max_train_samples", "max_eval_samples", "max_test_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}; leave it out to use all rows")
+        if self.model_name_or_path and self.config_name:
+            raise ValueError(
+                "model_name_or_path (fine-tune) and config_name (random weights) exclude each other: "
+                f"got {self.model_name_or_path!r} and {self.config_name!r}; keep one"
+            )
+
+
+def data_flags(args: Any) -> list[str]:
+    """Names of the flags by which the user brings data; empty: the embedded data set."""
+    names = ["dataset_name", *(f"{split}_{kind}" for kind in ("file", "dir") for split in ("train", "validation", "test"))]
+    return [name for name in names if getattr(args, name, None)]
+
+
+Arguments = TypeVar("Arguments", bound=ScriptArguments)
+
+
+def parse(
+    arguments_class: type[Arguments],
+    argv: Sequence[str] | None,
+    *,
+    task: str,
+    embedded: Mapping[str, Any],
+    from_scratch: Mapping[str, Any],
+    fine_tuning: Mapping[str, Any],
+    training_class: type[Any] = MaxSupTrainingArguments,
+) -> tuple[Arguments, Any]:
+    """Read the flags of a script.
+
+    A value comes from the command line, else from the `--config` file, else from the recipe that fits the run, else from
+    the dataclass.
+
+    Args:
+        arguments_class: the script's own flags.
+        argv: the command line without the program; `None` is `sys.argv[1:]`.
+        task: `"image-classification"`; names the program in `--help` and the default output folder.
+        embedded: flag -> value, recipe for a random model on the embedded data.
+        from_scratch: recipe for a random model on the user's data.
+        fine_tuning: recipe with `--model_name_or_path`.
+        training_class: the dataclass of the training arguments.
+
+    Returns:
+        The script's arguments and the training arguments, whose `resume_from_checkpoint` is a folder or `None`.
+
+    Raises:
+        ValueError, TypeError: an unknown flag or key (the message names the nearest), or a bad value.
+        OSError: the config file or the checkpoint does not exist, or the output folder is in use.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(
+        [arguments_class, training_class],  # type: ignore[list-item]
+        prog=f"maxsup-hf train {task}",
+        allow_abbrev=False,  # an abbreviated or misspelled flag must not pass for another one
+        usage="%(prog)s [flags]",
+        description="From --output_dir on these are the training arguments of transformers, with --loss and --loss_kwargs.",
+    )
+    # Without an accelerator: pinned memory only warns, and ranks that were not told use_cpu would each train alone.
+    has_accelerator = torch.accelerator.is_available()
+    parser.set_defaults(output_dir=None, dataloader_pin_memory=has_accelerator, use_cpu=not has_accelerator)
+    without_help = [word for word in argv if word not in ("-h", "--help")]
+    given, _ = parser.parse_known_args(without_help)
+    config = _read_config(given.config, parser) if given.config else {}
+    parser.set_defaults(**config)
+    given, unknown = parser.parse_known_args(without_help)
+    if unknown:
+        _raise_unknown("argument", unknown[0], parser._option_string_actions)
+    recipe = fine_tuning if given.model_name_or_path else from_scratch if data_flags(given) else embedded
+    output_dir, checkpoint = _output_dir(given.output_dir, given.resume_from_checkpoint, f"outputs/{task}")
+    parser.set_defaults(**{**recipe, **config, "output_dir": output_dir})
+    args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    training_args.resume_from_checkpoint = checkpoint
+    _set_up_logging(training_args)
+    return args, training_args
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)  # one line, not the usage of 150 flags
+
+
+def _read_config(path: str, parser: HfArgumentParser) -> dict[str, Any]:
+    """Keys and values of a YAML or JSON file, in the form of argparse defaults."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config: expected a YAML or JSON file, but there is no file {path!r}")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML too
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: {path!r} does not parse as YAML or JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path!r} must hold keys and values, got {type(values).__name__}")
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    defaults = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in actions:
+            _raise_unknown(f"config: key in {path!r}", str(key), actions)
+        # argparse converts and checks defaults that are strings; so YAML's 1e-3, a string to it, becomes a number too
+        is_scalar = actions[name].type in (int, float, str) and isinstance(value, (int, float, str))
+        defaults[name] = str(value) if is_scalar else value
+    return defaults
+
+
+def _raise_unknown(what: str, name: str, known: Iterable[str]) -> NoReturn:
+    close = difflib.get_close_matches(name.partition("=")[0], list(known), n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}?" if close else "see --help for all of them"
+    raise ValueError(f"unknown {what}: {name!r}; {hint}")
+
+
+def _output_dir(given: str | None, resume: str | None, default: str) -> tuple[str, str | None]:
+    """The folder to write to, and the checkpoint to resume from. A run never writes into the folder of another one.
+
+    Without `--output_dir` it is the first of `default`, `default-2`, `default-3`, … that is free. Ranks agree, for they
+    all choose before the first of them can write: constructing the training arguments waits for every rank.
+    """
+    if resume is None or resume.lower() in ("", "false", "no", "none"):
+        if given is None:
+            folders = (default if i == 1 else f"{default}-{i}" for i in range(1, sys.maxsize))
+            return next(folder for folder in folders if not _in_use(folder)), None
+        if _in_use(given):
+            raise FileExistsError(
+                f"output_dir: {given!r} is not empty, and a new run would overwrite what was saved there. Name another "
+                "folder, or continue the run in it with --resume_from_checkpoint true"
+            )
+        return given, None
+    if resume.lower() in ("true", "yes", "last"):
+        folder = default if given is None else given
+        checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+        if checkpoint is None:
+            raise FileNotFoundError(f"resume_from_checkpoint: there is no checkpoint in {folder!r} (set by --output_dir)")
+        return folder, checkpoint
+    if not os.path.isfile(os.path.join(resume, "trainer_state.json")):
+        raise FileNotFoundError(
+            f"resume_from_checkpoint: expected a checkpoint folder (with a trainer_state.json) or true, got {resume!r}"
+        )
+    parent = os.path.dirname(os.path.abspath(resume))
+    if given is not None and os.path.abspath(given) != parent and _in_use(given):
+        raise FileExistsError(f"output_dir: {given!r} is not empty and not the folder of the checkpoint {resume!r}")
+    return os.path.relpath(parent) if given is None else given, resume
+
+
+def _in_use(folder: str) -> bool:
+    return os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder))
+
+
+def _set_up_logging(training_args: Any) -> None:
+    """Notices of this package on stderr: INFO on the main process unless `--log_level` says otherwise, WARNING elsewhere."""
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    default = logging.INFO if training_args.process_index == 0 else logging.WARNING
+    passive = training_args.log_level == "passive"
+    logging.getLogger("maxsup_hf").setLevel(default if passive else training_args.get_process_log_level())

@@ -1,0 +1,119 @@
+"""The run itself: train, save, evaluate, and say where everything is."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import EvalPrediction, Trainer
+
+from maxsup_hf.metrics import accuracy, ece, nll
+from maxsup_hf.scripts.body.arguments import ScriptArguments, data_flags
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """A run that is ready to start: everything has been read and checked.
+
+    Attributes:
+        trainer: with its model, data and `processing_class`.
+        test_dataset: evaluated once, at the end.
+        card: keyword arguments of `Trainer.create_model_card`.
+    """
+
+    trainer: Trainer
+    test_dataset: Dataset | None
+    card: dict[str, Any]
+
+
+def main(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str] | None = None) -> None:
+    """Run a script from the command line.
+
+    What is wrong with the input shows while the job is prepared, as ValueError, TypeError or OSError: it is printed as
+    one line and ends the program with status 2 (`--log_level debug` shows the traceback). From then on an error is not
+    the user's, and keeps its traceback.
+
+    Args:
+        prepare: reads and checks the input; writes nothing before all of it is good.
+        argv: the command line without the program; `None` is `sys.argv[1:]`.
+    """
+    try:
+        job = prepare(argv)
+    except (ValueError, TypeError, OSError) as error:
+        if logger.isEnabledFor(logging.DEBUG):
+            raise
+        if os.environ.get("RANK", "0") == "0":  # the other ranks found the same
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None
+    run(job)
+    # DDP must be gone before its process group is: freed with it, gloo joins its thread while holding the interpreter's
+    # lock, which that thread may need, and the rank never ends.
+    PartialState().wait_for_everyone()
+    del job
+    gc.collect()
+    PartialState().destroy_process_group()
+
+
+def run(job: Job) -> None:
+    """Train, save, then evaluate on the validation and the test data.
+
+    Writes to the Trainer's `output_dir`: the model and its processing class, `trainer_state.json`, `train_results.json`,
+    `eval_results.json`, `test_results.json`, all of them together in `all_results.json`, and the model card. Main process
+    only.
+    """
+    trainer = job.trainer
+    checkpoint = trainer.args.resume_from_checkpoint
+    train_metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.save_model()
+    trainer.save_state()
+    _report(trainer, "train", train_metrics, trainer.train_dataset)
+    for prefix, dataset in (("eval", trainer.eval_dataset), ("test", job.test_dataset)):
+        if dataset is not None:
+            _report(trainer, prefix, trainer.evaluate(dataset, metric_key_prefix=prefix), dataset)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(**job.card)
+    else:
+        trainer.create_model_card(**job.card)
+    if trainer.is_world_process_zero():
+        print(f"saved to {trainer.args.output_dir}")
+
+
+def card(args: ScriptArguments, task: str, embedded: str) -> dict[str, Any]:
+    """What `Trainer.create_model_card` should know of the data.
+
+    Args:
+        embedded: name of the task's embedded data set.
+    """
+    flags = data_flags(args)
+    if not flags:
+        return {"tasks": task, "dataset": embedded}
+    if args.dataset_name is None or os.path.isdir(args.dataset_name):
+        return {"tasks": task, "dataset": os.path.basename(getattr(args, flags[0]).rstrip("/"))}
+    tags = {"dataset_tags": args.dataset_name, "dataset_args": args.dataset_config_name}
+    return {"tasks": task, "dataset": args.dataset_name, **tags}
+
+
+def _report(trainer: Trainer, prefix: str, metrics: dict[str, float], dataset: Any) -> None:
+    metrics = {**metrics, f"{prefix}_samples": len(dataset)}
+    trainer.log_metrics(prefix, metrics)
+    trainer.save_metrics(prefix, metrics)
+
+
+def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """`compute_metrics` of the classification tasks; the Trainer puts `eval_` or `test_` before the names."""
+    logits, labels = prediction.predictions, prediction.label_ids
+    return {"accuracy": accuracy(logits, labels), "nll": nll(logits, labels), "ece": ece(logits, labels)}
+
+
+def only_logits(outputs: Any, labels: Any) -> Any:
+    """`preprocess_logits_for_metrics`: encoder-decoders return hidden states too, which would fill the memory."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs

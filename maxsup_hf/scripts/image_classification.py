@@ -1,0 +1,172 @@
+"""Train or fine-tune an image classifier.
+
+Without arguments: a tiny ResNet on scikit-learn's handwritten digits, with nothing downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from datasets import Dataset, Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PretrainedConfig,
+    ResNetConfig,
+    ViTImageProcessorPil,
+    default_data_collator,
+)
+
+from maxsup_hf.scripts.body import run
+from maxsup_hf.scripts.body.arguments import ScriptArguments, flag, parse
+from maxsup_hf.scripts.body.columns import check_column, check_not_missing, find_column, is_image, is_string
+from maxsup_hf.scripts.body.embedded import digits
+from maxsup_hf.scripts.body.labels import classification_splits, find_label_column
+from maxsup_hf.scripts.body.loading import Splits, load_splits, loading
+from maxsup_hf.scripts.body.models import build_model, hub_options, load_config, set_classes
+from maxsup_hf.trainer import MaxSupTrainer
+
+TASK = "image-classification"
+IMAGE_NAMES = ("image", "img", "image_path", "image_file", "path", "file", "file_name", "filename")
+
+EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 20}
+FROM_SCRATCH = {
+    **EVERY_EPOCH,
+    "num_train_epochs": 10,
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 256,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.05,
+    "warmup_steps": 0.1,
+    "lr_scheduler_type": "cosine",
+}
+EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 8, "save_total_limit": 2}
+FINE_TUNING = {
+    **EVERY_EPOCH,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 5e-5,
+    "weight_decay": 0.01,
+    "warmup_steps": 0.1,
+}
+
+
+@dataclass
+class ImageClassificationArguments(ScriptArguments):
+    """Flags of image classification."""
+
+    train_dir: str | None = flag("Training data: a folder with a subfolder of images for each class.")
+    validation_dir: str | None = flag("Validation data, as --train_dir.")
+    test_dir: str | None = flag("Test data, evaluated once at the end, as --train_dir.")
+    image_column_name: str | None = flag("Column of the images, or of paths to them (default: found by its type or name).")
+    image_processor_name: str | None = flag("Image processor: a Hub id or a folder (default: that of the model).")
+    image_size: int = flag("Height and width in pixels that the default model takes; images are resized to it.", 32)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
+
+
+def prepare(argv: Sequence[str] | None = None) -> run.Job:
+    """Read and check everything that a run needs.
+
+    Raises:
+        ValueError, TypeError, OSError: bad input; nothing was written.
+    """
+    args, training_args = parse(
+        ImageClassificationArguments,
+        argv,
+        task=TASK,
+        embedded=EMBEDDED,
+        from_scratch=FROM_SCRATCH,
+        fine_tuning=FINE_TUNING,
+    )
+    config = load_config(args)
+    with training_args.main_process_first(desc="loading the data"):
+        splits, image_column, names = _load_images(args, config)
+    config = set_classes(config or _default_config(), names)
+    if getattr(config, "num_channels", 3) != 3:
+        raise ValueError(f"config_name: the model must take 3 channels (RGB), got num_channels={config.num_channels}")
+    model = build_model(AutoModelForImageClassification, config, args, training_args.seed)
+    processor = _image_processor(args, config)
+    transform = partial(_to_pixels, column=image_column, processor=processor)
+    datasets = {split: dataset.with_transform(transform) for split, dataset in splits.items()}
+    training_args.remove_unused_columns = False  # the image column is no argument of the model, but becomes one
+    trainer = MaxSupTrainer(
+        model,
+        training_args,
+        train_dataset=datasets["train"],
+        eval_dataset=datasets["validation"],
+        processing_class=processor,
+        data_collator=default_data_collator,
+        compute_metrics=run.classification_metrics,
+        preprocess_logits_for_metrics=run.only_logits,
+    )
+    return run.Job(trainer, datasets.get("test"), run.card(args, TASK, "handwritten digits of scikit-learn"))
+
+
+def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, str, list[str]]:
+    splits = load_splits(args, digits)
+    label_column = find_label_column(splits["train"], args.label_column_name)
+    column = find_column(
+        splits["train"],
+        "image_column_name",
+        args.image_column_name,
+        fits=is_image,
+        names=IMAGE_NAMES,
+        taken=[label_column],
+    )
+    splits = {split: _as_images(dataset, column, split) for split, dataset in splits.items()}
+    splits, names = classification_splits(args, splits, [column], label_column, config)
+    return splits, column, names
+
+
+def _as_images(dataset: Dataset, column: str, split: str) -> Dataset:
+    """Paths become images, and the first one is opened: the rest decode while training reads them."""
+    check_column(dataset, column, "image_column_name", split)
+    feature = dataset.features[column]
+    if not (is_image(feature) or is_string(feature)):
+        kind = getattr(feature, "dtype", type(feature).__name__)
+        raise TypeError(f"image_column_name: column {column!r} of the {split} data must hold images or paths, not {kind}")
+    check_not_missing(dataset, column, split)
+    if is_string(feature):
+        dataset = dataset.cast_column(column, Image())
+    with loading("image_column_name", f"{column}, row 0 of the {split} data"):
+        dataset[0][column].load()
+    return dataset
+
+
+def _default_config() -> PretrainedConfig:
+    return ResNetConfig(
+        embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1], layer_type="basic", num_channels=3
+    )
+
+
+def _image_processor(args: ImageClassificationArguments, config: PretrainedConfig) -> Any:
+    source = args.image_processor_name or args.model_name_or_path
+    if source:
+        argument = "image_processor_name" if args.image_processor_name else "model_name_or_path"
+        with loading(argument, source):
+            return AutoImageProcessor.from_pretrained(source, **hub_options(args))
+    size = getattr(config, "image_size", args.image_size)
+    height, width = (size, size) if isinstance(size, int) else size
+    return ViTImageProcessorPil(size={"height": height, "width": width})  # without torchvision, as it always is there
+
+
+def _to_pixels(batch: dict[str, list[Any]], column: str, processor: Any) -> dict[str, Any]:
+    images = [image.convert("RGB") for image in batch[column]]
+    return {**processor(images, return_tensors="pt"), "labels": batch["labels"]}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`maxsup-hf train image-classification`; see `--help`."""
+    run.main(prepare, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Image classification, from input to saved model."""
+
+import datasets
+import numpy as np
+import pytest
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, pipeline
+
+from maxsup_hf.scripts import image_classification
+from tests.scripts.conftest import image_folder, picture, results, write
+
+SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "8", "--max_eval_samples", "20", "--disable_tqdm", "true"]
+
+
+def run(*argv):
+    image_classification.main([*argv, *SHORT])
+
+
+def test_without_data(capsys):
+    run()
+    folder = "outputs/image-classification"
+    assert capsys.readouterr().out.strip().endswith(f"saved to {folder}")
+    found = results(folder)
+    assert {"train_loss", "eval_loss", "eval_accuracy", "eval_nll", "eval_ece", "train_samples", "eval_samples"} <= set(
+        found
+    )
+    assert (found["train_samples"], found["eval_samples"]) == (1527, 20)
+    assert found["eval_nll"] == pytest.approx(found["eval_loss"], rel=1e-4)
+    classify = pipeline("image-classification", model=folder)
+    assert {answer["label"] for answer in classify(picture(0), top_k=10)} == set("0123456789")
+    run()
+    assert results("outputs/image-classification-2") and results(folder) == found
+
+
+def test_saved_model_gives_the_reported_accuracy():
+    image_classification.main([*SHORT, "--max_steps", "20", "--per_device_train_batch_size", "32", "--output_dir", "run"])
+    model = AutoModelForImageClassification.from_pretrained("run").eval()
+    processor = AutoImageProcessor.from_pretrained("run")
+    job = image_classification.prepare([*SHORT, "--output_dir", "other"])
+    validation = job.trainer.eval_dataset.with_format(None)
+    pixels = processor([image.convert("RGB") for image in validation["image"]], return_tensors="pt")
+    right = model(**pixels).logits.argmax(-1).numpy() == np.array(validation["labels"])
+    assert results("run")["eval_accuracy"] == pytest.approx(right.mean())
+    assert right.mean() > 0.3
+
+
+def test_image_folders_with_a_test_set(tmp_path):
+    train = image_folder(tmp_path / "train", ("cat", "dog"))
+    test = image_folder(tmp_path / "test", ("dog",), 3)  # one class alone is index 0 to its own folder
+    run("--train_dir", train, "--test_dir", test, "--output_dir", "run", "--image_size", "16")
+    assert {"test_accuracy", "test_nll", "test_ece", "test_samples"} <= set(results("run"))
+    model = AutoModelForImageClassification.from_pretrained("run")
+    assert model.config.id2label == {0: "cat", 1: "dog"}
+    assert AutoImageProcessor.from_pretrained("run").size == {"height": 16, "width": 16}
+    job = image_classification.prepare(["--train_dir", train, "--test_dir", test, "--output_dir", "x"])
+    assert set(job.test_dataset.with_format(None)["labels"]) == {1}
+
+
+def test_parquet_and_fine_tuning_in_the_order_of_the_head():
+    images = [picture(i) for i in range(8)]
+    table = datasets.Dataset.from_dict({"img": images, "kind": ["a", "b"] * 4}).cast_column("img", datasets.Image())
+    write("train.parquet", table)
+    flags = ["--train_file", "train.parquet", "--label_column_name", "kind"]
+    run(*flags, "--output_dir", "first")
+    model = AutoModelForImageClassification.from_pretrained("first")
+    model.config.id2label, model.config.label2id = {0: "b", 1: "a"}, {"b": 0, "a": 1}
+    model.save_pretrained("first")
+    job = image_classification.prepare([*flags, "--model_name_or_path", "first", "--output_dir", "second"])
+    assert job.trainer.model.config.id2label == {0: "b", 1: "a"}
+    assert (job.trainer.model.classifier[1].weight == model.classifier[1].weight).all()
+    rows = job.trainer.train_dataset.with_format(None)
+    other = image_classification.prepare([*flags, "--output_dir", "third"]).trainer.train_dataset.with_format(None)
+    assert [1 - label for label in rows["labels"]] == list(other["labels"])
+    # another number of classes: a new head
+    job = image_classification.prepare(["--model_name_or_path", "first", "--output_dir", "fourth"])
+    assert job.trainer.model.config.num_labels == 10
+
+
+def test_paths_in_a_csv_and_a_config_of_the_user():
+    for i in range(8):
+        picture(i).save(f"{i}.png")
+    write("train.csv", {"path": [f"{i}.png" for i in range(8)], "label": [3, 5] * 4})
+    ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=12, patch_size=4
+    ).save_pretrained("vit")
+    run("--train_file", "train.csv", "--config_name", "vit", "--output_dir", "run")
+    model = AutoModelForImageClassification.from_pretrained("run")
+    assert model.config.model_type == "vit" and model.config.id2label == {0: "3", 1: "5"}
+    assert AutoImageProcessor.from_pretrained("run").size == {"height": 12, "width": 12}
+
+
+def test_dataset_saved_to_disk_with_splits():
+    images = datasets.Dataset.from_dict({"image": [picture(i) for i in range(8)], "label": ["a", "b"] * 4})
+    datasets.DatasetDict(train=images, dev=images.select([0, 1]), test=images.select([2])).save_to_disk("mine")
+    job = image_classification.prepare(["--dataset_name", "mine", "--output_dir", "x"])
+    sizes = [len(d) for d in (job.trainer.train_dataset, job.trainer.eval_dataset, job.test_dataset)]
+    assert sizes == [8, 2, 1]
+    names = ["--train_split_name", "test", "--validation_split_name", "train", "--test_split_name", "dev"]
+    with pytest.raises(ValueError, match="single class"):
+        image_classification.prepare(["--dataset_name", "mine", *names])
+
+
+def test_same_seed_same_model_and_resume_continues():
+    flags = ["--max_train_samples", "64", "--seed", "3", "--save_strategy", "steps", "--save_steps", "2"]
+    short = ["--per_device_train_batch_size", "8", "--max_eval_samples", "20", "--disable_tqdm", "true"]
+    image_classification.main([*flags, *short, "--max_steps", "4", "--output_dir", "whole"])
+    image_classification.main([*flags, *short, "--max_steps", "4", "--output_dir", "again"])
+    assert results("whole")["eval_nll"] == results("again")["eval_nll"]
+    resumed = ["--resume_from_checkpoint", "again/checkpoint-2", "--output_dir", "resumed"]
+    image_classification.main([*flags, *short, "--max_steps", "4", *resumed])
+    assert results("resumed")["eval_nll"] == pytest.approx(results("whole")["eval_nll"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "argv", "error", "message"),
+    [
+        (
+            {"image": [1, 2], "label": [0, 1]},
+            [],
+            TypeError,
+            "image_column_name: column 'image' .* images or paths, not int64",
+        ),
+        ({"image": ["no.png", "no.png"], "label": [0, 1]}, [], ValueError, "image, row 0 of the train data.*no.png"),
+        ({"image": ["t.txt", "t.txt"], "label": [0, 1]}, [], ValueError, "row 0 of the train data.*cannot identify"),
+        ({"image": [None, "no.png"], "label": [0, 1]}, [], ValueError, "'image' of the train data has 1 missing"),
+        ({"a": [1, 2], "label": [0, 1]}, [], ValueError, r"image_column_name: .*Columns: a \(int64\), label \(int64\)"),
+        ({"image": ["x", "y"], "label": [0, 1]}, ["--image_size", "0"], ValueError, "image_size must be at least 1 pixel"),
+        ({"image": ["x", "y"], "label": [0, 1]}, ["--train_dir", "d"], ValueError, "one kind of source"),
+    ],
+)
+def test_bad_images(tmp_path, rows, argv, error, message):
+    (tmp_path / "t.txt").write_text("not an image")
+    write("train.parquet", rows)
+    with pytest.raises(error, match=message):
+        image_classification.prepare(["--train_file", "train.parquet", "--output_dir", "out", *argv])
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_folders(tmp_path):
+    (tmp_path / "none").mkdir()
+    for argv, error, message in (
+        (["--train_dir", "nowhere"], FileNotFoundError, "train_dir: there is no folder 'nowhere'"),
+        (["--train_dir", "none"], ValueError, "train_dir: 'none' could not be loaded"),
+        (["--train_dir", image_folder(tmp_path / "one", ("cat",))], ValueError, "single class, 'cat'"),
+    ):
+        with pytest.raises(error, match=message):
+            image_classification.prepare(argv)
+    assert not (tmp_path / "outputs").exists()

@@ -1,0 +1,124 @@
+"""The command line as users type it."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from maxsup_hf import cli
+from maxsup_hf.losses import get_spec, list_losses
+
+BIN = Path(sys.executable).parent
+
+
+def command(*words, cwd):
+    env = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([str(word) for word in words], cwd=cwd, env=os.environ | env, capture_output=True, text=True)
+
+
+def test_tasks_are_the_scripts():
+    assert {"image-classification", "text-classification"} <= set(cli.tasks())
+    for task, line in cli.tasks().items():
+        assert (Path(cli.SCRIPTS) / f"{task.replace('-', '_')}.py").is_file()
+        assert line.endswith(".")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["losses", "--help"], ["--version"]])
+def test_help_exits_with_0(words, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(words)
+    assert exit.value.code == 0
+    assert {"--help": "train", "train": "image-classification", "losses": "losses"}.get(
+        words[0], version("maxsup-hf")
+    ) in capsys.readouterr().out
+
+
+def test_cli_imports_neither_torch_nor_transformers():
+    source = "import sys; import importlib.util as u; s = u.spec_from_file_location('cli', sys.argv[1]); "
+    source += "m = u.module_from_spec(s); s.loader.exec_module(m); m.tasks(); "
+    source += "sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", source, cli.__file__]).returncode == 0
+
+
+def test_losses(capsys):
+    cli.main(["losses"])
+    out = capsys.readouterr().out
+    for name in list_losses():
+        assert f"{name}\n    {get_spec(name).description}\n" in out
+    assert "alpha=0.1, alpha_end=0.2" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "image-clasification"], "did you mean 'image-classification'"),
+        (["train", "qqq"], "unknown task 'qqq'; Tasks: image-classification"),
+        (["train"], "TASK"),
+        (["trian"], "invalid choice"),
+        ([], "COMMAND"),
+    ],
+)
+def test_bad_commands(words, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(words)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["image-classification", "text_classification"])
+def test_help_of_a_task_shows_every_kind_of_flag(task, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["train", task, "--help"])
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    for name in ("--train_file", "--label_column_name", "--learning_rate", "--loss ", "--loss_kwargs", "--config "):
+        assert name in out
+
+
+@pytest.mark.parametrize("task", ["image-classification", "text-classification"])
+def test_installed_command(task, tmp_path):
+    result = command(
+        BIN / "maxsup-hf", "train", task, "--max_steps", "3", "--max_eval_samples", "50", "--loss_kwargs", "alpha=0.2",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == f"saved to outputs/{task}"
+    assert "3/3" in result.stderr, "no progress bar"
+    saved = {path.name for path in (tmp_path / "outputs" / task).iterdir()}
+    assert {"all_results.json", "config.json", "model.safetensors", "README.md", "trainer_state.json"} <= saved
+
+
+def test_bad_input_is_one_line_and_status_2(tmp_path):
+    result = command(BIN / "maxsup-hf", "train", "text-classification", "--train_file", "no.csv", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "error: train_file: there is no file 'no.csv'"
+    assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_two_processes(tmp_path):
+    result = command(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "-m", "maxsup_hf.scripts.image_classification", "--use_cpu", "--max_steps", "3",
+        "--per_device_train_batch_size", "8", "--max_train_samples", "480", "--max_eval_samples", "51",
+        "--output_dir", "run",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("saved to run") == 1
+    found = (tmp_path / "run" / "all_results.json").read_text()
+    assert '"epoch": 0.1,' in found, "3 steps of 2 x 8 rows are a tenth of 480"
+    assert '"eval_samples": 51' in found
+
+
+def test_accelerate_launch(tmp_path):
+    result = command(
+        BIN / "accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+        "--dynamo_backend", "no", "-m", "maxsup_hf.scripts.text_classification", "--max_steps", "2",
+        "--max_eval_samples", "20", "--output_dir", "run",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("saved to run") == 1
