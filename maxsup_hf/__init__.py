@@ -1,27 +1,31 @@
 """MaxSup for the Hugging Face ecosystem: one flag where label smoothing stood."""
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-
-from maxsup_hf.losses import create_loss, list_losses, register_loss
-from maxsup_hf.losses.maxsup import maxsup_loss
 
 if TYPE_CHECKING:
     from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupSeq2SeqTrainingArguments, MaxSupTrainingArguments
     from maxsup_hf.compute_loss import compute_loss_func
+    from maxsup_hf.losses import create_loss, list_losses, register_loss
+    from maxsup_hf.losses.maxsup import maxsup_loss
     from maxsup_hf.trainer import MaxSupMixin, MaxSupSeq2SeqTrainer, MaxSupTrainer
 
 __version__ = version("maxsup-hf")
 
-# The Hugging Face shell is imported at first use: the losses alone need torch, and no seconds of transformers.
-_SHELL = {
+# Imported at first use: the losses need torch and no seconds of transformers, the help of the command line neither.
+_HOME = {
     "MaxSupArgumentsMixin": "arguments",
-    "MaxSupSeq2SeqTrainingArguments": "arguments",
-    "MaxSupTrainingArguments": "arguments",
     "MaxSupMixin": "trainer",
     "MaxSupSeq2SeqTrainer": "trainer",
+    "MaxSupSeq2SeqTrainingArguments": "arguments",
     "MaxSupTrainer": "trainer",
+    "MaxSupTrainingArguments": "arguments",
     "compute_loss_func": "compute_loss",
+    "create_loss": "losses",
+    "list_losses": "losses",
+    "maxsup_loss": "losses.maxsup",
+    "register_loss": "losses",
 }
 
 __all__ = [
@@ -40,8 +44,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _SHELL:
+    if name not in _HOME:
         raise AttributeError(f"module 'maxsup_hf' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"maxsup_hf.{_SHELL[name]}"), name)
+    return getattr(import_module(f"maxsup_hf.{_HOME[name]}"), name)
