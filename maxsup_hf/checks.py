@@ -56,6 +56,23 @@ def check_head(model: nn.Module, loss: str) -> None:
         )
 
 
+def check_liger(args: Any) -> None:
+    """Refuse Liger's kernels that compute cross-entropy themselves, most of them without ever making the logits.
+
+    Raises:
+        ValueError: `use_liger_kernel` with such a kernel switched on.
+    """
+    config = getattr(args, "liger_kernel_config", None) or {}
+    if getattr(args, "use_liger_kernel", False) and (
+        config.get("fused_linear_cross_entropy", True) or config.get("cross_entropy", False)
+    ):
+        raise ValueError(
+            f"use_liger_kernel computes cross-entropy in a kernel of its own, which loss={args.loss!r} cannot replace: keep "
+            """Liger's other kernels with --liger_kernel_config '{"fused_linear_cross_entropy": false, "cross_entropy": """
+            """false}', or leave use_liger_kernel out"""
+        )
+
+
 def check_float_labels(labels: Tensor, model: nn.Module) -> None:
     """Floating labels are class probabilities, one row of K that sums to 1 for each prediction.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 
 from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupTrainingArguments, parse_loss_kwargs
-from maxsup_hf.checks import check_float_labels, check_head, check_train_dataset, head_problem
+from maxsup_hf.checks import check_float_labels, check_head, check_liger, check_train_dataset, head_problem
 from maxsup_hf.counting import IGNORE_INDEX, LabelCount, Shares, count_labels
 from maxsup_hf.losses import create_loss
 from maxsup_hf.seam import Seam
@@ -68,6 +68,7 @@ class MaxSupMixin(_Base):
                 f"compute_loss_func and loss={args.loss!r} are two losses for one training: drop compute_loss_func, or "
                 "pass it to a stock Trainer (maxsup_hf.compute_loss_func makes one of a registered loss)"
             )
+        check_liger(args)
         # The stock Trainer would pass num_items_in_batch to any forward with **kwargs, and believe that it was used.
         self.model_accepts_loss_kwargs = False
         self.loss_function = create_loss(args.loss, **parse_loss_kwargs(args.loss_kwargs))
@@ -110,6 +111,12 @@ class MaxSupMixin(_Base):
             inputs, soft_labels = self._take_soft_labels(inputs)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
+        if not counts:  # a contrastive or a detection loss may use cross-entropy for something else than classes
+            raise ValueError(
+                f"the batch has no class labels (it has: {', '.join(inputs)}), which loss={self.args.loss!r} needs: "
+                "labels must be integer tensors under a name with 'label' in it, or start_positions and end_positions. "
+                "For contrastive, detection and self-supervised heads use the stock Trainer"
+            )
         seam = self._seam
         seam.set_progress(min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0)
         seam.soft_labels = soft_labels

@@ -1,0 +1,86 @@
+"""Evaluation is the stock Trainer's, whatever the training loss: plain cross-entropy, with everything that it offers."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+
+from maxsup_hf import MaxSupSeq2SeqTrainer, MaxSupSeq2SeqTrainingArguments, MaxSupTrainer, MaxSupTrainingArguments
+from tests import tiny
+from tests.heads import HEADS
+
+FAMILIES = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+
+
+def build(head):
+    torch.manual_seed(0)
+    return head.build(), tiny.rows(head.batch(torch.Generator().manual_seed(1)))
+
+
+def pair(model, tmp_path, **kwargs):
+    """Our Trainer and the stock one on the same model."""
+    names = {"compute_metrics", "preprocess_logits_for_metrics", "eval_dataset"} & kwargs.keys()
+    rest = {name: kwargs.pop(name) for name in names}
+    options = dict(use_cpu=True, disable_tqdm=True, per_device_eval_batch_size=8, **kwargs)
+    yield MaxSupTrainer(model, MaxSupTrainingArguments(str(tmp_path), **options), **rest)
+    yield Trainer(model, TrainingArguments(str(tmp_path), **options), **rest)
+
+
+@FAMILIES
+def test_eval_loss(head, tmp_path):
+    model, data = build(head)
+    for options in ({}, {"prediction_loss_only": True}):
+        ours, stock = (trainer.evaluate() for trainer in pair(model, tmp_path, eval_dataset=data, **options))
+        assert ours["eval_loss"] == pytest.approx(stock["eval_loss"], rel=1e-6)
+        assert ours.keys() == stock.keys()
+
+
+@FAMILIES
+def test_predict(head, tmp_path):
+    model, data = build(head)
+    ours, stock = (trainer.predict(data) for trainer in pair(model, tmp_path))
+    for a, b in ((ours.predictions, stock.predictions), (ours.label_ids, stock.label_ids)):
+        for x, y in zip(a if isinstance(a, tuple) else (a,), b if isinstance(b, tuple) else (b,), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_metrics_of_ones_own(tmp_path):
+    model, data = build(HEADS["token classification"])
+
+    def compute_metrics(prediction):
+        assert prediction.predictions.shape == prediction.label_ids.shape == prediction.inputs.shape
+        assert prediction.losses.shape == (len(data),)
+        kept = prediction.label_ids != -100
+        return {"accuracy": (prediction.predictions == prediction.label_ids)[kept].mean()}
+
+    ours, stock = (
+        trainer.evaluate()
+        for trainer in pair(
+            model, tmp_path, eval_dataset=data, include_for_metrics=["inputs", "loss"], compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+        )
+    )  # fmt: skip
+    assert ours["eval_accuracy"] == stock["eval_accuracy"]
+
+
+def test_predict_with_generate(tmp_path):
+    model, data = build(HEADS["T5"])
+    options = dict(use_cpu=True, disable_tqdm=True, predict_with_generate=True)
+    ours = MaxSupSeq2SeqTrainer(model, MaxSupSeq2SeqTrainingArguments(str(tmp_path), **options)).predict(data)
+    stock = Seq2SeqTrainer(model, Seq2SeqTrainingArguments(str(tmp_path), **options)).predict(data)
+    np.testing.assert_array_equal(ours.predictions, stock.predictions)
+    assert ours.predictions.shape[0] == len(data)
+    assert ours.metrics["test_loss"] == pytest.approx(stock.metrics["test_loss"], rel=1e-6)
+
+
+def test_evaluation_between_training_steps_changes_nothing(tmp_path):
+    def train(**options):
+        model, data = build(HEADS["causal lm"])
+        args = MaxSupTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, max_steps=4, save_strategy="no",
+                                       logging_steps=1, **options)  # fmt: skip
+        trainer = MaxSupTrainer(model, args, train_dataset=data, eval_dataset=data)
+        trainer.train()
+        return model.state_dict()
+
+    plain, evaluated = train(), train(eval_strategy="steps", eval_steps=1)
+    assert all(torch.equal(plain[key], evaluated[key]) for key in plain)
