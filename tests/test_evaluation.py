@@ -64,12 +64,12 @@ def test_metrics_of_ones_own(tmp_path):
 
 
 def test_predict_with_generate(tmp_path):
-    model, data = build(HEADS["T5"])
     options = dict(use_cpu=True, disable_tqdm=True, predict_with_generate=True)
+    model, data = build(HEADS["T5"])
     ours = MaxSupSeq2SeqTrainer(model, MaxSupSeq2SeqTrainingArguments(str(tmp_path), **options)).predict(data)
+    model, data = build(HEADS["T5"])  # generating leaves its mark on a model's generation config
     stock = Seq2SeqTrainer(model, Seq2SeqTrainingArguments(str(tmp_path), **options)).predict(data)
     np.testing.assert_array_equal(ours.predictions, stock.predictions)
-    assert ours.predictions.shape[0] == len(data)
     assert ours.metrics["test_loss"] == pytest.approx(stock.metrics["test_loss"], rel=1e-6)
 
 
