@@ -1,6 +1,6 @@
 """Run by `accelerate launch`: writes the gradients of one step over this rank's share of a batch.
 
-accelerate launch --cpu --num_processes 2 tests/distributed_gradients.py NAME OUTPUT SIZES…
+accelerate launch --multi_gpu --num_processes 2 tests/distributed_gradients.py NAME OUTPUT SIZES…
 """
 
 import sys
@@ -35,7 +35,8 @@ def main(name: str, output: str, *sizes: str) -> None:
         else:
             trainer.training_step(wrapped, sample, num_items)
     if rank == 0:
-        torch.save({key: p.grad for key, p in model.named_parameters() if p.grad is not None}, output)
+        gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+        torch.save({"processes": world, "gradients": gradients}, output)
 
 
 if __name__ == "__main__":

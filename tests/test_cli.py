@@ -102,7 +102,8 @@ def test_bad_input_is_one_line_and_status_2(tmp_path):
 
 def test_two_processes(tmp_path):
     result = command(
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
         "-m", "maxsup_hf.scripts.image_classification", "--use_cpu", "--max_steps", "3",
         "--per_device_train_batch_size", "8", "--max_train_samples", "480", "--max_eval_samples", "51",
         "--output_dir", "run",
@@ -113,14 +114,3 @@ def test_two_processes(tmp_path):
     found = (tmp_path / "run" / "all_results.json").read_text()
     assert '"epoch": 0.1,' in found, "3 steps of 2 x 8 rows are a tenth of 480"
     assert '"eval_samples": 51' in found
-
-
-def test_accelerate_launch(tmp_path):
-    result = command(
-        BIN / "accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-        "--dynamo_backend", "no", "-m", "maxsup_hf.scripts.text_classification", "--max_steps", "2",
-        "--max_eval_samples", "20", "--output_dir", "run",
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("saved to run") == 1
