@@ -40,8 +40,9 @@ class MaxSupMixin(_Base):
     Labels are integers. Soft labels, of the shape of the logits, come beside them as `soft_labels`; floating `labels` of
     that shape whose rows sum to 1 are taken for soft labels too.
 
-    Each log of the training loss also has `train_cross_entropy` and `train_penalty`, whose sum it is, and each parameter
-    of the loss as `loss_<name>` (`loss_alpha`), as it was in the last step.
+    Each log of the training loss also has its parts `train_cross_entropy` and `train_penalty` (averaged where a head has
+    several cross-entropies; auxiliary losses are in neither), and each parameter of the loss as `loss_<name>`
+    (`loss_alpha`), as it was in the last step.
 
     Raises:
         TypeError: `args` without the fields of `MaxSupArgumentsMixin`.
@@ -62,13 +63,13 @@ class MaxSupMixin(_Base):
                 f"args must have the fields loss and loss_kwargs, got {type(args).__name__}: use MaxSupTrainingArguments "
                 f"or MaxSupSeq2SeqTrainingArguments, or derive a class from (MaxSupArgumentsMixin, {type(args).__name__})"
             )
+        check_liger(args)
         super().__init__(model, args, *positional, **kwargs)  # type: ignore[arg-type]
         if self.compute_loss_func is not None:
             raise ValueError(
                 f"compute_loss_func and loss={args.loss!r} are two losses for one training: drop compute_loss_func, or "
                 "pass it to a stock Trainer (maxsup_hf.compute_loss_func makes one of a registered loss)"
             )
-        check_liger(args)
         # The stock Trainer would pass num_items_in_batch to any forward with **kwargs, and believe that it was used.
         self.model_accepts_loss_kwargs = False
         self.loss_function = create_loss(args.loss, **parse_loss_kwargs(args.loss_kwargs))
