@@ -1,6 +1,6 @@
-"""Run by `accelerate launch`: writes the gradients of one step over this rank's share of a batch.
+"""Run by `accelerate launch`: writes every family's gradients of one step over this rank's share of a batch.
 
-accelerate launch --multi_gpu --num_processes 2 tests/distributed_gradients.py NAME OUTPUT SIZES…
+accelerate launch --multi_gpu --num_processes 2 tests/distributed_gradients.py ddp|fsdp OUTPUT
 """
 
 import sys
@@ -10,33 +10,45 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from accelerate import PartialState
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
 from tests import tiny
+from tests.heads import HEADS
 
 
-def main(name: str, output: str, *sizes: str) -> None:
+def gradients(head, wrapping, folder):
     torch.manual_seed(0)
-    model = tiny.CLASSIFIERS[name]()
-    args = MaxSupTrainingArguments(f"{output}.out", use_cpu=True)
+    model = tiny.freeze_batch_norm(head.build())
+    args = MaxSupTrainingArguments(folder, use_cpu=True)
     trainer = MaxSupTrainer(model, args)
+    state = PartialState()
     # Rank r takes every second micro-batch, so ranks hold different numbers of rows.
-    data = tiny.batch(name)
-    data["labels"][2] = -100
-    rank, world = PartialState().process_index, PartialState().num_processes
-    batches = tiny.cut(data, [int(size) for size in sizes])[rank::world]
-    wrapped = trainer.accelerator.prepare(model)
+    batches = tiny.cut(head.batch(torch.Generator().manual_seed(1)), [3, 1, 2, 2])[
+        state.process_index :: state.num_processes
+    ]
+    if wrapping == "fsdp":
+        wrapped = fully_shard(model, mesh=init_device_mesh("cpu", (state.num_processes,)))
+    else:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     samples, num_items = trainer.get_batch_samples(iter(batches), len(batches), args.device)
     trainer.current_gradient_accumulation_steps = len(samples)
-    for i, sample in enumerate(samples):
-        if i < len(samples) - 1:
-            with trainer.accelerator.no_sync(wrapped):
-                trainer.training_step(wrapped, sample, num_items)
-        else:
-            trainer.training_step(wrapped, sample, num_items)
-    if rank == 0:
-        gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
-        torch.save({"processes": world, "gradients": gradients}, output)
+    for sample in samples:  # both reduce after every micro-batch: the mean over ranks of what it added
+        trainer.training_step(wrapped, sample, num_items)
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
+
+
+def main(wrapping: str, output: str) -> None:
+    MaxSupTrainingArguments(f"{output}.out", use_cpu=True)  # starts the process group, on the CPU
+    state = PartialState()
+    found = {name: gradients(head, wrapping, f"{output}.out") for name, head in HEADS.items() if head.additive}
+    if state.is_main_process:
+        torch.save({"processes": state.num_processes, "gradients": found}, output)
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":

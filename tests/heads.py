@@ -39,6 +39,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from tests import tiny
+
 V, K, B, S = 40, 5, 8, 9
 SMALL = dict(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 STILL = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -223,6 +225,8 @@ class Head:
 
 
 HEADS = {
+    "image classification": Head(tiny.vit, lambda generator: tiny.batch("vit"), aligned, smoothed=True),
+    "sequence classification": Head(tiny.bert, lambda generator: tiny.batch("bert"), aligned, smoothed=True),
     "token classification": Head(partial(bert, BertForTokenClassification), token_labels, aligned, smoothed=True),
     "question answering": Head(partial(bert, BertForQuestionAnswering, classes=2), answers, start_and_end),
     "multiple choice": Head(partial(bert, BertForMultipleChoice), choices, aligned, smoothed=True),

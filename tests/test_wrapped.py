@@ -1,0 +1,63 @@
+"""Every family of heads inside what users wrap models in; DDP and FSDP are in test_distributed.py."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import Trainer, TrainingArguments
+
+from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
+from tests import tiny
+from tests.heads import HEADS
+
+FAMILIES = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+
+
+def build(head):
+    torch.manual_seed(0)
+    return tiny.freeze_batch_norm(head.build()), head.batch(torch.Generator().manual_seed(1))
+
+
+def ours(model, tmp_path, loss):
+    return MaxSupTrainer(model, MaxSupTrainingArguments(str(tmp_path), use_cpu=True, loss=loss))
+
+
+@FAMILIES
+def test_peft(head, tmp_path):
+    model, batch = build(head)
+    model = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    expected, reference = tiny.gradients(Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True)), [batch])
+    value, gradient = tiny.gradients(ours(model, tmp_path, "cross_entropy"), [batch])
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert tiny.relative_error(gradient, reference) <= 1e-6
+    whole, reference = tiny.gradients(ours(model, tmp_path, "maxsup"), [batch])
+    assert whole > value
+    if head.additive:
+        _, gradient = tiny.gradients(ours(model, tmp_path, "maxsup"), tiny.cut(batch, [3, 3, 2]))
+        assert tiny.relative_error(gradient, reference) <= 1e-6
+
+
+@FAMILIES
+def test_compile(head, tmp_path):
+    def compiled(trainer):
+        """Number of graphs and the gradients of a first and a second step, compiled."""
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        wrapped = torch.compile(trainer.model, backend=counter)
+        results = []
+        for _ in range(2):
+            samples, num_items = trainer.get_batch_samples(iter([dict(batch)]), 1, trainer.args.device)
+            trainer.current_gradient_accumulation_steps = 1
+            trainer.model.zero_grad()
+            loss = trainer.training_step(wrapped, samples[0], num_items).item()
+            results.append((loss, {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}))
+        return sum(len(graph.graph.nodes) > 0 for graph in counter.graphs), results
+
+    model, batch = build(head)
+    expected, reference = tiny.gradients(ours(model, tmp_path, "maxsup"), [batch])
+    graphs_of_stock, _ = compiled(Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True)))
+    graphs, results = compiled(ours(model, tmp_path, "maxsup"))
+    assert graphs <= graphs_of_stock
+    for loss, gradient in results:
+        assert loss == pytest.approx(expected, rel=1e-5)
+        assert tiny.relative_error(gradient, reference) <= 1e-5
