@@ -122,7 +122,7 @@ def test_length_limit(stated, positions, asked, length):
     )
     if positions:
         config.max_position_embeddings = positions
-    assert text_classification._max_length(args, config, tokenizer) == length
+    assert text_classification.max_length(args, config, tokenizer) == length
 
 
 def test_tokenizer_knows_every_text():

@@ -24,6 +24,11 @@ def flag(help: str, default: Any = None) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def no_flag() -> Any:
+    """In a derived class: the task has no use for a flag of its base class, so that to give it is an error."""
+    return field(default=None, init=False)
+
+
 @dataclass
 class ScriptArguments:
     """Model and data of a run. Each task derives from it and adds its columns."""
@@ -43,9 +48,9 @@ class ScriptArguments:
     validation_file: str | None = flag("Validation data, as --train_file.")
     test_file: str | None = flag("Test data, evaluated once at the end, as --train_file.")
     train_val_split: float = flag("Share of the training data that becomes validation data where there is none.", 0.15)
-    max_train_samples: int | None = flag("Train on at most so many rows, drawn in proportion from every class.")
-    max_eval_samples: int | None = flag("Evaluate on at most so many rows, drawn in proportion from every class.")
-    max_test_samples: int | None = flag("Test on at most so many rows, drawn in proportion from every class.")
+    max_train_samples: int | None = flag("Train on at most so many rows, in proportion from every class if they have any.")
+    max_eval_samples: int | None = flag("Evaluate on at most so many rows, in proportion from every class if they have any.")
+    max_test_samples: int | None = flag("Test on at most so many rows, in proportion from every class if they have any.")
     label_column_name: str | None = flag("Column of the labels (default: found by its type or name).")
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
-from datasets import Dataset, Image, Value
+from datasets import Dataset, Image, List, Value
 
 from maxsup_hf.checks import read_column
 
@@ -76,8 +76,22 @@ def check_not_missing(dataset: Dataset, name: str, split: str) -> None:
         )
 
 
+def check_strings(dataset: Dataset, name: str, argument: str, split: str) -> None:
+    """Raises ValueError or TypeError where a column is not there, has missing values, or holds something but strings."""
+    check_column(dataset, name, argument, split)
+    check_not_missing(dataset, name, split)
+    feature = dataset.features[name]
+    if not is_string(feature):
+        kind = getattr(feature, "dtype", type(feature).__name__)
+        raise TypeError(f"{argument}: column {name!r} of the {split} data must hold strings, not {kind}")
+
+
 def is_string(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view")
+
+
+def is_list_of_strings(feature: Any) -> bool:
+    return isinstance(feature, List) and is_string(feature.feature)
 
 
 def is_image(feature: Any) -> bool:

@@ -71,9 +71,8 @@ def encode_labels(
         TypeError: labels are real numbers (a regression) or lists (multi-label).
         ValueError: missing, negative or unseen labels, or a single class.
     """
-    if hidden_test and "test" in splits and _labels_hidden(splits["test"], column):
-        logger.warning("the test data has no labels (withheld, it seems): it will not be evaluated")
-        splits = {split: dataset for split, dataset in splits.items() if split != "test"}
+    if hidden_test:
+        splits = without_hidden_test(splits, column)
     found = {split: _label_names(dataset, column, split) for split, dataset in splits.items()}
     if len(set(found["train"])) < 2:
         raise ValueError(
@@ -95,6 +94,14 @@ def encode_labels(
         labels = np.array([index[name] for name in found[split]], dtype=np.int64)
         encoded[split] = dataset.select_columns(list(inputs)).add_column("labels", labels)
     return encoded, names
+
+
+def without_hidden_test(splits: Splits, column: str) -> Splits:
+    """Leave out a test split without labels (none, or all -1), with a warning."""
+    if "test" not in splits or not _labels_hidden(splits["test"], column):
+        return splits
+    logger.warning("the test data has no labels (withheld, it seems): it will not be evaluated")
+    return {split: dataset for split, dataset in splits.items() if split != "test"}
 
 
 def _labels_hidden(dataset: Dataset, column: str) -> bool:

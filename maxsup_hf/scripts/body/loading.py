@@ -1,9 +1,10 @@
-"""Where the rows come from: the Hub, files, image folders or the embedded data set."""
+"""Where the rows come from: the Hub, files, folders or the embedded data set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
+TEXT_FORMATS = {**FORMATS, ".txt": ("text", {"sample_by": "document"})}  # one text, in column `text`
 
 
 @contextmanager
@@ -43,8 +45,35 @@ def loading(argument: str, value: Any) -> Iterator[None]:
         raise ValueError(f"{argument}: {str(value)!r} could not be loaded: {reason}") from error
 
 
-def load_splits(args: ScriptArguments, embedded: Callable[[], Dataset]) -> Splits:
+def load_class_folders(argument: str, path: str) -> Dataset:
+    """The images of a folder with a subfolder for each class. Columns: `image`, `label`.
+
+    Args:
+        argument: the flag that names the folder, for messages.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such folder, or it cannot be loaded.
+    """
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"{argument}: there is no folder {path!r}; expected one with a subfolder of images a class")
+    with loading(argument, path):
+        # named as one split, or datasets would make its own of subfolders that are called train or test
+        files = {"train": str(Path(path) / "**")}
+        return load_dataset("imagefolder", data_files=files, split="train", drop_labels=False)
+
+
+def load_splits(
+    args: ScriptArguments,
+    embedded: Callable[[], Dataset],
+    load_folder: Callable[[str, str], Dataset] = load_class_folders,
+    formats: Mapping[str, tuple[str, dict[str, Any]]] = FORMATS,
+) -> Splits:
     """The splits that the user brings, or the embedded data set.
+
+    Args:
+        embedded: makes the task's embedded data set.
+        load_folder: reads what `--train_dir` and its like name, from the flag and its value.
+        formats: extension of a file -> builder of `datasets` that reads it, with its options.
 
     Returns:
         `train`, and `validation` and `test` where there are any; none is empty.
@@ -65,7 +94,7 @@ def load_splits(args: ScriptArguments, embedded: Callable[[], Dataset]) -> Split
     elif args.dataset_name:
         splits = _load_named(args)
     else:
-        load = _load_file if kinds == {"file"} else _load_folder
+        load = partial(_load_file, formats=formats) if kinds == {"file"} else load_folder
         splits = {name.partition("_")[0]: load(name, getattr(args, name)) for name in flags}
     for split, dataset in splits.items():
         if len(dataset) == 0:
@@ -73,13 +102,13 @@ def load_splits(args: ScriptArguments, embedded: Callable[[], Dataset]) -> Split
     return splits
 
 
-def _load_file(argument: str, path: str) -> Dataset:
+def _load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[str, Any]]]) -> Dataset:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{argument}: there is no file {path!r}")
     extension = Path(path).suffix.lower()
-    if extension not in FORMATS:
-        raise ValueError(f"{argument}: {path!r} must end in one of {', '.join(FORMATS)}; convert it to one of these")
-    builder, options = FORMATS[extension]
+    if extension not in formats:
+        raise ValueError(f"{argument}: {path!r} must end in one of {', '.join(formats)}; convert it to one of these")
+    builder, options = formats[extension]
     empty = ValueError(f"{argument}: {path!r} is empty; it must have at least one row")
     if Path(path).stat().st_size == 0:
         raise empty
@@ -90,15 +119,6 @@ def _load_file(argument: str, path: str) -> Dataset:
             if "corresponds to no data" not in str(error):
                 raise
     raise empty
-
-
-def _load_folder(argument: str, path: str) -> Dataset:
-    if not Path(path).is_dir():
-        raise FileNotFoundError(f"{argument}: there is no folder {path!r}; expected one with a subfolder of images a class")
-    with loading(argument, path):
-        # named as one split, or datasets would make its own of subfolders that are called train or test
-        files = {"train": str(Path(path) / "**")}
-        return load_dataset("imagefolder", data_files=files, split="train", drop_labels=False)
 
 
 def _load_named(args: ScriptArguments) -> Splits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+from datasets import Dataset
 from numpy.typing import ArrayLike, NDArray
 
 from maxsup_hf.checks import read_column
@@ -17,8 +18,11 @@ logger = logging.getLogger(__name__)
 SPLIT_SEED = 0
 
 
-def hold_out_validation(splits: Splits, share: float, label_column: str) -> Splits:
+def hold_out_validation(splits: Splits, share: float, label_column: str | None = None) -> Splits:
     """Where there is no validation data, take a share of the training data, in proportion from every class.
+
+    Args:
+        label_column: (N,) classes; `None` where rows have none.
 
     Raises:
         ValueError: the training data has a single row.
@@ -29,23 +33,24 @@ def hold_out_validation(splits: Splits, share: float, label_column: str) -> Spli
     if len(train) < 2:
         raise ValueError(f"the training data has {len(train)} row, too few to hold one out for validation")
     count = min(max(1, round(len(train) * share)), len(train) - 1)
-    held_out = stratified_indices(read_column(train, label_column).to_numpy(), count)
+    held_out = stratified_indices(_classes(train, label_column), count)
     kept = np.setdiff1d(np.arange(len(train)), held_out)
     logger.info("no validation data: held out %d of the %d training rows (train_val_split)", count, len(train))
     return {**splits, "train": train.select(kept), "validation": train.select(held_out)}
 
 
-def limit_rows(splits: Splits, args: ScriptArguments, label_column: str) -> Splits:
-    """Cut the splits to `--max_train_samples`, `--max_eval_samples` and `--max_test_samples`."""
+def limit_rows(splits: Splits, args: ScriptArguments, label_column: str | None = None) -> Splits:
+    """Cut the splits to `--max_train_samples`, `--max_eval_samples` and `--max_test_samples`; see `hold_out_validation`."""
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_test_samples}
     for split, dataset in splits.items():
         limit = limits[split]
         if limit is not None and limit < len(dataset):
-            splits = {
-                **splits,
-                split: dataset.select(stratified_indices(read_column(dataset, label_column).to_numpy(), limit)),
-            }
+            splits = {**splits, split: dataset.select(stratified_indices(_classes(dataset, label_column), limit))}
     return splits
+
+
+def _classes(dataset: Dataset, label_column: str | None) -> NDArray:
+    return np.zeros(len(dataset), int) if label_column is None else read_column(dataset, label_column).to_numpy()
 
 
 def stratified_indices(labels: ArrayLike, count: int, seed: int = SPLIT_SEED) -> NDArray[np.integer]:

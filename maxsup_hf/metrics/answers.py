@@ -1,0 +1,35 @@
+"""Exact match and F1 of answers, as SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250) defines them."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without ASCII punctuation, English articles and spare white space."""
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the prediction is one of the answers, after `normalize_answer`, else 0. No answers: 1 for an empty prediction."""
+    return float(normalize_answer(prediction) in {normalize_answer(answer) for answer in answers or [""]})
+
+
+def answer_f1(prediction: str, answers: Sequence[str]) -> float:
+    """F1 of the words that the prediction shares with an answer, in [0, 1]; of several answers the best counts.
+
+    Words are those of `normalize_answer`. Where either has none, it is 1 if neither has. No answers: as an empty one.
+    """
+    return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in answers or [""])
+
+
+def _f1(guess: list[str], truth: list[str]) -> float:
+    if not guess or not truth:
+        return float(guess == truth)
+    shared = sum((Counter(guess) & Counter(truth)).values())
+    return 2 * shared / (len(guess) + len(truth))

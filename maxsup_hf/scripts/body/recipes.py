@@ -1,0 +1,24 @@
+"""Training arguments that suit small text models; each task starts from them, and the user's flags win."""
+
+from __future__ import annotations
+
+EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 50}
+FROM_SCRATCH = {
+    **EVERY_EPOCH,
+    "num_train_epochs": 10,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 256,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.01,
+    "warmup_steps": 0.1,
+}
+EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 4, "save_total_limit": 2}
+FINE_TUNING = {
+    **EVERY_EPOCH,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 128,
+    "learning_rate": 5e-5,
+    "weight_decay": 0.01,
+    "warmup_steps": 0.1,
+}

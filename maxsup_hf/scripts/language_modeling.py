@@ -1,0 +1,264 @@
+"""Train or fine-tune a language model, causal or masked (--mlm).
+
+Without arguments: a tiny Llama (with --mlm: a tiny BERT) on the reference of the Python language, with nothing downloaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+from transformers.trainer_utils import EvalLoopOutput
+
+from maxsup_hf.checks import read_column
+from maxsup_hf.metrics import perplexity
+from maxsup_hf.scripts.body import recipes, run
+from maxsup_hf.scripts.body.arguments import flag, no_flag, parse
+from maxsup_hf.scripts.body.columns import check_strings, find_column, is_string
+from maxsup_hf.scripts.body.embedded_texts import python_documentation
+from maxsup_hf.scripts.body.generators import build_generator_tokenizer, build_mask_tokenizer
+from maxsup_hf.scripts.body.loading import TEXT_FORMATS, Splits, load_splits
+from maxsup_hf.scripts.body.models import build_model, load_config
+from maxsup_hf.scripts.body.splits import SPLIT_SEED, limit_rows
+from maxsup_hf.scripts.body.tokenizers import NO_LIMIT, TextArguments, default_config
+from maxsup_hf.trainer import MaxSupTrainer
+
+logger = logging.getLogger(__name__)
+
+TASK = "language-modeling"
+TEXT_NAMES = ("text", "content", "document", "sentence", "article", "body", "code")
+
+FROM_SCRATCH = {
+    **recipes.FROM_SCRATCH,
+    "num_train_epochs": 4,
+    "learning_rate": 2e-3,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 32,
+    "lr_scheduler_type": "cosine",
+}
+EMBEDDED = {**FROM_SCRATCH, "save_total_limit": 2}
+FINE_TUNING = {**recipes.FINE_TUNING, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8}
+
+VOCABULARY_SIZE = 2_000
+DEFAULT_BLOCK = 128  # of the default models
+LONGEST_BLOCK = 1024  # of a model that takes more, unless asked for: memory grows with it
+
+
+@dataclass
+class LanguageModelingArguments(TextArguments):
+    """Flags of language modelling."""
+
+    mlm: bool = flag("Train a masked language model (BERT) instead of a causal one (GPT).", False)
+    mlm_probability: float = flag("Share of the tokens that are to be predicted, with --mlm.", 0.15)
+    text_column_name: str | None = flag("Column of the texts (default: found by its type or name).")
+    block_size: int | None = flag(
+        "Texts are joined and cut into blocks of so many tokens (default: what the model takes, at most 1024)."
+    )
+    label_column_name: str | None = no_flag()
+    max_seq_length: int | None = no_flag()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.mlm_probability < 1:
+            raise ValueError(f"mlm_probability must lie between 0 and 1 (both excluded), got {self.mlm_probability}")
+        if self.block_size is not None and self.block_size < 2:
+            raise ValueError(f"block_size must be at least 2 tokens, got {self.block_size}")
+
+
+def prepare(argv: Sequence[str] | None = None) -> run.Job:
+    """Read and check everything that a run needs.
+
+    Raises:
+        ValueError, TypeError, OSError: bad input; nothing was written.
+    """
+    args, training_args = parse(
+        LanguageModelingArguments,
+        argv,
+        task=TASK,
+        embedded=EMBEDDED,
+        from_scratch=FROM_SCRATCH,
+        fine_tuning=FINE_TUNING,
+    )
+    config = load_config(args)
+    if config is not None and not args.mlm:
+        _check_causal(config, args)
+    with training_args.main_process_first(desc="loading and tokenizing the data"):
+        splits, column = _load_texts(args)
+        texts = read_column(splits["train"], column).to_pylist()
+        build = build_mask_tokenizer if args.mlm else build_generator_tokenizer
+        tokenizer = build(args, config, texts, vocabulary_size=VOCABULARY_SIZE)
+        block = _block_size(args, config, tokenizer)
+        config = config or (default_config(tokenizer) if args.mlm else _default_config(tokenizer, block))
+        splits = {split: _pack(dataset, column, tokenizer, block, split) for split, dataset in splits.items()}
+        splits = limit_rows(_hold_out_the_end(splits, args.train_val_split), args)
+        if args.mlm:
+            splits = {split: data if split == "train" else _mask(data, tokenizer, args) for split, data in splits.items()}
+    model = build_model(AutoModelForMaskedLM if args.mlm else AutoModelForCausalLM, config, args, training_args.seed)
+    trainer = LanguageModelTrainer(
+        model,
+        training_args,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=tokenizer,
+        data_collator=_masking_collator(tokenizer, args) if args.mlm else causal_collator,
+    )
+    card = run.card(args, "fill-mask" if args.mlm else "text-generation", "reference of the Python language")
+    return run.Job(trainer, splits.get("test"), card)
+
+
+class LanguageModelTrainer(MaxSupTrainer):
+    """Reports the perplexity beside the loss of an evaluation."""
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        loss = (output.metrics or {}).get(f"{metric_key_prefix}_loss")
+        if loss is not None:
+            output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(loss)  # type: ignore[index]
+        return output
+
+
+# ---- data ----
+
+
+def _load_texts(args: LanguageModelingArguments) -> tuple[Splits, str]:
+    splits = load_splits(args, python_documentation, formats=TEXT_FORMATS)
+    column = find_column(splits["train"], "text_column_name", args.text_column_name, fits=is_string, names=TEXT_NAMES)
+    for split, dataset in splits.items():
+        check_strings(dataset, column, "text_column_name", split)
+    return {split: dataset.select_columns(column) for split, dataset in splits.items()}, column
+
+
+def _pack(dataset: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, block: int, split: str) -> Dataset:
+    """Join all texts, each with its end token, and cut them into blocks; what is left at the end is dropped.
+
+    Returns:
+        One column `input_ids` of `block` tokens a row.
+    """
+    end = tokenizer.eos_token_id
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        texts = tokenizer(batch[column], verbose=False)["input_ids"]  # longer than the model takes: they will be cut
+        return {"input_ids": [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in texts]}
+
+    tokenized = dataset.map(encode, batched=True, remove_columns=[column], desc="tokenizing")
+    tokens = pc.list_flatten(read_column(tokenized, "input_ids")).cast(pa.int32()).to_numpy()
+    count = len(tokens) // block
+    if count == 0:
+        raise ValueError(
+            f"block_size: the {split} data has {len(tokens)} tokens, too few for one block of {block}; lower --block_size "
+            "or bring more text"
+        )
+    blocks = pa.FixedSizeListArray.from_arrays(pa.array(tokens[: count * block]), block)
+    return Dataset(pa.table({"input_ids": blocks.cast(pa.list_(pa.int32()))}))
+
+
+def _hold_out_the_end(splits: Splits, share: float) -> Splits:
+    """Where there is no validation data, the last blocks become it: drawn at random, they would stand between training
+    blocks of the same text, and a data set may be a single text."""
+    if "validation" in splits:
+        return splits
+    train = splits["train"]
+    if len(train) < 2:
+        raise ValueError(
+            "block_size: the training data is one block, too little to hold one out for validation; lower --block_size, or "
+            "bring more text or validation data"
+        )
+    cut = min(max(1, round(len(train) * (1 - share))), len(train) - 1)
+    logger.info("no validation data: held out the last %d of %d blocks (train_val_split)", len(train) - cut, len(train))
+    return {**splits, "train": train.select(range(cut)), "validation": train.select(range(cut, len(train)))}
+
+
+def _mask(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: LanguageModelingArguments) -> Dataset:
+    """Mask evaluation data once, always the same tokens: otherwise no two evaluations could be compared."""
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mlm_probability, seed=SPLIT_SEED)
+
+    def mask(batch: dict[str, list[list[int]]]) -> dict[str, Any]:
+        masked = collate([{"input_ids": ids} for ids in batch["input_ids"]])
+        return {name: masked[name].numpy() for name in ("input_ids", "labels")}
+
+    return dataset.map(mask, batched=True, desc="masking")
+
+
+def _masking_collator(tokenizer: PreTrainedTokenizerBase, args: LanguageModelingArguments) -> Callable[[list[Any]], Any]:
+    mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mlm_probability)
+    return lambda rows: default_data_collator(rows) if "labels" in rows[0] else mask(rows)
+
+
+def causal_collator(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Blocks are full, so that every token is a label: the usual collator would ignore end tokens that also pad."""
+    batch = default_data_collator(rows)
+    return {**batch, "labels": batch["input_ids"].clone()}
+
+
+# ---- model ----
+
+
+def _check_causal(config: PretrainedConfig, args: LanguageModelingArguments) -> None:
+    """Encoders with a language head see the token that they are to predict; they would learn to copy it."""
+    reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    if reads_both_ways and not getattr(config, "is_decoder", False):
+        source = args.model_name_or_path or args.config_name
+        raise ValueError(
+            f"{source!r} ({config.model_type}) is a masked language model: add --mlm, or set is_decoder to true in its "
+            "config to train it as a causal one"
+        )
+
+
+def _block_size(args: LanguageModelingArguments, config: PretrainedConfig | None, tokenizer: PreTrainedTokenizerBase) -> int:
+    if config is None:
+        stated = [default_config(tokenizer).max_position_embeddings] if args.mlm else []
+        default = DEFAULT_BLOCK
+    else:
+        stated = [tokenizer.model_max_length] if tokenizer.name_or_path else []  # a trained one has no limit of its own
+        stated += [getattr(config, "max_position_embeddings", None)]
+        default = LONGEST_BLOCK
+    limit = min((n for n in stated if n and n < NO_LIMIT), default=NO_LIMIT)
+    if args.block_size and args.block_size > limit:
+        raise ValueError(f"block_size: {args.block_size} tokens are more than the {limit} that the model takes")
+    return args.block_size or min(limit, default)
+
+
+def _default_config(tokenizer: PreTrainedTokenizerBase, block: int) -> PretrainedConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=384,
+        max_position_embeddings=block,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`maxsup-hf train language-modeling`; see `--help`."""
+    run.main(prepare, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Train or fine-tune a model that picks one of several choices.
+
+Without arguments: a tiny transformer that picks the one name of a given kind, with nothing downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice, PreTrainedTokenizerBase
+
+from maxsup_hf.checks import read_column
+from maxsup_hf.scripts.body import recipes, run
+from maxsup_hf.scripts.body.arguments import flag, parse
+from maxsup_hf.scripts.body.choices import check_choices, find_columns
+from maxsup_hf.scripts.body.embedded_names import choices_of_names
+from maxsup_hf.scripts.body.labels import without_hidden_test
+from maxsup_hf.scripts.body.loading import Splits, load_splits
+from maxsup_hf.scripts.body.models import build_model, load_config
+from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
+from maxsup_hf.scripts.body.tokenizers import TextArguments, build_tokenizer, default_config, max_length
+from maxsup_hf.trainer import MaxSupTrainer
+
+TASK = "multiple-choice"
+EMBEDDED = {**recipes.EMBEDDED, "num_train_epochs": 3, "per_device_train_batch_size": 16}
+
+
+@dataclass
+class MultipleChoiceArguments(TextArguments):
+    """Flags of multiple choice."""
+
+    question_column_name: str | None = flag(
+        "Column of what the choices continue or answer (default: found by its type or name)."
+    )
+    choices_column_name: str | None = flag(
+        "Column of the choices, a list in each row; or the names of one column for each choice with commas between them "
+        "(default: found by its type or name)."
+    )
+    label_column_name: str | None = flag(
+        "Column of the right choice: its number from 0, or its text (default: found by its type or name)."
+    )
+
+
+def prepare(argv: Sequence[str] | None = None) -> run.Job:
+    """Read and check everything that a run needs.
+
+    Raises:
+        ValueError, TypeError, OSError: bad input; nothing was written.
+    """
+    args, training_args = parse(
+        MultipleChoiceArguments,
+        argv,
+        task=TASK,
+        embedded=EMBEDDED,
+        from_scratch=recipes.FROM_SCRATCH,
+        fine_tuning=recipes.FINE_TUNING,
+    )
+    config = load_config(args)
+    with training_args.main_process_first(desc="loading and tokenizing the data"):
+        splits = _load_choices(args)
+        train = splits["train"]
+        choices = (text for row in read_column(train, "choices").to_pylist() for text in row)
+        texts = (text for texts in (read_column(train, "question").to_pylist(), choices) for text in texts)
+        tokenizer = build_tokenizer(args, config, texts)
+        config = config or default_config(tokenizer)
+        length = max_length(args, config, tokenizer)
+        splits = {split: _tokenize(dataset, tokenizer, length) for split, dataset in splits.items()}
+    model = build_model(AutoModelForMultipleChoice, config, args, training_args.seed)
+    trainer = MaxSupTrainer(
+        model,
+        training_args,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorForMultipleChoice(tokenizer),
+        compute_metrics=run.classification_metrics,
+        preprocess_logits_for_metrics=run.only_logits,
+    )
+    return run.Job(trainer, splits.get("test"), run.card(args, TASK, "choices of names in 20 languages, Unicode CLDR"))
+
+
+def _load_choices(args: MultipleChoiceArguments) -> Splits:
+    splits = load_splits(args, choices_of_names)
+    columns = find_columns(splits["train"], args.question_column_name, args.choices_column_name, args.label_column_name)
+    if args.dataset_name is not None:
+        splits = without_hidden_test(splits, columns[-1])
+    splits = check_choices(splits, *columns)
+    return limit_rows(hold_out_validation(splits, args.train_val_split, "labels"), args, "labels")
+
+
+def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    """For each row C lists of token ids: the question with each of its choices. Of a long pair the longer text is cut."""
+    count = len(dataset[0]["choices"])
+
+    def encode(batch: dict[str, list[Any]]) -> Any:
+        questions = [question for question in batch["question"] for _ in range(count)]
+        choices = [choice for row in batch["choices"] for choice in row]
+        encoded = tokenizer(questions, choices, truncation="longest_first", max_length=length)
+        return {name: [values[i : i + count] for i in range(0, len(values), count)] for name, values in encoded.items()}
+
+    return dataset.map(encode, batched=True, remove_columns=["question", "choices"], desc="tokenizing")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`maxsup-hf train multiple-choice`; see `--help`."""
+    run.main(prepare, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Train or fine-tune a model that answers questions by a span of a given context.
+
+Without arguments: a tiny transformer that finds the name of the right kind in a list, with nothing downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+from torch.utils.data import SequentialSampler
+from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, EvalPrediction
+
+from maxsup_hf.checks import read_column
+from maxsup_hf.scripts.body import recipes, run
+from maxsup_hf.scripts.body.answers import answer_metrics, check_answers, is_squad, predict_answers, windows
+from maxsup_hf.scripts.body.arguments import flag, parse
+from maxsup_hf.scripts.body.columns import find_column, is_string
+from maxsup_hf.scripts.body.embedded_names import questions_about_names
+from maxsup_hf.scripts.body.loading import Splits, load_splits
+from maxsup_hf.scripts.body.models import build_model, load_config
+from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
+from maxsup_hf.scripts.body.tokenizers import TextArguments, build_tokenizer, default_config, max_length
+from maxsup_hf.trainer import MaxSupTrainer
+
+TASK = "question-answering"
+EMBEDDED = {**recipes.EMBEDDED, "per_device_train_batch_size": 16}
+QUESTION_NAMES = ("question", "query")
+CONTEXT_NAMES = ("context", "passage", "paragraph", "document", "text")
+ANSWER_NAMES = ("answers", "answer", "label")
+
+
+@dataclass
+class QuestionAnsweringArguments(TextArguments):
+    """Flags of question answering."""
+
+    question_column_name: str | None = flag("Column of the questions (default: found by its type or name).")
+    context_column_name: str | None = flag("Column of the texts that hold the answers (default: found by its type or name).")
+    label_column_name: str | None = flag(
+        "Column of the answers: strings, of which the first occurrence in the context counts, or the lists text and "
+        "answer_start as in SQuAD; empty where the context has no answer (default: found by its type or name)."
+    )
+    max_seq_length: int | None = flag(
+        "Longest question and context in tokens; a longer context is cut into windows (default: what the model takes, "
+        "else 512)."
+    )
+    doc_stride: int | None = flag(
+        "Tokens that neighbouring windows of a long context share (default: a quarter of a window)."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.doc_stride is not None and self.doc_stride < 0:
+            raise ValueError(f"doc_stride must be at least 0 tokens, got {self.doc_stride}")
+
+
+class AnswerTrainer(MaxSupTrainer):
+    """Evaluates the texts of the answers, which takes more of the data set than the model gets to see."""
+
+    may_be_none = False
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        self.compute_metrics = partial(metrics, dataset=dataset, may_be_none=self.may_be_none)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
+        return SequentialSampler(eval_dataset)  # windows in their order, also where training groups them by length
+
+
+def prepare(argv: Sequence[str] | None = None) -> run.Job:
+    """Read and check everything that a run needs.
+
+    Raises:
+        ValueError, TypeError, OSError: bad input; nothing was written.
+    """
+    args, training_args = parse(
+        QuestionAnsweringArguments,
+        argv,
+        task=TASK,
+        embedded=EMBEDDED,
+        from_scratch=recipes.FROM_SCRATCH,
+        fine_tuning=recipes.FINE_TUNING,
+    )
+    config = load_config(args)
+    with training_args.main_process_first(desc="loading and tokenizing the data"):
+        splits = _load_questions(args)
+        may_be_none = -1 in splits["train"].unique("start")
+        train = splits["train"]
+        texts = (text for column in ("question", "context") for text in read_column(train, column).to_pylist())
+        tokenizer = build_tokenizer(args, config, texts, offsets=True)
+        tokenizer.padding_side = "right"  # answers are positions, which padding on the left would move
+        config = config or default_config(tokenizer)
+        config.num_labels = 2  # the two ends
+        length = max_length(args, config, tokenizer)
+        stride = length // 4 if args.doc_stride is None else args.doc_stride
+        splits = {split: windows(dataset, tokenizer, length, stride, split) for split, dataset in splits.items()}
+    model = build_model(AutoModelForQuestionAnswering, config, args, training_args.seed)
+    trainer = AnswerTrainer(
+        model,
+        training_args,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        preprocess_logits_for_metrics=_both_ends,
+    )
+    trainer.may_be_none = may_be_none
+    return run.Job(trainer, splits.get("test"), run.card(args, TASK, "questions about names in 20 languages, Unicode CLDR"))
+
+
+def _load_questions(args: QuestionAnsweringArguments) -> Splits:
+    splits = load_splits(args, questions_about_names)
+    train = splits["train"]
+    answers = find_column(train, "label_column_name", args.label_column_name, fits=is_squad, names=ANSWER_NAMES)
+    question = find_column(
+        train, "question_column_name", args.question_column_name, fits=is_string, names=QUESTION_NAMES, taken=[answers]
+    )
+    context = find_column(
+        train,
+        "context_column_name",
+        args.context_column_name,
+        fits=is_string,
+        names=CONTEXT_NAMES,
+        taken=[answers, question],
+    )
+    splits = {split: check_answers(dataset, question, context, answers, split) for split, dataset in splits.items()}
+    return limit_rows(hold_out_validation(splits, args.train_val_split), args)
+
+
+def metrics(prediction: EvalPrediction, dataset: Dataset, may_be_none: bool) -> dict[str, float]:
+    """Exact match and F1 of the answers that the logits of all windows of a data set amount to."""
+    logits: Any = prediction.predictions
+    start_logits, end_logits = logits
+    return answer_metrics(predict_answers(start_logits, end_logits, dataset, may_be_none), dataset)
+
+
+def _both_ends(outputs: Any, labels: Any) -> Any:
+    """`preprocess_logits_for_metrics`: encoder-decoders return hidden states too, which would fill the memory."""
+    return outputs[:2]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`maxsup-hf train question-answering`; see `--help`."""
+    run.main(prepare, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Train or fine-tune a model that tells the class of every pixel.
+
+Without arguments: a tiny SegFormer on pictures of handwritten digits, with nothing downloaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    EvalPrediction,
+    PretrainedConfig,
+    SegformerConfig,
+    SegformerImageProcessorPil,
+    default_data_collator,
+)
+
+from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
+from maxsup_hf.scripts.body import run
+from maxsup_hf.scripts.body.arguments import ScriptArguments, data_flags, flag, parse
+from maxsup_hf.scripts.body.embedded_scenes import SCENE_CLASSES, digit_scenes
+from maxsup_hf.scripts.body.loading import Splits, load_splits, loading
+from maxsup_hf.scripts.body.masks import as_images, count_classes, find_columns, load_pair_folder, to_array
+from maxsup_hf.scripts.body.models import build_model, hub_options, load_config, set_classes
+from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
+from maxsup_hf.trainer import MaxSupTrainer
+
+TASK = "semantic-segmentation"
+
+EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 20}
+FROM_SCRATCH = {
+    **EVERY_EPOCH,
+    "num_train_epochs": 10,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 32,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.01,
+    "warmup_steps": 0.1,
+    "lr_scheduler_type": "cosine",
+}
+EMBEDDED = {**FROM_SCRATCH, "save_total_limit": 2}
+FINE_TUNING = {
+    **EVERY_EPOCH,
+    "num_train_epochs": 10,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 8,
+    "learning_rate": 6e-5,
+    "weight_decay": 0.01,
+    "warmup_steps": 0.1,
+}
+
+
+@dataclass
+class SemanticSegmentationArguments(ScriptArguments):
+    """Flags of semantic segmentation."""
+
+    train_dir: str | None = flag("Training data: a folder with the subfolders images and masks, whose file names agree.")
+    validation_dir: str | None = flag("Validation data, as --train_dir.")
+    test_dir: str | None = flag("Test data, evaluated once at the end, as --train_dir.")
+    image_column_name: str | None = flag("Column of the images, or of paths to them (default: found by its type or name).")
+    label_column_name: str | None = flag(
+        "Column of the masks, or of paths to them: images of one channel whose values are classes, 255 where a pixel is to "
+        "be ignored (default: found by its type or name)."
+    )
+    class_names: str | None = flag(
+        "Names of the classes 0, 1, …, with commas between them (default: as many as the training masks have)."
+    )
+    image_processor_name: str | None = flag("Image processor: a Hub id or a folder (default: that of the model).")
+    image_size: int = flag("Height and width in pixels that the default model takes; images and masks are resized.", 40)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
+
+
+def prepare(argv: Sequence[str] | None = None) -> run.Job:
+    """Read and check everything that a run needs.
+
+    Raises:
+        ValueError, TypeError, OSError: bad input; nothing was written.
+    """
+    args, training_args = parse(
+        SemanticSegmentationArguments,
+        argv,
+        task=TASK,
+        embedded=EMBEDDED,
+        from_scratch=FROM_SCRATCH,
+        fine_tuning=FINE_TUNING,
+    )
+    config = load_config(args) or _default_config()
+    # UPerNet calls it otherwise; the Trainer, which counts the pixels of a batch, reads the usual name
+    ignore_index = getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", 255))
+    config.semantic_loss_ignore_index = ignore_index
+    with training_args.main_process_first(desc="loading the data"):
+        splits, columns, names = _load_images(args, config, ignore_index)
+    config = set_classes(config, names)
+    model = build_model(AutoModelForSemanticSegmentation, config, args, training_args.seed)
+    processor = _image_processor(args)
+    transform = partial(_to_pixels, columns=columns, processor=processor)
+    datasets = {split: dataset.with_transform(transform) for split, dataset in splits.items()}
+    training_args.remove_unused_columns = False  # the image column is no argument of the model, but becomes one
+    training_args.batch_eval_metrics = True  # the predictions of a whole data set would fill the memory
+    trainer = MaxSupTrainer(
+        model,
+        training_args,
+        train_dataset=datasets["train"],
+        eval_dataset=datasets["validation"],
+        processing_class=processor,
+        data_collator=default_data_collator,
+        compute_metrics=SegmentationMetrics(len(names), ignore_index),
+        preprocess_logits_for_metrics=predicted_classes,
+    )
+    return run.Job(trainer, datasets.get("test"), run.card(args, "image-segmentation", "scenes of scikit-learn's digits"))
+
+
+# ---- data ----
+
+
+def _load_images(
+    args: SemanticSegmentationArguments, config: PretrainedConfig, ignore_index: int
+) -> tuple[Splits, tuple[str, str], list[str]]:
+    splits = load_splits(args, digit_scenes, load_pair_folder)
+    image, mask = find_columns(splits["train"], args.image_column_name, args.label_column_name)
+    for split, dataset in splits.items():
+        dataset = as_images(dataset, image, "image_column_name", split)
+        splits[split] = as_images(dataset, mask, "label_column_name", split).select_columns([image, mask])
+    names = _class_names(args)
+    count = count_classes(splits, image, mask, names, ignore_index)
+    pretrained = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    if not names and len(pretrained) == count:
+        names = pretrained
+    splits = limit_rows(hold_out_validation(splits, args.train_val_split), args)
+    return splits, (image, mask), names or [str(i) for i in range(count)]
+
+
+def _class_names(args: SemanticSegmentationArguments) -> list[str]:
+    if args.class_names is None:
+        return [] if data_flags(args) else list(SCENE_CLASSES)
+    names = [name.strip() for name in args.class_names.split(",")]
+    if len(set(names)) < len(names) or not all(names):
+        raise ValueError(f"class_names must be different names with commas between them, got {args.class_names!r}")
+    return names
+
+
+def _to_pixels(batch: dict[str, list[Any]], columns: tuple[str, str], processor: Any) -> dict[str, Any]:
+    image, mask = columns
+    images = [picture.convert("RGB") for picture in batch[image]]
+    masks = [to_array(picture).astype(np.uint8) for picture in batch[mask]]
+    return dict(processor(images, segmentation_maps=masks, return_tensors="pt"))
+
+
+# ---- model and metrics ----
+
+
+def _default_config() -> PretrainedConfig:
+    """Half the usual strides, for small images."""
+    return SegformerConfig(
+        num_encoder_blocks=3,
+        depths=[1, 1, 1],
+        sr_ratios=[4, 2, 1],
+        hidden_sizes=[32, 64, 128],
+        patch_sizes=[5, 3, 3],
+        strides=[2, 2, 2],
+        num_attention_heads=[1, 2, 4],
+        mlp_ratios=[2, 2, 2],
+        decoder_hidden_size=64,
+        drop_path_rate=0.0,
+    )
+
+
+def _image_processor(args: SemanticSegmentationArguments) -> Any:
+    source = args.image_processor_name or args.model_name_or_path
+    if not source:
+        size = {"height": args.image_size, "width": args.image_size}
+        return SegformerImageProcessorPil(size=size)  # without torchvision, as it always is there
+    argument = "image_processor_name" if args.image_processor_name else "model_name_or_path"
+    with loading(argument, source):
+        processor = AutoImageProcessor.from_pretrained(source, **hub_options(args))
+    if "segmentation_maps" not in inspect.signature(processor.preprocess).parameters:
+        raise ValueError(
+            f"{argument}: the image processor of {source!r}, {type(processor).__name__}, does not take masks; name one of a "
+            "segmentation model with --image_processor_name"
+        )
+    processor.do_reduce_labels = False  # masks mean what they were checked for
+    return processor
+
+
+def predicted_classes(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """`preprocess_logits_for_metrics`: (N, K, h, w) logits, scaled up to the masks, become (N, H, W) classes."""
+    logits = run.only_logits(outputs, labels)
+    scaled = torch.nn.functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+    return scaled.argmax(1)
+
+
+class SegmentationMetrics:
+    """`compute_metrics` that adds up one confusion matrix over the batches of an evaluation."""
+
+    def __init__(self, num_classes: int, ignore_index: int):
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.confusion = np.zeros((num_classes, num_classes), np.int64)
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
+        predictions, labels = (torch.as_tensor(x).cpu().numpy() for x in (prediction.predictions, prediction.label_ids))
+        self.confusion += confusion_matrix(predictions, labels, self.num_classes, self.ignore_index)
+        if not compute_result:
+            return {}
+        whole, self.confusion = self.confusion, np.zeros_like(self.confusion)
+        return {"mean_iou": mean_iou(whole), "pixel_accuracy": pixel_accuracy(whole)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`maxsup-hf train semantic-segmentation`; see `--help`."""
+    run.main(prepare, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Train or fine-tune an encoder-decoder that writes a text for a text: translation, summarisation.
+
+Without arguments: a tiny T5 that translates names, dates and amounts from English to German, with nothing downloaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Translation
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    EvalPrediction,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    T5Config,
+)
+
+from maxsup_hf.arguments import MaxSupSeq2SeqTrainingArguments
+from maxsup_hf.checks import read_column
+from maxsup_hf.counting import IGNORE_INDEX
+from maxsup_hf.metrics import chrf
+from maxsup_hf.scripts.body import recipes, run
+from maxsup_hf.scripts.body.arguments import flag, no_flag, parse
+from maxsup_hf.scripts.body.columns import check_column, check_strings, find_column, is_string
+from maxsup_hf.scripts.body.embedded_texts import translated_phrases
+from maxsup_hf.scripts.body.generators import build_generator_tokenizer
+from maxsup_hf.scripts.body.loading import Splits, load_splits
+from maxsup_hf.scripts.body.models import build_model, load_config
+from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
+from maxsup_hf.scripts.body.tokenizers import TextArguments, max_length
+from maxsup_hf.trainer import MaxSupSeq2SeqTrainer
+
+logger = logging.getLogger(__name__)
+
+TASK = "sequence-to-sequence"
+SOURCE_NAMES = ("source", "src", "document", "article", "dialogue", "input", "text")
+TARGET_NAMES = ("target", "tgt", "summary", "highlights", "abstract", "output")
+
+VOCABULARY_SIZE = 1_000  # of the default model: names that are rare are spelled out
+
+WRITES = {"predict_with_generate": True}
+FROM_SCRATCH = {**recipes.FROM_SCRATCH, **WRITES, "learning_rate": 3e-3}
+EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 4, "save_total_limit": 2, "max_target_length": 48}
+FINE_TUNING = {**recipes.FINE_TUNING, **WRITES, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 32}
+
+
+@dataclass
+class SequenceToSequenceArguments(TextArguments):
+    """Flags of sequence to sequence."""
+
+    source_column_name: str | None = flag("Column of the texts to read (default: --source_lang, or found by its name).")
+    target_column_name: str | None = flag("Column of the texts to write (default: --target_lang, or found by its name).")
+    source_lang: str | None = flag("Language to translate from, as a column or a `translation` column of the Hub calls it.")
+    target_lang: str | None = flag("Language to translate to, as --source_lang.")
+    source_prefix: str = flag("Put before every source text: T5 expects its task there, 'summarize: '.", "")
+    max_seq_length: int | None = flag(
+        "Longest source in tokens; the rest is cut off (default: what the model takes, else 512)."
+    )
+    max_target_length: int = flag("Longest target in tokens; the rest is cut off. No longer text is generated.", 128)
+    label_column_name: str | None = no_flag()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_target_length < 1:
+            raise ValueError(f"max_target_length must be at least 1 token, got {self.max_target_length}")
+
+
+def prepare(argv: Sequence[str] | None = None) -> run.Job:
+    """Read and check everything that a run needs.
+
+    Raises:
+        ValueError, TypeError, OSError: bad input; nothing was written.
+    """
+    args, training_args = parse(
+        SequenceToSequenceArguments,
+        argv,
+        task=TASK,
+        embedded=EMBEDDED,
+        from_scratch=FROM_SCRATCH,
+        fine_tuning=FINE_TUNING,
+        training_class=MaxSupSeq2SeqTrainingArguments,
+    )
+    config = load_config(args)
+    with training_args.main_process_first(desc="loading and tokenizing the data"):
+        splits, columns = _load_pairs(args)
+        texts = (text for column in columns for text in read_column(splits["train"], column).to_pylist())
+        tokenizer = build_generator_tokenizer(args, config, texts, vocabulary_size=VOCABULARY_SIZE, ends=True)
+        config = config or _default_config(tokenizer)
+        length = max_length(args, config, tokenizer)
+        splits = {split: _tokenize(dataset, columns, tokenizer, args, length) for split, dataset in splits.items()}
+    model = build_model(AutoModelForSeq2SeqLM, config, args, training_args.seed)
+    if training_args.generation_max_length is None:
+        training_args.generation_max_length = args.max_target_length + 1  # the decoder's start token counts
+    trainer = MaxSupSeq2SeqTrainer(
+        model,
+        training_args,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),  # without the model: it makes decoder inputs from the labels
+        compute_metrics=_text_metrics(tokenizer) if training_args.predict_with_generate else None,
+    )
+    return run.Job(
+        trainer,
+        splits.get("test"),
+        run.card(args, "text2text-generation", "names, dates and amounts of Unicode CLDR, en to de"),
+    )
+
+
+# ---- data ----
+
+
+def _load_pairs(args: SequenceToSequenceArguments) -> tuple[Splits, tuple[str, str]]:
+    splits = {split: _flatten(dataset) for split, dataset in load_splits(args, translated_phrases).items()}
+    train = splits["train"]
+    source = args.source_column_name or _column_of(train, args.source_lang)
+    target = args.target_column_name or _column_of(train, args.target_lang)
+    if source is not None and source == target:
+        raise ValueError(f"source_column_name and target_column_name are both {source!r}; name two columns")
+    if source is not None:
+        check_column(train, source, "source_column_name")
+    other = [source] if source else [name for name in train.column_names if name.lower() in SOURCE_NAMES]
+    target = find_column(train, "target_column_name", target, fits=is_string, names=TARGET_NAMES, taken=other)
+    source = find_column(train, "source_column_name", source, fits=is_string, names=SOURCE_NAMES, taken=[target])
+    for split, dataset in splits.items():
+        check_strings(dataset, source, "source_column_name", split)
+        check_strings(dataset, target, "target_column_name", split)
+    splits = {split: dataset.select_columns([source, target]) for split, dataset in splits.items()}
+    return limit_rows(hold_out_validation(splits, args.train_val_split), args), (source, target)
+
+
+def _flatten(dataset: Dataset) -> Dataset:
+    """The Hub keeps translations as a dict in one column, `translation`: here `translation.en`, `translation.de`, …"""
+    nested = any(isinstance(feature, dict | Translation) for feature in dataset.features.values())
+    return dataset.flatten() if nested else dataset
+
+
+def _column_of(dataset: Dataset, language: str | None) -> str | None:
+    """The column that is called by a language, also inside of a dict."""
+    found = [name for name in dataset.column_names if language and name.rpartition(".")[2] == language]
+    return found[0] if len(found) == 1 else language
+
+
+def _tokenize(
+    dataset: Dataset,
+    columns: tuple[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    args: SequenceToSequenceArguments,
+    length: int,
+) -> Dataset:
+    """Token ids of the sources, and of the targets as labels. Padding is left to the collator."""
+    source, target = columns
+
+    def encode(batch: dict[str, list[str]]) -> Any:
+        encoded = tokenizer([args.source_prefix + text for text in batch[source]], truncation=True, max_length=length)
+        targets = tokenizer(text_target=batch[target], truncation=True, max_length=args.max_target_length)
+        return {**encoded, "labels": targets["input_ids"]}
+
+    return dataset.map(encode, batched=True, remove_columns=list(columns), desc="tokenizing")
+
+
+# ---- model and metrics ----
+
+
+def _default_config(tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=128,
+        d_kv=32,
+        num_heads=4,
+        d_ff=256,
+        num_layers=2,
+        num_decoder_layers=2,
+        dropout_rate=0.1,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config.decoder_start_token_id = tokenizer.pad_token_id
+    return config
+
+
+def _text_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
+    """`compute_metrics` of generated texts: chrF and exact match, and BLEU (in percent) where sacrebleu is installed."""
+    has_sacrebleu = find_spec("sacrebleu") is not None
+    if not has_sacrebleu:
+        logger.info("sacrebleu is not installed: texts are scored by chrF and exact match, without BLEU")
+
+    def decode(ids: Any) -> list[str]:
+        kept = np.where(ids == IGNORE_INDEX, tokenizer.pad_token_id, ids)
+        return [text.strip() for text in tokenizer.batch_decode(kept, skip_special_tokens=True)]
+
+    def metrics(prediction: EvalPrediction) -> dict[str, float]:
+        written = prediction.predictions
+        found, wanted = decode(written[0] if isinstance(written, tuple) else written), decode(prediction.label_ids)
+        scores = {"chrf": chrf(found, wanted), "exact_match": float(np.mean(np.array(found) == np.array(wanted)))}
+        if has_sacrebleu:
+            from sacrebleu import corpus_bleu
+
+            scores["bleu"] = corpus_bleu(found, [wanted]).score
+        return scores
+
+    return metrics
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`maxsup-hf train sequence-to-sequence`; see `--help`."""
+    run.main(prepare, argv)
+
+
+if __name__ == "__main__":
+    main()

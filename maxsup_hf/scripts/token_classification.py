@@ -1,0 +1,147 @@
+"""Train or fine-tune a tagger of words: named entities, parts of speech.
+
+Without arguments: a tiny transformer that finds territories, languages and currencies in lists of names, with nothing
+downloaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    EvalPrediction,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from maxsup_hf.checks import read_column
+from maxsup_hf.counting import IGNORE_INDEX
+from maxsup_hf.metrics import entity_f1, is_bio
+from maxsup_hf.scripts.body import recipes, run
+from maxsup_hf.scripts.body.arguments import flag, parse
+from maxsup_hf.scripts.body.embedded_names import tagged_names
+from maxsup_hf.scripts.body.loading import Splits, load_splits
+from maxsup_hf.scripts.body.models import build_model, load_config, set_classes
+from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
+from maxsup_hf.scripts.body.tags import encode_tags, find_columns
+from maxsup_hf.scripts.body.tokenizers import TextArguments, build_tokenizer, default_config, max_length
+from maxsup_hf.trainer import MaxSupTrainer
+
+logger = logging.getLogger(__name__)
+
+TASK = "token-classification"
+
+
+@dataclass
+class TokenClassificationArguments(TextArguments):
+    """Flags of token classification."""
+
+    tokens_column_name: str | None = flag("Column of the words, a list in each row (default: found by its type or name).")
+    label_column_name: str | None = flag(
+        "Column of the tags, a list of names or numbers in each row (default: found by its type or name)."
+    )
+
+
+def prepare(argv: Sequence[str] | None = None) -> run.Job:
+    """Read and check everything that a run needs.
+
+    Raises:
+        ValueError, TypeError, OSError: bad input; nothing was written.
+    """
+    args, training_args = parse(
+        TokenClassificationArguments,
+        argv,
+        task=TASK,
+        embedded=recipes.EMBEDDED,
+        from_scratch=recipes.FROM_SCRATCH,
+        fine_tuning=recipes.FINE_TUNING,
+    )
+    config = load_config(args)
+    with training_args.main_process_first(desc="loading and tokenizing the data"):
+        splits, names = _load_sentences(args, config)
+        texts = (" ".join(words) for words in read_column(splits["train"], "tokens").to_pylist())
+        tokenizer = build_tokenizer(args, config, texts, offsets=True)
+        config = set_classes(config or default_config(tokenizer), names)
+        length = max_length(args, config, tokenizer)
+        splits = {split: _tokenize(dataset, tokenizer, length, split) for split, dataset in splits.items()}
+    model = build_model(AutoModelForTokenClassification, config, args, training_args.seed)
+    trainer = MaxSupTrainer(
+        model,
+        training_args,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorForTokenClassification(tokenizer),
+        compute_metrics=partial(metrics, names=names),
+        preprocess_logits_for_metrics=run.only_logits,
+    )
+    return run.Job(trainer, splits.get("test"), run.card(args, TASK, "tagged names in 20 languages from Unicode CLDR"))
+
+
+def _load_sentences(args: TokenClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str]]:
+    splits = load_splits(args, tagged_names)
+    columns = find_columns(splits["train"], args.tokens_column_name, args.label_column_name)
+    order = [str(name) for _, name in sorted((config.id2label or {}).items())] if config else []
+    splits, names = encode_tags(splits, *columns, order)
+    return limit_rows(hold_out_validation(splits, args.train_val_split), args), names
+
+
+def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, split: str) -> Dataset:
+    """Token ids and labels of the same length: the first token of a word has its tag, the others are ignored."""
+    pre_tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer).pre_tokenizer
+    if isinstance(pre_tokenizer, ByteLevel):
+        pre_tokenizer.add_prefix_space = True  # or every word would look like the first one of a text
+
+    def encode(batch: dict[str, list[Any]]) -> Any:
+        encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=length)
+        encoded["labels"] = [_align(tags, encoded.word_ids(i)) for i, tags in enumerate(batch["labels"])]
+        return encoded
+
+    tokenized = dataset.map(encode, batched=True, remove_columns=["tokens"], desc="tokenizing")
+    given, kept = (sum(len(tags) - tags.count(IGNORE_INDEX) for tags in data["labels"]) for data in (dataset, tokenized))
+    if kept == 0:
+        raise ValueError(f"max_seq_length: no word of the {split} data is left in texts of {length} tokens; raise it")
+    if kept < given:
+        logger.warning(
+            "%d of the %d words of the %s data have no token (cut off, or nothing to the tokenizer): they are neither "
+            "trained on nor evaluated", given - kept, given, split,
+        )  # fmt: skip
+    return tokenized
+
+
+def _align(tags: Sequence[int], words: Sequence[int | None]) -> list[int]:
+    """(L,) labels of tokens, from the tags of words and each token's word."""
+    previous = [None, *words]
+    return [IGNORE_INDEX if word is None or word == previous[i] else tags[word] for i, word in enumerate(words)]
+
+
+def metrics(prediction: EvalPrediction, names: Sequence[str]) -> dict[str, float]:
+    """`compute_metrics`: those of classification over the words, and of entities where the tags are BIO tags."""
+    logits: Any = prediction.predictions
+    labels: Any = prediction.label_ids
+    counted = labels != IGNORE_INDEX
+    found = run.classification_metrics(EvalPrediction(logits[counted], labels[counted]))
+    if is_bio(names):
+        guesses, truths = (
+            [[names[i] for i in row[mask]] for row, mask in zip(rows, counted, strict=True)]
+            for rows in (logits.argmax(-1), labels)
+        )
+        found |= entity_f1(guesses, truths)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`maxsup-hf train token-classification`; see `--help`."""
+    run.main(prepare, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Entities and their F1 against a plain twin that walks from word to word."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maxsup_hf.metrics import entities, entity_f1, is_bio
+
+TAGS = st.sampled_from(["O", "B-x", "I-x", "B-y", "I-y"])
+
+
+def plain_entities(tags):
+    found, i = set(), 0
+    while i < len(tags):
+        if tags[i] == "O":
+            i += 1
+            continue
+        kind, end = tags[i][2:], i + 1
+        while end < len(tags) and tags[end] == f"I-{kind}":
+            end += 1
+        found.add((kind, i, end))
+        i = end
+    return found
+
+
+@given(st.lists(TAGS, max_size=12))
+def test_entities_agree_with_the_plain_twin(tags):
+    assert entities(tags) == plain_entities(tags)
+
+
+@given(st.lists(st.lists(st.tuples(TAGS, TAGS), max_size=8), max_size=5))
+def test_f1_agrees_with_the_plain_twin(pairs):
+    guesses, truths = ([[pair[i] for pair in row] for row in pairs] for i in range(2))
+    found = entity_f1(guesses, truths)
+    guessed = {(i, *entity) for i, row in enumerate(guesses) for entity in plain_entities(row)}
+    expected = {(i, *entity) for i, row in enumerate(truths) for entity in plain_entities(row)}
+    precision = len(guessed & expected) / len(guessed) if guessed else 0
+    recall = len(guessed & expected) / len(expected) if expected else 0
+    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0
+    assert found == pytest.approx({"precision": precision, "recall": recall, "f1": f1})
+
+
+def test_by_hand():
+    truth = ["B-PER", "I-PER", "O", "B-LOC", "B-LOC"]
+    assert entities(truth) == {("PER", 0, 2), ("LOC", 3, 4), ("LOC", 4, 5)}
+    assert entities(["O", "I-PER", "I-LOC", "I-LOC"]) == {("PER", 1, 2), ("LOC", 2, 4)}
+    found = entity_f1([["B-PER", "O", "O", "B-LOC", "B-LOC"]], [truth])
+    assert found == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3})
+    assert entity_f1([], []) == {"precision": 0, "recall": 0, "f1": 0}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(["O", "B-x"], True), (["B-x", "I-x"], True), (["O"], False), (["I-x", "O"], False), (["O", "B-x", "NOUN"], False)],
+)
+def test_is_bio(names, expected):
+    assert is_bio(names) is expected
+
+
+def test_other_lengths_are_refused():
+    with pytest.raises(ValueError, match="same number"):
+        entity_f1([["O"]], [["O", "O"]])

@@ -1,0 +1,124 @@
+"""Tiny models of whatever architecture, from its own default config made small by the names of its numbers."""
+
+import re
+from contextlib import suppress
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+CLASSES = 5
+LARGEST = 40_000_000  # parameters; what stays above that would fill the memory, not test a loss
+
+# First match wins. Sizes go together: 2 heads of 16 make 32.
+SIZES = [
+    (
+        r"(image_token|video_token|audio_token|image_start|image_end|vision_start|vision_end|boi|eoi|boa|eoa)\w*(_id|_index|_token)?$",
+        None,
+    ),
+    (r"_token_id$|_token_index$|_id$", None),
+    (r"vocab_size|vocabulary_size|n_vocab|n_words|num_tokens$", 64),
+    (r"num_key_value_heads|num_kv_heads|multi_query_group_num", 2),
+    (r"(num|n)_.*heads?$|.*attention_heads$|n_head$|num_heads$", 2),
+    (r"head_dim$|d_kv$|kv_channels|qk_nope_head_dim|v_head_dim|attention_head_size", 16),
+    (r"(q|kv)_lora_rank|.*_rank$", 8),
+    (r"num_experts_per_tok|moe_top_?k|num_experts_per_token|top_k_experts", 2),
+    (r"num_(local_|routed_)?experts$|n_routed_experts|num_local_experts|moe_num_experts", 4),
+    (r"n_group|topk_group|n_shared_experts|num_shared_experts", 1),
+    (r"(num|n)_.*layers?$|.*_layers$|n_layer$|num_layers$|depth$|num_blocks$|num_hidden_groups|num_stages_layers", 2),
+    (
+        r"intermediate_size|ffn_dim|d_ff$|d_inner$|n_inner|hidden_dim$|mlp_dim|feed_forward\w*|ffn_hidden_size|moe_intermediate_size|inner_dim",
+        64,
+    ),
+    (
+        r"hidden_size|d_model$|n_embd$|embed_dim$|embedding_size|dim$|width$|d_embed|projection_dim|hidden_dim|proj_size|model_dim",
+        32,
+    ),
+    (r"max_position_embeddings|n_positions|max_source_positions|max_target_positions|n_ctx|max_seq_len\w*|seq_length$", 128),
+]
+STILL = re.compile(
+    r"dropout|drop_path|dropout_rate|layerdrop|drop_rate|pdrop|apply_spec_augment|mask_time_prob|mask_feature_prob"
+)
+
+
+def shrink(config: PretrainedConfig, sizes: bool, seen: frozenset[int] = frozenset()) -> None:
+    """Make a config small in place. Without `sizes` only what is counted (layers, words, experts) shrinks."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):
+            if id(value) not in seen:
+                shrink(value, sizes, seen | {id(config)})
+            continue
+        if STILL.search(name) and isinstance(value, int | float):
+            _set(config, name, False if isinstance(value, bool) else type(value)(0))
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            continue
+        for pattern, small in SIZES:
+            if re.fullmatch(pattern, name) or re.search(f"(?:{pattern})$", name):
+                counted = (small is not None and small <= 8) or "vocab" in name or "words" in name
+                if (
+                    small is not None
+                    and value > small
+                    and (sizes or (counted and "head" not in name and "rank" not in name))
+                ):
+                    _set(config, name, small)
+                break
+    for name in ("layer_types", "mlp_layer_types", "layers_block_type", "block_types"):
+        kinds = getattr(config, name, None)
+        layers = getattr(config, "num_hidden_layers", None)
+        if isinstance(kinds, list) and isinstance(layers, int) and len(kinds) > layers:
+            _set(config, name, kinds[-layers:])
+    for name, value in list(vars(config).items()):
+        if name.endswith("_token_id") and isinstance(value, int) and value >= 64 and hasattr(config, "vocab_size"):
+            _set(config, name, 60 if "image" in name else 61 if "video" in name else 62 if "audio" in name else 2)
+
+
+def _complete(config: PretrainedConfig) -> None:
+    """Special tokens that a default config leaves to the tokenizer."""
+    text = config.get_text_config()
+    for part in {id(config): config, id(text): text}.values():
+        for name, value in (("pad_token_id", 0), ("bos_token_id", 1), ("eos_token_id", 2), ("decoder_start_token_id", 0)):
+            if getattr(part, name, None) is None:
+                _set(part, name, value)
+        if getattr(part, "vocab_size", 64) is None:
+            _set(part, "vocab_size", 64)
+
+
+def _set(config: PretrainedConfig, name: str, value: Any) -> None:
+    with suppress(AttributeError, TypeError, ValueError, NotImplementedError):  # derived from other numbers
+        setattr(config, name, value)
+
+
+def build(cls: type[PreTrainedModel]) -> PreTrainedModel:
+    """A model of few parameters, or the last error of several attempts to make one."""
+    error: Exception = ValueError("no config class")
+    for sizes in (True, False):
+        try:
+            torch.manual_seed(0)
+            config = cls.config_class()  # type: ignore[misc]
+            shrink(config, sizes)
+            classes = 2 if "QuestionAnswering" in cls.__name__ or "NextSentence" in cls.__name__ else CLASSES
+            if hasattr(config, "num_labels") and "Multiple" not in cls.__name__:
+                _set(config, "num_labels", classes)
+            config.use_cache = False
+            _complete(config)
+            with torch.device("meta"):
+                size = sum(p.numel() for p in cls(config).parameters())
+            if size > LARGEST:
+                raise ValueError(f"{size:,} parameters at its smallest")
+            return cls(config)
+        except Exception as problem:
+            error = problem
+    raise error
+
+
+def head_classes() -> dict[str, type[PreTrainedModel]]:
+    """Every exported class with a head, by name."""
+    found = {}
+    for name in dir(transformers):
+        if re.search(r"For[A-Z]", name) and not name.startswith(("Auto", "TF", "Flax")):
+            cls = getattr(transformers, name)
+            if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and getattr(cls, "config_class", None):
+                found[name] = cls
+    return found
