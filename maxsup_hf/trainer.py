@@ -162,8 +162,9 @@ class MaxSupMixin(_Base):
         return totals
 
     def _count(self, inputs: dict[str, Any]) -> dict[str, LabelCount]:
-        ignore_index = getattr(getattr(self.model, "config", None), "semantic_loss_ignore_index", IGNORE_INDEX)
-        return count_labels(inputs, ignore_index)
+        config = getattr(self.model, "config", None)
+        of_segmentation = getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", IGNORE_INDEX))
+        return count_labels(inputs, of_segmentation)
 
     # ---- logging ----
 

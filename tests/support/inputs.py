@@ -23,6 +23,8 @@ def batch(model: PreTrainedModel) -> dict[str, Any]:
 
 def _modality(model: PreTrainedModel, name: str, arguments: Any) -> dict[str, Any]:
     config, main = model.config, model.main_input_name
+    if main == "input_features" and getattr(config, "encoder_config", None) is not None:
+        config = config.encoder_config
     vision = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
     if "MultipleChoice" in name:
         return {"input_ids": torch.randint(3, 50, (B, CHOICES, S))}
@@ -47,12 +49,15 @@ def _modality(model: PreTrainedModel, name: str, arguments: Any) -> dict[str, An
         return {"input_values": torch.randn(B, 8000)}
     if "input_features" in arguments and main == "input_features":
         bins = next((getattr(config, n) for n in ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel",
-                                                  "num_mel_features") if getattr(config, n, None)), 80)  # fmt: skip
+                                                  "num_mel_features", "num_mel_bins") if getattr(config, n, None)), 80)  # fmt: skip
         length = 2 * getattr(config, "max_source_positions", 64)
         whisper_like = "Whisper" in name or "Voxtral" in name or "Qwen2Audio" in name
         return {"input_features": torch.randn((B, bins, length) if whisper_like else (B, 128, bins))}
     inputs = {"input_ids": torch.randint(3, 50, (B, S))}
-    inputs["input_ids"][:, -1] = 2  # some heads look for the end of the text
+    end = getattr(config.get_text_config(), "eos_token_id", None)
+    inputs["input_ids"][:, -1] = end if isinstance(end, int) and end < 64 else 2  # some heads look for it
+    if "mm_token_type_ids" in arguments:
+        inputs["mm_token_type_ids"] = torch.zeros(B, S, dtype=torch.long)
     if "bbox" in arguments:
         inputs["bbox"] = torch.tensor([10, 10, 20, 20]).expand(B, S, 4).clone()
     return inputs

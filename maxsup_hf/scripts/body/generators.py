@@ -11,8 +11,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from maxsup_hf.scripts.body.tokenizers import (
     VOCABULARY_SIZE,
     TextArguments,
-    _tokenizer_argument,
     build_tokenizer,
+    tokenizer_argument,
     train_tokenizer,
 )
 
@@ -42,7 +42,7 @@ def build_generator_tokenizer(
     Raises:
         ValueError: see `build_tokenizer`; or it has more tokens than the model.
     """
-    if _tokenizer_argument(args) is not None:
+    if tokenizer_argument(args) is not None:
         return check_vocabulary(build_tokenizer(args, config, ()), config)
     tokenizer = train_tokenizer(texts, config.vocab_size if config else vocabulary_size, token_types=False)
     tokenizer.eos_token = END
@@ -71,7 +71,7 @@ def build_mask_tokenizer(
     Raises:
         ValueError: see `build_tokenizer`; or it has no mask token, or more tokens than the model.
     """
-    argument = _tokenizer_argument(args)
+    argument = tokenizer_argument(args)
     if argument is None:
         size = (config.vocab_size if config else vocabulary_size) - 1
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, size, getattr(config, "type_vocab_size", 2) > 1)

@@ -50,7 +50,7 @@ def build_tokenizer(
         ValueError: the tokenizer cannot be loaded or trained, cannot pad, or knows no offsets where they are needed.
     """
     tokenizer: PreTrainedTokenizerBase
-    argument = _tokenizer_argument(args)
+    argument = tokenizer_argument(args)
     if argument is None:
         vocabulary_size = config.vocab_size if config else VOCABULARY_SIZE
         tokenizer = train_tokenizer(texts, vocabulary_size, getattr(config, "type_vocab_size", 2) > 1)
@@ -73,7 +73,7 @@ def build_tokenizer(
     return tokenizer
 
 
-def _tokenizer_argument(args: TextArguments) -> str | None:
+def tokenizer_argument(args: TextArguments) -> str | None:
     """The flag whose value a tokenizer is loaded from; `None` where there is no flag, or a config without a tokenizer."""
     argument = next((name for name in ("tokenizer_name", "model_name_or_path", "config_name") if getattr(args, name)), None)
     if argument == "config_name" and os.path.isfile(args.config_name or ""):
