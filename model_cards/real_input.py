@@ -41,12 +41,22 @@ def jobs(data: Path) -> dict[str, list[str]]:
             "text-classification", *files("clinc150", "train", "validation", "test"), *fine_tune, "2",
             "--learning_rate", "1e-4",
         ],
-        "sst2": ["text-classification", *files("sst2_sentences", "train", "validation", "test"), *fine_tune, "1"],
-        "wnut17": ["token-classification", *files("wnut17", "train", "validation", "test"), *fine_tune, "1",
-                   "--learning_rate", "3e-4"],
-        "multi30k": ["sequence-to-sequence", *files("multi30k", "train", "validation"), "--source_column_name", "en",
-                     "--target_column_name", "de", "--max_steps", "400"],
-        "tiny_shakespeare": ["language-modeling", *files("tiny_shakespeare", "train", "validation"), "--max_steps", "400"],
+        "multi30k": [
+            "sequence-to-sequence", *files("multi30k", "train", "validation"), "--source_column_name", "en",
+            "--target_column_name", "de", "--max_steps", "300", "--max_eval_samples", "500", "--eval_strategy", "no",
+        ],
+        "tiny_shakespeare": [
+            "language-modeling", *files("tiny_shakespeare", "train", "validation"), "--max_steps", "300",
+            "--eval_strategy", "no",
+        ],
+        "wnut17": [
+            "token-classification", *files("wnut17", "train", "validation", "test"), *fine_tune, "1",
+            "--learning_rate", "3e-4", "--max_train_samples", "1600", "--eval_strategy", "no",
+        ],
+        "sst2": [
+            "text-classification", *files("sst2_sentences", "train", "validation", "test"), *fine_tune, "1",
+            "--learning_rate", "1e-4", "--max_train_samples", "1600", "--eval_strategy", "no",
+        ],
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from transformers import (
     BertForPreTraining,
     BertForQuestionAnswering,
     BertForTokenClassification,
+    ConvNextConfig,
     DistilBertConfig,
     DistilBertForMaskedLM,
     GPT2Config,
@@ -26,15 +27,21 @@ from transformers import (
     LlamaForSequenceClassification,
     MixtralConfig,
     MixtralForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     SegformerConfig,
     SegformerForSemanticSegmentation,
+    SpeechEncoderDecoderModel,
     T5Config,
     T5ForConditionalGeneration,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
     VisionEncoderDecoderModel,
     ViTConfig,
     ViTModel,
     Wav2Vec2Config,
     Wav2Vec2ForSequenceClassification,
+    Wav2Vec2Model,
     WhisperConfig,
     WhisperForConditionalGeneration,
 )
@@ -85,6 +92,45 @@ def vision_encoder_decoder():
         )
     )
     model = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
+    model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
+    return model
+
+
+def wav2vec2():
+    return Wav2Vec2Config(
+        **SMALL,
+        num_labels=K,
+        conv_dim=(8, 8),
+        conv_stride=(5, 4),
+        conv_kernel=(10, 8),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        layerdrop=0.0,
+        apply_spec_augment=False,
+        classifier_proj_size=8,
+        final_dropout=0.0,
+    )
+
+
+def speech_encoder_decoder():
+    decoder = GPT2Config(
+        vocab_size=V,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=32,
+        add_cross_attention=True,
+        is_decoder=True,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    model = SpeechEncoderDecoderModel(encoder=Wav2Vec2Model(wav2vec2()), decoder=AutoModelForCausalLM.from_config(decoder))
     model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
     return model
 
@@ -166,6 +212,10 @@ def speech(generator):
     }
 
 
+def transcripts(generator):
+    return speech(generator) | {"labels": tail_ignored(tokens(generator), generator)}
+
+
 def segmentation(generator):
     labels = torch.randint(K, (B, 32, 32), generator=generator)
     part = torch.rand(B, 1, 1, generator=generator)
@@ -213,13 +263,14 @@ def pixels(loss, outputs, batch):
 class Head:
     """
     Attributes:
+        loss: `None` where the outputs do not hold all logits.
         smoothed: the stock `label_smoothing_factor` gives the right loss for this head.
         additive: no part of the loss is nonlinear in the batch, so accumulation can be exact.
     """
 
     build: Callable[[], Any]
     batch: Callable[[torch.Generator], dict[str, Any]]
-    loss: Callable[[Any, Any, dict[str, Any]], torch.Tensor]
+    loss: Callable[[Any, Any, dict[str, Any]], torch.Tensor] | None
     smoothed: bool = False
     additive: bool = True
 
@@ -242,6 +293,22 @@ HEADS = {
         masked_lm,
         aligned,
         smoothed=True,
+    ),
+    "masked lm, logits of masked positions only": Head(
+        lambda: ModernBertForMaskedLM(
+            ModernBertConfig(
+                **SMALL,
+                max_position_embeddings=32,
+                sparse_prediction=True,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+                cls_token_id=1,
+                sep_token_id=2,
+            )
+        ),
+        masked_lm,
+        lambda loss, outputs, batch: loss(outputs.logits, batch["labels"][batch["labels"] != -100]),
     ),
     "causal lm": Head(lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)), causal, shifted, smoothed=True),
     "sequence classification, last token": Head(
@@ -281,30 +348,30 @@ HEADS = {
         aligned,
     ),
     "vision encoder-decoder": Head(vision_encoder_decoder, image_to_text, aligned),
+    "speech encoder-decoder": Head(speech_encoder_decoder, transcripts, aligned),
     "audio classification": Head(
-        lambda: Wav2Vec2ForSequenceClassification(
-            Wav2Vec2Config(
-                **SMALL,
-                num_labels=K,
-                conv_dim=(8, 8),
-                conv_stride=(5, 4),
-                conv_kernel=(10, 8),
-                num_feat_extract_layers=2,
-                num_conv_pos_embeddings=4,
-                num_conv_pos_embedding_groups=2,
-                hidden_dropout=0.0,
-                attention_dropout=0.0,
-                activation_dropout=0.0,
-                feat_proj_dropout=0.0,
-                layerdrop=0.0,
-                apply_spec_augment=False,
-                classifier_proj_size=8,
-                final_dropout=0.0,
-            )
-        ),
+        lambda: Wav2Vec2ForSequenceClassification(wav2vec2()),
         speech,
         aligned,
         smoothed=True,
+    ),
+    "segmentation with an auxiliary head": Head(
+        lambda: UperNetForSemanticSegmentation(
+            UperNetConfig(
+                backbone_config=ConvNextConfig(
+                    hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
+                ),
+                hidden_size=8,
+                pool_scales=[1, 2],
+                num_labels=K,
+                use_auxiliary_head=True,
+                auxiliary_in_channels=8,
+                auxiliary_channels=8,
+                auxiliary_loss_weight=0.4,
+            )
+        ),
+        segmentation,
+        None,
     ),
     "semantic segmentation": Head(
         lambda: SegformerForSemanticSegmentation(

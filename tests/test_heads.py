@@ -28,7 +28,10 @@ def stock(model, tmp_path, **kwargs):
 def test_cross_entropy_equals_the_stock_trainer(head, tmp_path):
     model, batch = build(head)
     expected, reference = tiny.gradients(stock(model, tmp_path), [batch])
+    function, criterion, keys = torch.nn.functional.cross_entropy, torch.nn.CrossEntropyLoss, list(model.state_dict())
     value, gradient = tiny.gradients(ours(model, tmp_path, "cross_entropy"), [batch])
+    assert torch.nn.functional.cross_entropy is function and torch.nn.CrossEntropyLoss is criterion
+    assert list(model.state_dict()) == keys
     assert value == pytest.approx(expected, rel=1e-6)
     assert tiny.relative_error(gradient, reference) <= 1e-6
 
@@ -42,7 +45,7 @@ def test_label_smoothing_equals_the_stock_trainer(head, tmp_path):
     assert tiny.relative_error(gradient, reference) <= 1e-6
 
 
-@FAMILIES
+@pytest.mark.parametrize("head", [h for h in HEADS.values() if h.loss], ids=[k for k, h in HEADS.items() if h.loss])
 def test_maxsup_equals_a_twin_on_raw_logits(head, tmp_path):
     model, batch = build(head)
     model.train()
@@ -74,3 +77,12 @@ def test_an_auxiliary_loss_is_neither_lost_nor_multiplied_under_accumulation(tmp
     without, _ = tiny.gradients(ours(model, tmp_path, "maxsup"), [batch])
     assert whole - without > 0.1
     assert value - without == pytest.approx(whole - without, rel=0.1)
+
+
+def test_a_model_that_returns_tuples(tmp_path):
+    model, batch = build(HEADS["image classification"])
+    value, reference = tiny.gradients(ours(model, tmp_path, "maxsup"), [batch])
+    batch["return_dict"] = False
+    assert isinstance(model(**batch), tuple)
+    again, gradient = tiny.gradients(ours(model, tmp_path, "maxsup"), [batch])
+    assert again == value and tiny.relative_error(gradient, reference) == 0

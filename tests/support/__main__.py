@@ -2,8 +2,8 @@
 
     python -m tests.support [--only REGEX] [--jobs 2]      # about ten minutes on 2 cores
 
-Writes tests/support/matrix.json and, for people, matrix.md. Exits with 1 where an outcome is a defect: `differs`, `timeout`, or
-an `error` that is not ours.
+Writes tests/support/matrix.json and, for people, matrix.md. Exits with 1 where an outcome is a defect: `differs`,
+`timeout`, or an `error` that is not ours.
 """
 
 import argparse
@@ -140,7 +140,7 @@ def isolated(name: str) -> dict[str, Any]:
     process.start()
     send.close()
     try:
-        row = receive.recv() if receive.poll(90) else {"outcome": "timeout"}
+        row = receive.recv() if receive.poll(180) else {"outcome": "timeout"}
     except EOFError:
         row = {"outcome": "error", "reason": "the process died"}
     process.kill()

@@ -21,7 +21,7 @@ SIZES = [
     (r"vocab_size|vocabulary_size|n_vocab|n_words|num_tokens$", 64),
     (r"num_key_value_heads|num_kv_heads|multi_query_group_num", 2),
     (r"(num|n)_.*heads?$|.*attention_heads$|n_head$|num_heads$", 2),
-    (r"rotary_dim|rope_dim$|qk_rope_head_dim", 8),
+    (r"rotary_dim", 8),
     (r"head_dim$|d_kv$|kv_channels|qk_nope_head_dim|v_head_dim|attention_head_size", 16),
     (r"(q|kv)_lora_rank|.*_rank$", 8),
     (r"num_experts_per_tok|moe_top_?k|num_experts_per_token|top_k_experts", 2),
@@ -73,7 +73,7 @@ def shrink(config: PretrainedConfig, sizes: bool, seen: frozenset[int] = frozens
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict) and "mrope_section" in rope and sizes:
         rope["mrope_section"] = [2, 3, 3]  # half of a head of 16
-    if getattr(config, "head_dim", 16) is None and isinstance(getattr(config, "hidden_size", None), int):
+    if vars(config).get("head_dim", 16) is None and isinstance(getattr(config, "hidden_size", None), int):
         _set(config, "head_dim", 16 if sizes else config.hidden_size // config.num_attention_heads)
     for name, value in list(vars(config).items()):
         if name.endswith("_token_id") and isinstance(value, int) and value >= 64 and hasattr(config, "vocab_size"):

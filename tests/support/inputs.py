@@ -48,8 +48,8 @@ def _modality(model: PreTrainedModel, name: str, arguments: Any) -> dict[str, An
             return {"input_values": torch.randn(B, config.max_length, config.num_mel_bins)}
         return {"input_values": torch.randn(B, 8000)}
     if "input_features" in arguments and main == "input_features":
-        bins = next((getattr(config, n) for n in ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel",
-                                                  "num_mel_features", "num_mel_bins") if getattr(config, n, None)), 80)  # fmt: skip
+        names = ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel", "num_mel_features")
+        bins = next((getattr(config, name) for name in names if getattr(config, name, None)), 80)
         length = 2 * getattr(config, "max_source_positions", 64)
         whisper_like = "Whisper" in name or "Voxtral" in name or "Qwen2Audio" in name
         return {"input_features": torch.randn((B, bins, length) if whisper_like else (B, 128, bins))}
