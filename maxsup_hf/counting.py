@@ -28,7 +28,7 @@ class LabelCount(NamedTuple):
     Attributes:
         rows: its number of labels.
         shifted_rows: the same without the first label of each sequence, which a causal head never predicts.
-        counted: (2,) float64, how many of either are not ignored.
+        counted: (2,) float32, how many of either are not ignored.
     """
 
     rows: int
@@ -52,15 +52,11 @@ def count_labels(inputs: Mapping[str, Any], ignore_index: int = IGNORE_INDEX) ->
             continue
         if name == "soft_labels" or (name == "labels" and labels.is_floating_point()):
             rows = labels.shape[:-1].numel()
-            counts["labels"] = LabelCount(
-                rows, rows, torch.full((2,), float(rows), dtype=torch.float64, device=labels.device)
-            )
+            counts["labels"] = LabelCount(rows, rows, torch.full((2,), float(rows), device=labels.device))
         elif not labels.is_floating_point() and "soft_labels" not in inputs:
             valid = _inside(labels, inputs) if name in POSITIONS else labels != ignore_index
             shifted = valid[..., 1:] if labels.ndim > 1 else valid
-            counts[name] = LabelCount(
-                labels.numel(), shifted.numel(), torch.stack([valid.sum(), shifted.sum()]).to(torch.float64)
-            )
+            counts[name] = LabelCount(labels.numel(), shifted.numel(), torch.stack([valid.sum(), shifted.sum()]).float())
     return counts
 
 

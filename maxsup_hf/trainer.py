@@ -83,6 +83,7 @@ class MaxSupMixin(_Base):
         """As in `transformers.Trainer`, after a look at the head and the data."""
         check_head(self.model, self.args.loss)
         check_train_dataset(self.train_dataset, self.model)
+        self._parts = torch.zeros(3)
         try:
             return super().train(*args, **kwargs)
         finally:
