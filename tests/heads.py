@@ -18,6 +18,7 @@ from transformers import (
     BertForPreTraining,
     BertForQuestionAnswering,
     BertForTokenClassification,
+    CLIPVisionConfig,
     ConvNextConfig,
     DistilBertConfig,
     DistilBertForMaskedLM,
@@ -25,6 +26,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MixtralConfig,
     MixtralForCausalLM,
     ModernBertConfig,
@@ -135,6 +138,13 @@ def speech_encoder_decoder():
     return model
 
 
+def llava():
+    vision = CLIPVisionConfig(**{**SMALL, "vocab_size": None}, image_size=8, patch_size=4)
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=LlamaConfig(**LLAMA), image_token_index=V - 1)
+    )
+
+
 # ---- batches ----
 
 
@@ -154,6 +164,17 @@ def tail_ignored(labels, generator):
 def causal(generator):
     ids = tokens(generator)
     return {"input_ids": ids, "labels": tail_ignored(ids, generator)}
+
+
+def pictures_and_text(generator):
+    """Four image tokens before the text, which no label asks for."""
+    text = causal(generator)
+    places, ignored = torch.full((B, 4), V - 1), torch.full((B, 4), -100)
+    return {
+        "pixel_values": torch.randn(B, 3, 8, 8, generator=generator),
+        "input_ids": torch.cat([places, text["input_ids"].clamp_max(V - 2)], dim=1),
+        "labels": torch.cat([ignored, text["labels"]], dim=1),
+    }
 
 
 def masked_lm(generator):
@@ -311,6 +332,7 @@ HEADS = {
         lambda loss, outputs, batch: loss(outputs.logits, batch["labels"][batch["labels"] != -100]),
     ),
     "causal lm": Head(lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)), causal, shifted, smoothed=True),
+    "vision-language": Head(llava, pictures_and_text, shifted),
     "sequence classification, last token": Head(
         lambda: LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=K)), one_label, aligned, smoothed=True
     ),

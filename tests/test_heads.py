@@ -1,10 +1,13 @@
 """Every family of heads: equal to the stock Trainer and to a twin on raw logits, and exact under accumulation."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, create_loss
+from maxsup_hf.seam import Seam
 from tests import tiny
 from tests.heads import HEADS
 
@@ -86,3 +89,30 @@ def test_a_model_that_returns_tuples(tmp_path):
     assert isinstance(model(**batch), tuple)
     again, gradient = tiny.gradients(ours(model, tmp_path, "maxsup"), [batch])
     assert again == value and tiny.relative_error(gradient, reference) == 0
+
+
+def test_logits_of_the_last_positions_only(tmp_path):
+    model, batch = build(HEADS["causal lm"])
+    batch["labels"] = batch["labels"][:, -4:]
+    batch["labels"][:, -1] = 7
+    trainer = ours(model, tmp_path, "maxsup")
+    _, reference = tiny.gradients(trainer, [batch | {"logits_to_keep": 4}])
+    expected = create_loss("maxsup")(model(batch["input_ids"]).logits[:, -4:-1], batch["labels"][:, 1:])
+    model.zero_grad()
+    expected.backward()
+    twin = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert tiny.relative_error(reference, twin) <= 1e-6
+    pieces = [piece | {"logits_to_keep": 4} for piece in tiny.cut(batch, [3, 3, 2])]
+    assert tiny.relative_error(tiny.gradients(trainer, pieces)[1], reference) <= 1e-6
+
+
+def test_replicas_in_threads(tmp_path):
+    """As DataParallel runs them: several forwards at a time inside one swap."""
+    model, batch = build(HEADS["sequence classification"])
+    wrapped = torch.nn.DataParallel(model)
+    seam, halves = Seam(create_loss("maxsup")), tiny.cut(batch, [4, 4])
+    with seam.swapped(wrapped), ThreadPoolExecutor(2) as pool:
+        losses = list(pool.map(lambda half: wrapped(**half).loss, halves))
+    for loss, half in zip(losses, halves, strict=True):
+        torch.testing.assert_close(loss, create_loss("maxsup")(model(**half).logits, half["labels"]))
+    assert len(seam.outputs) == 2

@@ -60,4 +60,6 @@ def test_compile(head, tmp_path):
     assert graphs <= graphs_of_stock
     for loss, gradient in results:
         assert loss == pytest.approx(expected, rel=1e-5)
-        assert tiny.relative_error(gradient, reference) <= 1e-5
+        # what the loss does not reach has a gradient of zeros in a compiled graph, and none in eager
+        assert all(not value.any() for name, value in gradient.items() if name not in reference)
+        assert tiny.relative_error({name: gradient[name] for name in reference}, reference) <= 1e-5

@@ -35,6 +35,8 @@ def _modality(model: PreTrainedModel, name: str, arguments: Any) -> dict[str, An
     ):
         size = getattr(config, "image_size", None) or getattr(vision, "image_size", None) or 64
         height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+        if not hasattr(vision, "patch_size"):  # a convolution takes pictures of any size
+            height, width = min(height, 96), min(width, 96)
         channels = getattr(vision, "num_channels", None) or getattr(config, "num_channels", 3) or 3
         shape: tuple[int, ...] = (B, channels, height, width)
         if "Video" in name or "videos" in main:
