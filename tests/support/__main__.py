@@ -128,8 +128,8 @@ def outcome(name: str) -> dict[str, Any]:
         row |= in_double(model, inputs)  # is it float32's noise, or another loss?
         if not (row["loss_error"] <= 1e-6 and row["gradient_error"] <= 1e-6):  # many heads cast logits to float32
             return {"outcome": "differs", **row}
-    if not penalised > value:
-        return {"outcome": "differs", "reason": f"maxsup {penalised} is not above cross_entropy {value}", **row}
+    if not penalised >= value:
+        return {"outcome": "differs", "reason": f"maxsup {penalised} is below cross_entropy {value}", **row}
     return {"outcome": "equal", **row}
 
 
