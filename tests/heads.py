@@ -78,25 +78,19 @@ def bert(cls, classes=K):
     return cls(BertConfig(**SMALL, **STILL, num_labels=classes, max_position_embeddings=32))
 
 
-def vision_encoder_decoder():
-    encoder = ViTModel(ViTConfig(**{**SMALL, "vocab_size": None}, image_size=8, patch_size=4), add_pooling_layer=False)
-    decoder = AutoModelForCausalLM.from_config(
-        GPT2Config(
-            vocab_size=V,
-            n_embd=16,
-            n_layer=1,
-            n_head=2,
-            n_positions=32,
-            add_cross_attention=True,
-            is_decoder=True,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
-    )
-    model = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
+def with_decoder(cls, encoder):
+    decoder = GPT2Config(
+        vocab_size=V, n_embd=16, n_layer=1, n_head=2, n_positions=32, add_cross_attention=True, is_decoder=True,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    model = cls(encoder=encoder, decoder=AutoModelForCausalLM.from_config(decoder))
     model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
     return model
+
+
+def vision_encoder_decoder():
+    config = ViTConfig(**{**SMALL, "vocab_size": None}, image_size=8, patch_size=4)
+    return with_decoder(VisionEncoderDecoderModel, ViTModel(config, add_pooling_layer=False))
 
 
 def wav2vec2():
@@ -121,21 +115,7 @@ def wav2vec2():
 
 
 def speech_encoder_decoder():
-    decoder = GPT2Config(
-        vocab_size=V,
-        n_embd=16,
-        n_layer=1,
-        n_head=2,
-        n_positions=32,
-        add_cross_attention=True,
-        is_decoder=True,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
-    model = SpeechEncoderDecoderModel(encoder=Wav2Vec2Model(wav2vec2()), decoder=AutoModelForCausalLM.from_config(decoder))
-    model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
-    return model
+    return with_decoder(SpeechEncoderDecoderModel, Wav2Vec2Model(wav2vec2()))
 
 
 def llava():
