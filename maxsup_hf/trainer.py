@@ -108,7 +108,8 @@ class MaxSupMixin(_Base):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
-        counts, soft_labels = self._count(inputs), None
+        counts = self._count(inputs) if model.training else {}
+        soft_labels = None
         if head_problem(self.model) is None:
             inputs, soft_labels = self._take_soft_labels(inputs)
         if not model.training:
