@@ -11,6 +11,7 @@ For a row `z` of K logits with target `t` (one-hot for a hard label) and `mass =
 | `cross_entropy` | `mass·lse − label = −Σ t_k log q_k`     | `mass·q_k − t_k`                    |
 | `square`        | `Σ z_k²`                                | `2 z_k`                             |
 | `expected`      | `Σ q_k z_k`                             | `q_k (1 + z_k − expected)`          |
+| `classes`       | the number of classes that take part    | 0                                   |
 
 `cross_entropy` is a number of its own because the difference `lse − label` would lose its digits where both are large.
 
@@ -28,7 +29,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-NUMBERS = ("cross_entropy", "lse", "top", "mean", "label", "square", "expected")
+NUMBERS = ("cross_entropy", "lse", "top", "mean", "label", "square", "expected", "classes")
 
 
 def logit_stats(logits: Tensor, target: Tensor, numbers: Sequence[str] = ("cross_entropy",)) -> dict[str, Tensor]:
@@ -49,8 +50,9 @@ def logit_stats(logits: Tensor, target: Tensor, numbers: Sequence[str] = ("cross
 
 def reference_logit_stats(logits: Tensor, target: Tensor, numbers: Sequence[str] = ("cross_entropy",)) -> dict[str, Tensor]:
     """The same as `logit_stats`, in plain differentiable operations: the twin that tests compare with."""
-    z, masked = _upcast(logits), _masked(logits)
+    z, masked = upcast(logits), masked_classes(logits)
     finite = z.masked_fill(masked, 0)
+    classes = (~masked).sum(-1).to(z.dtype)
     top = z.gather(-1, z.argmax(-1, keepdim=True))  # argmax is the first maximum; `amax` would share its gradient
     shifted = z - top.detach()
     log_sum = shifted.exp().sum(-1).log()
@@ -65,10 +67,11 @@ def reference_logit_stats(logits: Tensor, target: Tensor, numbers: Sequence[str]
         "cross_entropy": mass * log_sum - shifted_label,
         "lse": lse,
         "top": top.squeeze(-1),
-        "mean": finite.sum(-1) / (~masked).sum(-1).clamp_min(1),
+        "mean": finite.sum(-1) / classes.clamp_min(1),
         "label": label,
         "square": finite.square().sum(-1),
         "expected": (torch.exp(z - lse[:, None]) * finite).sum(-1),
+        "classes": classes,
     }
     return {name: values[name] for name in numbers}
 
@@ -78,7 +81,7 @@ class _RowNumbers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, target: Tensor, numbers: tuple[str, ...]) -> tuple[Tensor, ...]:
-        z, masked = _upcast(logits), _masked(logits)
+        z, masked = upcast(logits), masked_classes(logits)
         count = (~masked).sum(-1).clamp_min(1)
         index = z.argmax(-1)
         top = z.gather(-1, index[:, None])
@@ -103,6 +106,9 @@ class _RowNumbers(torch.autograd.Function):
             values["mean"] = z.masked_fill(masked, 0).sum(-1) / count
         if "square" in numbers:
             values["square"] = z.masked_fill(masked, 0).square().sum(-1)
+        if "classes" in numbers:
+            values["classes"] = classes = (~masked).sum(-1).to(z.dtype)
+            ctx.mark_non_differentiable(classes)
         if "expected" in numbers:
             values["expected"] = expected = (torch.exp(z - lse[:, None]) * z.masked_fill(masked, 0)).sum(-1)
         ctx.numbers = numbers
@@ -112,12 +118,12 @@ class _RowNumbers(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *upstream: Tensor) -> tuple[Tensor, None, None]:
         logits, target, lse, index, count, expected = ctx.saved_tensors
+        g = {name: grad for name, grad in zip(ctx.numbers, upstream, strict=True) if name != "classes"}
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True: the twin differentiates again
             values = reference_logit_stats(logits, target, ctx.numbers)
-            (grad,) = torch.autograd.grad([values[name] for name in ctx.numbers], logits, upstream, create_graph=True)
+            (grad,) = torch.autograd.grad([values[name] for name in g], logits, list(g.values()), create_graph=True)
             return grad, None, None
-        g = dict(zip(ctx.numbers, upstream, strict=True))
-        z, masked = _upcast(logits), _masked(logits)
+        z, masked = upcast(logits), masked_classes(logits)
         soft = target.to(z.dtype) if target.is_floating_point() else None
 
         # Everything that multiplies softmax_k, then everything that falls on single classes.
@@ -154,11 +160,12 @@ class _RowNumbers(torch.autograd.Function):
         return grad.masked_fill(unused[:, None], 0).to(logits.dtype), None, None
 
 
-def _upcast(logits: Tensor) -> Tensor:
+def upcast(logits: Tensor) -> Tensor:
+    """The logits in the precision of all arithmetic: float32, or float64 for float64."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _masked(logits: Tensor) -> Tensor:
+def masked_classes(logits: Tensor) -> Tensor:
     """Which classes take no part. A bfloat16 minimum that a model has upcast to float32 counts too."""
     dtype = torch.bfloat16 if logits.dtype == torch.float32 else logits.dtype
     return logits <= torch.finfo(dtype).min

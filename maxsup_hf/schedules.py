@@ -7,14 +7,36 @@ A schedule maps progress to the fraction of the way from a parameter's start to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-Schedule = Callable[[float, int | None], float]
+Schedule = Callable[[float, int | None, float | None], float]  # (progress, epochs, warmup_ratio) -> fraction
 
 
-def linear(progress: float, epochs: int | None = None) -> float:
+def constant(progress: float, epochs: int | None = None, warmup_ratio: float | None = None) -> float:
+    """The start, throughout."""
+    return 0.0
+
+
+def linear(progress: float, epochs: int | None = None, warmup_ratio: float | None = None) -> float:
     """The fraction is the progress itself."""
     return progress
+
+
+def cosine(progress: float, epochs: int | None = None, warmup_ratio: float | None = None) -> float:
+    """Half a cosine: slow at both ends, (1 − cos π·progress) / 2."""
+    return (1 - math.cos(math.pi * progress)) / 2
+
+
+def warmup(progress: float, epochs: int | None = None, warmup_ratio: float | None = None) -> float:
+    """Linear until `warmup_ratio` of training is done, the end from there on.
+
+    Raises:
+        ValueError: `warmup_ratio` is not in (0, 1].
+    """
+    if warmup_ratio is None or not 0 < warmup_ratio <= 1:
+        raise ValueError(f"warmup_ratio must be in (0, 1] for a warm-up, got {warmup_ratio!r}")
+    return 1.0 if progress >= warmup_ratio else progress / warmup_ratio
 
 
 def staircase(progress: float, epochs: int | None, denominator: int) -> float:
@@ -30,18 +52,21 @@ def staircase(progress: float, epochs: int | None, denominator: int) -> float:
     return min(1.0, epoch / denominator)
 
 
-def epoch_over_total(progress: float, epochs: int | None) -> float:
+def epoch_over_total(progress: float, epochs: int | None, warmup_ratio: float | None = None) -> float:
     """e/T for T epochs."""
     return staircase(progress, epochs, epochs or 0)
 
 
-def epoch_over_last(progress: float, epochs: int | None) -> float:
+def epoch_over_last(progress: float, epochs: int | None, warmup_ratio: float | None = None) -> float:
     """e/max(1, T−1) for T epochs: the start throughout when there is one epoch."""
     return staircase(progress, epochs, max(1, (epochs or 0) - 1))
 
 
 SCHEDULES: dict[str, Schedule] = {
+    "constant": constant,
     "linear": linear,
+    "cosine": cosine,
+    "warmup": warmup,
     "epoch": epoch_over_total,
     "epoch/T": epoch_over_total,
     "epoch/(T-1)": epoch_over_last,

@@ -1,4 +1,4 @@
-"""Plain-loop twins: every loss and its gradient, one number at a time, in Python floats."""
+"""Plain-loop twins: every loss, one number at a time, in Python floats."""
 
 import math
 
@@ -19,31 +19,81 @@ def numbers(z, target):
         "label": label,
         "square": sum(z[k] ** 2 for k in kept),
         "expected": sum(q[k] * z[k] for k in kept),
+        "classes": len(kept),
     }
 
 
-PENALTIES = {
-    "cross_entropy": lambda n, alpha: 0.0,
-    "label_smoothing": lambda n, alpha: alpha * (n["label"] - n["mean"]),
-    "maxsup": lambda n, alpha: alpha * (n["top"] - n["mean"]),
+def on_numbers(formula):
+    """A twin of (row, target, parameters) from one of (numbers, parameters)."""
+    return lambda z, y, p: formula(numbers(z, y), p)
+
+
+def entropy(z):
+    lse = numbers(z, 0)["lse"]
+    return sum(math.exp(v - lse) * (lse - v) for v in z if v != -math.inf)
+
+
+def mean_gap(z, y, sign):
+    """Mean of z_y − z_k over the classes that it is larger (sign 1) or smaller (sign −1) for; 0 without any."""
+    gaps = [z[y] - v for v in z if v != -math.inf and sign * (z[y] - v) > 0]
+    return sum(gaps) / len(gaps) if gaps else 0.0
+
+
+def logit_norm(z, y, p):
+    norm = math.sqrt(sum(v * v for v in z if v != -math.inf))
+    return numbers([v / ((norm + 1e-7) * p["tau"]) for v in z], y)["cross_entropy"], 0.0
+
+
+def zipf(z, y, p):
+    others = [k for k in range(len(z)) if k != y and z[k] != -math.inf]
+    share = {k: (1 + sum(v > z[k] for v in z)) ** -p["power"] for k in others}
+    lse = math.log(sum(math.exp(z[k]) for k in others))
+    total = sum(share.values())
+    divergence = sum(s / total * (math.log(s / total) - z[k] + lse) for k, s in share.items())
+    return numbers(z, y)["cross_entropy"], p["lam"] * divergence
+
+
+def online(z, y, p):
+    """In the first epoch: against the target of label smoothing over the other classes."""
+    ce, k = numbers(z, y)["cross_entropy"], numbers(z, y)["classes"]
+    spread = [p["smoothing"] / (k - 1)] * len(z)
+    spread[y] = 1 - p["smoothing"]
+    return (1 - p["alpha"]) * ce + p["alpha"] * numbers(z, spread)["cross_entropy"], 0.0
+
+
+# name -> (row, target, parameters) -> (term on the label, penalty)
+TWINS = {
+    "confidence_penalty": lambda z, y, p: (numbers(z, y)["cross_entropy"], -p["beta"] * entropy(z)),
+    "cross_entropy": on_numbers(lambda n, p: (n["cross_entropy"], 0.0)),
+    "focal": on_numbers(lambda n, p: ((1 - math.exp(-n["cross_entropy"])) ** p["gamma"] * n["cross_entropy"], 0.0)),
+    "label_smoothing": on_numbers(lambda n, p: (n["cross_entropy"], p["alpha"] * (n["label"] - n["mean"]))),
+    "logit_norm": logit_norm,
+    "logit_penalty": on_numbers(lambda n, p: (n["cross_entropy"], p["beta"] / 2 * n["square"])),
+    "ls_error_amplification": lambda z, y, p: (numbers(z, y)["cross_entropy"], p["alpha"] * mean_gap(z, y, -1)),
+    "ls_regularization": lambda z, y, p: (numbers(z, y)["cross_entropy"], p["alpha"] * mean_gap(z, y, 1)),
+    "maxsup": on_numbers(lambda n, p: (n["cross_entropy"], p["alpha"] * (n["top"] - n["mean"]))),
+    "online_label_smoothing": online,
+    "poly": on_numbers(lambda n, p: (n["cross_entropy"] + p["epsilon"] * (1 - math.exp(-n["cross_entropy"])), 0.0)),
+    "z_loss": on_numbers(lambda n, p: (n["cross_entropy"], p["lam"] * n["lse"] ** 2)),
+    "zipf_label_smoothing": zipf,
 }
 
 
-def loss(name, rows, targets, alpha=0.1, ignore_index=-100, weight=None, reduction="mean"):
-    """What `create_loss(name, alpha=alpha)` gives on a list of rows."""
+def loss(name, rows, targets, parameters, ignore_index=-100, weight=None, reduction="mean"):
+    """What `create_loss(name, **parameters)` gives on a list of rows."""
     terms, penalties, weights = [], [], []
     for z, target in zip(rows, targets, strict=True):
         if target == ignore_index:
             terms.append(0.0), penalties.append(0.0), weights.append(0.0)
             continue
+        term, penalty = TWINS[name](z, target, parameters)
         w = 1.0
         if weight is not None and isinstance(target, int):
             w = weight[target]
-        weighted = target
-        if weight is not None and not isinstance(target, int):
-            weighted = [p * v for p, v in zip(target, weight, strict=True)]
-        terms.append(w * numbers(z, weighted)["cross_entropy"])
-        penalties.append(PENALTIES[name](numbers(z, target), alpha))
+        elif weight is not None:
+            term = numbers(z, [p * v for p, v in zip(target, weight, strict=True)])["cross_entropy"]
+        terms.append(w * term)
+        penalties.append(penalty)
         weights.append(w)
     if reduction == "none":
         return [a + b for a, b in zip(terms, penalties, strict=True)]

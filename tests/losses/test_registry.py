@@ -66,7 +66,7 @@ def test_a_name_must_be_a_string():
         ({"alpha": "0.1"}, TypeError, "alpha.*must be a number, got str"),
         ({"alpha": True}, TypeError, "alpha.*must be a number, got bool"),
         ({"alpha": None}, TypeError, "alpha.*must be a number, got NoneType"),
-        ({"schedule": "cubic"}, ValueError, "schedule of loss 'maxsup' must be one of 'linear'.*'cubic'"),
+        ({"schedule": "cubic"}, ValueError, "schedule of loss 'maxsup' must be one of 'constant', 'linear'.*'cubic'"),
         ({"schedule": "epoch"}, ValueError, "epochs must be a whole number"),
         ({"schedule": "epoch", "epochs": 0}, ValueError, "epochs.*at least 1, got 0"),
         ({"schedule": "epoch", "epochs": 2.5}, ValueError, "epochs.*whole number.*2.5"),
@@ -94,6 +94,90 @@ def test_schedules():
     for progress in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="progress must be in"):
             loss(logits, labels, progress)
+
+
+@pytest.mark.parametrize("name", list_losses())
+@pytest.mark.parametrize(
+    ("schedule", "extra", "fractions"),
+    [
+        ("constant", {}, [0, 0, 0, 0, 0]),
+        ("linear", {}, [0, 0.25, 0.5, 0.75, 1]),
+        ("cosine", {}, [0, 0.1464466094067262, 0.5, 0.8535533905932737, 1]),
+        ("warmup", {"warmup_ratio": 0.5}, [0, 0.5, 1, 1, 1]),
+        ("epoch/T", {"epochs": 4}, [0, 0.25, 0.5, 0.75, 1]),
+        ("epoch/(T-1)", {"epochs": 4}, [0, 1 / 3, 2 / 3, 1, 1]),
+    ],
+)
+def test_every_number_of_every_loss_can_move(name, schedule, extra, fractions):
+    for parameter in get_spec(name).parameters:
+        loss = create_loss(name, **{parameter: 0.25, f"{parameter}_end": 0.75}, schedule=schedule, **extra)
+        values = [loss.values(progress)[parameter] for progress in (0, 0.25, 0.5, 0.75, 1)]
+        assert values == pytest.approx([0.25 + 0.5 * fraction for fraction in fractions])
+
+
+def test_a_schedule_that_moves_nothing_is_refused():
+    with pytest.raises(ValueError, match="schedule='cosine' of loss 'focal' moves nothing: say where to, with gamma_end"):
+        create_loss("focal", schedule="cosine")
+    with pytest.raises(TypeError, match="warmup_ratio of loss 'maxsup' must be a number, got NoneType"):
+        create_loss("maxsup", schedule="warmup")
+    with pytest.raises(ValueError, match="warmup_ratio of loss 'maxsup' must be finite and in"):
+        create_loss("maxsup", schedule="warmup", warmup_ratio=0)
+
+
+def test_options_are_checked():
+    assert create_loss("label_smoothing", over="K-1").kwargs["over"] == "K-1"
+    with pytest.raises(ValueError, match="over of loss 'label_smoothing' must be 'K' or 'K-1', got 'k'"):
+        create_loss("label_smoothing", over="k")
+    for value in (1, "true", None):
+        with pytest.raises(ValueError, match="detach of loss 'focal' must be True or False"):
+            create_loss("focal", detach=value)
+
+
+def test_penalties_add():
+    logits, labels = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, 1, 2, -100, 4, 3])
+    ce = create_loss("cross_entropy")(logits, labels)
+    kwargs = {"maxsup": {"alpha": 0.3, "alpha_end": None}, "z_loss": {"lam": 0.01}}
+    parts = [create_loss(name, **given)(logits, labels) - ce for name, given in kwargs.items()]
+    both = create_loss("maxsup+z_loss", **kwargs)
+    torch.testing.assert_close(both(logits, labels), ce + sum(parts))
+    assert both.values(1.0) == {"maxsup.alpha": 0.3, "z_loss.lam": 0.01}
+    dotted = create_loss("maxsup+z_loss", **{"maxsup.alpha": 0.3, "maxsup.alpha_end": None, "z_loss.lam": 0.01})
+    assert dotted.kwargs == both.kwargs
+    assert "zhou2025maxsup" in both.spec.citation and "chowdhery2022palm" in both.spec.citation
+
+
+@pytest.mark.parametrize("rule", [name for name in list_losses() if get_spec(name).replaces_target])
+def test_a_penalty_adds_to_any_target_rule_and_two_rules_are_refused(rule):
+    logits, labels = torch.randn(6, 5, dtype=torch.float64), torch.randint(5, (6,))
+    added = create_loss("maxsup")(logits, labels) - create_loss("cross_entropy")(logits, labels)
+    for name in (f"{rule}+maxsup", f"maxsup + {rule}"):
+        torch.testing.assert_close(create_loss(name)(logits, labels), create_loss(rule)(logits, labels) + added)
+    for other in list_losses():
+        if get_spec(other).replaces_target and other != rule:
+            with pytest.raises(ValueError, match=f"has no meaning: '{rule}' and '{other}' each say"):
+                create_loss(f"{rule}+{other}")
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "error", "message"),
+    [
+        ("maxsup+maxsup", {}, ValueError, "names a loss twice"),
+        ("maxsup+zloss", {}, ValueError, "unknown loss 'zloss', did you mean 'z_loss'"),
+        ("maxsup+", {}, ValueError, "unknown loss ''"),
+        ("maxsup+z_loss", {"alpha": 0.1}, TypeError, "no parameter 'alpha', did you mean 'maxsup.alpha'"),
+        ("maxsup+z_loss", {"maxsup": {"alhpa": 0.1}}, TypeError, "no parameter 'maxsup.alhpa', did you mean 'maxsup.alpha'"),
+        ("maxsup+z_loss", {"z_loss": {"lam": -1}}, ValueError, "z_loss.lam of loss 'maxsup.z_loss' must be finite and at"),
+        (
+            "maxsup+z_loss",
+            {"z_loss": {"schedule": "linear"}},
+            ValueError,
+            "moves nothing: say where to, with z_loss.lam_end",
+        ),
+    ],
+)
+def test_sums_are_checked(name, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        create_loss(name, **kwargs)
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 7, 90, 300])

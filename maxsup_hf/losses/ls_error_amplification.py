@@ -1,0 +1,27 @@
+from torch import Tensor
+
+from maxsup_hf.losses._decomposition import gaps
+from maxsup_hf.losses._registry import register_loss
+from maxsup_hf.losses.maxsup import CITATION
+
+
+@register_loss("ls_error_amplification", choices={"of": ("mean", "top")}, citation=CITATION)
+def ls_error_amplification(
+    cross_entropy: Tensor,
+    label: Tensor,
+    top: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float = 0.1,
+    of: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Label smoothing's error amplification alone: cross-entropy + α/N·Σ_{z_n > z_label} (z_label − z_n).
+
+    N is the number of such classes (arXiv 2502.15798, Table 1; 0 where there is none). `of="top"` is the table's other
+    form, α(z_label − max z).
+    """
+    if of == "top":
+        return cross_entropy, alpha * (label - top)
+    gap = gaps(logits, labels)
+    return cross_entropy, alpha * gap.below_larger / gap.larger.clamp_min(1)

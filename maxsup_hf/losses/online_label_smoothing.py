@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maxsup_hf.logit_stats import logit_stats, masked_classes, upcast
+from maxsup_hf.losses._registry import register_loss
+
+CITATION = """@article{zhang2021delving,
+  title={Delving Deep into Label Smoothing},
+  author={Zhang, Chang-Bin and Jiang, Peng-Tao and Hou, Qibin and Wei, Yunchao and Han, Qi and Li, Zhen
+    and Cheng, Ming-Ming},
+  journal={IEEE Transactions on Image Processing},
+  year={2021},
+  note={arXiv:2011.12562}
+}"""
+
+LARGEST = 4 * 2**30  # bytes that the two K×K tables may take
+
+
+class SoftLabels:
+    """What online label smoothing remembers: a soft label for each class, and what it has seen in this epoch.
+
+    Attributes:
+        epoch: number of epochs that `table` has learned from.
+        table: (K, K), row k the soft label of class k; zeros where the last epoch predicted no row of the class correctly.
+        total: (K, K), row k the summed softmax of this epoch's correctly predicted rows of class k.
+        count: (K,), their number.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.table = self.total = self.count = torch.empty(0)
+
+    def add(self, logits: Tensor, labels: Tensor, valid: Tensor) -> None:
+        """Learn from a batch: logits (N, K), labels (N,), valid (N,) bool."""
+        z = upcast(logits)
+        self._size(z.shape[-1], z)
+        right = valid & (z.argmax(-1) == labels)
+        q = torch.where(right[:, None], z.masked_fill(masked_classes(logits), -torch.inf).softmax(-1), 0)
+        self.total.index_add_(0, labels, q)
+        self.count.index_add_(0, labels, right.to(z.dtype))
+
+    def _size(self, classes: int, like: Tensor) -> None:
+        if len(self.count) not in (0, classes):
+            raise ValueError(
+                f"online_label_smoothing keeps one table for {len(self.count)} classes, but got logits with {classes}: it "
+                "does not serve heads with several cross-entropies or a changing number of classes; take another loss"
+            )
+        if not len(self.count):
+            size = 2 * classes**2 * like.element_size()
+            if size > LARGEST:
+                raise ValueError(
+                    f"online_label_smoothing with {classes:,} classes needs two {classes:,} x {classes:,} tables, "
+                    f"{size / 2**30:,.1f} GiB, more than {LARGEST / 2**30:g} GiB: take another loss for so many classes"
+                )
+            self.table, self.total = like.new_zeros(2, classes, classes)
+            self.count = like.new_zeros(classes)
+        elif self.table.device != like.device or self.table.dtype != like.dtype:
+            self.table, self.total, self.count = (x.to(like) for x in (self.table, self.total, self.count))
+
+    def soft_labels(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of the table for a batch, (N, K), without masked classes, and (N,) whether there is one."""
+        self._size(logits.shape[-1], logits)
+        soft = self.table[labels].masked_fill(logits == -torch.inf, 0)
+        mass = soft.sum(-1, keepdim=True)
+        return soft / mass.where(mass > 0, 1), mass.squeeze(-1) > 0
+
+    def end_epoch(
+        self, epochs: int, values: Mapping[str, Any], all_reduce: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """Turn what was seen into the next epoch's soft labels, once for each whole epoch done."""
+        if epochs <= self.epoch or not len(self.count):
+            return
+        seen = self.tensors(all_reduce)
+        learned = seen["total"] / seen["count"].clamp_min(1)[:, None]
+        if values["freeze_threshold"] < 1:
+            frozen = self.table.amax(-1, keepdim=True) >= values["freeze_threshold"]
+            learned = torch.where(frozen, self.table, learned)
+        self.table = learned
+        self.total, self.count = torch.zeros_like(self.total), torch.zeros_like(self.count)
+        self.epoch = epochs
+
+    def tensors(self, all_reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """What a checkpoint keeps: the table, and what all ranks together have seen since."""
+        total, count = self.total, self.count
+        if all_reduce is not None:
+            total, count = all_reduce(total), all_reduce(count)
+        return {"epoch": torch.tensor(self.epoch), "table": self.table, "total": total, "count": count}
+
+    def load(self, tensors: Mapping[str, Tensor], main: bool = True) -> None:
+        """Go on from a checkpoint. Only the main process takes over what was seen: it is everyone's."""
+        self.epoch = int(tensors["epoch"])
+        self.table, self.total, self.count = (tensors[name].clone() for name in ("table", "total", "count"))
+        if not main:
+            self.total.zero_()
+            self.count.zero_()
+
+
+@register_loss(
+    "online_label_smoothing",
+    bounds={"alpha": (0, 1), "smoothing": (0, 1), "freeze_threshold": (0, 1)},
+    choices={"start": ("smoothed", "uniform", "zeros"), "fallback": ("uniform", "zeros")},
+    citation=CITATION,
+    replaces_target=True,
+    state=SoftLabels,
+)
+def online_label_smoothing(
+    cross_entropy: Tensor,
+    label: Tensor,
+    mean: Tensor,
+    classes: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    state: SoftLabels,
+    *,
+    alpha: float = 0.5,
+    smoothing: float = 0.1,
+    freeze_threshold: float = 1.0,
+    start: str = "smoothed",
+    fallback: str = "uniform",
+) -> tuple[Tensor, Tensor]:
+    """Online label smoothing: (1 − α)·cross-entropy + α·cross-entropy against the class's soft label.
+
+    The soft label of a class is the mean softmax of its rows that the last epoch predicted correctly. α is the weight of the
+    soft label, 1 − a of the paper's a. In the first epoch it is the target of label smoothing, `smoothing` spread over the
+    other K−1 classes (`start="smoothed"`), or uniform, or none at all (`"zeros"`). A class that the last epoch never
+    predicted correctly gets `fallback`. A soft label whose largest value reaches `freeze_threshold` stays (1: none does).
+    """
+    rules = {
+        "smoothed": cross_entropy + smoothing * classes / (classes - 1) * (label - mean),
+        "uniform": cross_entropy + label - mean,
+        "zeros": torch.zeros_like(cross_entropy),
+    }
+    soft = rules[fallback if state.epoch else start]
+    if state.epoch:
+        target, known = state.soft_labels(logits, labels)
+        soft = torch.where(known, logit_stats(logits, target)["cross_entropy"], soft)
+    return (1 - alpha) * cross_entropy + alpha * soft, torch.zeros_like(cross_entropy)
