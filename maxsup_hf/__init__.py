@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from maxsup_hf.losses import create_loss, list_losses, register_loss
     from maxsup_hf.losses._decomposition import ls_decomposition
     from maxsup_hf.losses.maxsup import maxsup_loss
+    from maxsup_hf.mixup import MixupCollator
     from maxsup_hf.trainer import MaxSupMixin, MaxSupSeq2SeqTrainer, MaxSupTrainer
 
 __version__ = version("maxsup-hf")
@@ -22,6 +23,7 @@ _HOME = {
     "MaxSupSeq2SeqTrainingArguments": "arguments",
     "MaxSupTrainer": "trainer",
     "MaxSupTrainingArguments": "arguments",
+    "MixupCollator": "mixup",
     "compute_loss_func": "compute_loss",
     "create_loss": "losses",
     "list_losses": "losses",
@@ -37,6 +39,7 @@ __all__ = [
     "MaxSupSeq2SeqTrainingArguments",
     "MaxSupTrainer",
     "MaxSupTrainingArguments",
+    "MixupCollator",
     "compute_loss_func",
     "create_loss",
     "list_losses",

@@ -1,4 +1,4 @@
-"""Training arguments with a loss: two fields beside transformers' own."""
+"""Training arguments with a loss: three fields beside transformers' own."""
 
 from __future__ import annotations
 
@@ -65,16 +65,20 @@ class MaxSupArgumentsMixin:
     loss: str = field(
         default="maxsup",
         metadata={
-            "help": "Training loss, by its registered name (`maxsup-hf losses` lists them). Evaluation always "
-            "reports plain cross-entropy."
+            "help": "Training loss, by its registered name (`maxsup-hf losses` lists them), or a sum of them, "
+            "maxsup+z_loss. Evaluation always reports plain cross-entropy."
         },
     )
     loss_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
             "help": 'Parameters of the loss, as JSON or as key=value pairs: \'{"alpha": 0.1, "alpha_end": 0.2}\' '
-            "or alpha=0.1,alpha_end=0.2"
+            'or alpha=0.1,alpha_end=0.2; of a sum those of each: \'{"maxsup": {"alpha": 0.1}, "z_loss": {"lam": 1e-4}}\''
         },
+    )
+    resume_with_other_loss: bool = field(
+        default=False,
+        metadata={"help": "Allow resume_from_checkpoint with another loss or other loss_kwargs than the checkpoint's."},
     )
 
     def __post_init__(self) -> None:
@@ -87,9 +91,11 @@ class MaxSupArgumentsMixin:
                 f"""strength --loss maxsup --loss_kwargs '{{"alpha": {factor}, "alpha_end": {factor}}}', and leave """
                 "label_smoothing_factor at 0"
             )
-        if str(self.loss_kwargs.get("schedule", "")).startswith("epoch") and getattr(self, "max_steps", -1) <= 0:
-            # an epoch-wise schedule steps with the epochs of this training, unless told otherwise
-            self.loss_kwargs.setdefault("epochs", math.ceil(getattr(self, "num_train_epochs", 1)))
+        if getattr(self, "max_steps", -1) <= 0:  # an epoch-wise schedule steps with this training's epochs, unless told
+            epochs = math.ceil(getattr(self, "num_train_epochs", 1))
+            for kwargs in (self.loss_kwargs, *filter(lambda value: isinstance(value, dict), self.loss_kwargs.values())):
+                if str(kwargs.get("schedule", "")).startswith("epoch"):
+                    kwargs.setdefault("epochs", epochs)
         create_loss(self.loss, **self.loss_kwargs)
         super().__post_init__()  # type: ignore[misc]
 
@@ -102,10 +108,11 @@ class MaxSupTrainingArguments(MaxSupArgumentsMixin, TrainingArguments):
         loss: registered name of the training loss. Default `"maxsup"`.
         loss_kwargs: its parameters, as a dict, a JSON string or `"key=value,…"`. Default: the loss's own defaults; for
             `maxsup` alpha rises linearly from 0.1 to 0.2 over training (arXiv 2502.15798).
+        resume_with_other_loss: allow resuming a checkpoint of another loss or other loss_kwargs. Default False: refused.
         Everything else: see `transformers.TrainingArguments`.
     """
 
 
 @dataclass
 class MaxSupSeq2SeqTrainingArguments(MaxSupArgumentsMixin, Seq2SeqTrainingArguments):
-    """`transformers.Seq2SeqTrainingArguments` with the two fields of `MaxSupTrainingArguments`."""
+    """`transformers.Seq2SeqTrainingArguments` with the fields of `MaxSupTrainingArguments`."""

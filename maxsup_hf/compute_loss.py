@@ -19,6 +19,11 @@ class ComputeLoss(TrainerCallback):
     def __init__(self, name: str, model: nn.Module, **loss_kwargs: Any):
         self.loss = create_loss(name, **loss_kwargs)
         self.plain = create_loss("cross_entropy")
+        if self.loss.state is not None:
+            raise ValueError(
+                f"loss {name!r} learns from epoch to epoch and keeps that in checkpoints, which a compute_loss_func cannot: "
+                "use MaxSupTrainer"
+            )
         check_head(model, name)
         self.model = model
         function = getattr(model, "loss_function", None)
@@ -36,6 +41,8 @@ class ComputeLoss(TrainerCallback):
         if self.shifts_labels:
             logits, labels = logits[..., :-1, :], labels[..., 1:]
         labels = labels.to(logits.device)
+        if labels.is_floating_point() and num_items_in_batch is not None:
+            num_items_in_batch = num_items_in_batch / labels.shape[-1]  # the stock Trainer counts every probability
         if not self.model.training:
             return self.plain(logits, labels, num_items_in_batch=num_items_in_batch, ignore_index=IGNORE_INDEX)
         if self.progress is None:

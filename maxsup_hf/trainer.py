@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
 
 from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupTrainingArguments, parse_loss_kwargs
 from maxsup_hf.checks import check_float_labels, check_head, check_liger, check_train_dataset, head_problem
 from maxsup_hf.counting import IGNORE_INDEX, LabelCount, Shares, count_labels
+from maxsup_hf.loss_state import load_loss, save_loss
 from maxsup_hf.losses import create_loss
+from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.seam import Seam
 
 HYPERPARAMETERS_LINE = "The following hyperparameters were used during training:\n"
@@ -76,6 +78,8 @@ class MaxSupMixin(_Base):
         self._seam = Seam(self.loss_function)
         self._totals: dict[str, Tensor] = {}  # of the accumulated batch
         self._parts = torch.zeros(3)  # cross-entropy, penalty and number of steps since the last log
+        if self.loss_function.state is not None:
+            self.add_callback(_TellEpochs(self))
 
     # ---- training ----
 
@@ -83,6 +87,11 @@ class MaxSupMixin(_Base):
         """As in `transformers.Trainer`, after a look at the head and the data."""
         check_head(self.model, self.args.loss)
         check_train_dataset(self.train_dataset, self.model)
+        if self.loss_function.state is not None and self.args.n_gpu > 1:
+            raise ValueError(
+                f"loss={self.args.loss!r} learns from batch to batch, which torch's DataParallel does in threads that do "
+                "not see each other: start one process for each GPU with `accelerate launch` or torchrun"
+            )
         self._parts = torch.zeros(3)
         try:
             return super().train(*args, **kwargs)
@@ -151,6 +160,16 @@ class MaxSupMixin(_Base):
         inputs["labels"] = soft_labels.argmax(-1) if labels is None else labels
         return inputs, soft_labels
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        mixing = self.data_collator
+        if kwargs.get("is_training") or not isinstance(mixing, MixupCollator):
+            return super()._get_dataloader(*args, **kwargs)
+        self.data_collator = mixing.collator  # evaluation sees whole images and hard labels
+        try:
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = mixing
+
     # ---- counting ----
 
     def _count_batch(self, samples: list[dict[str, Any]], device: torch.device) -> dict[str, Tensor]:
@@ -193,6 +212,25 @@ class MaxSupMixin(_Base):
         return {"train_cross_entropy": cross_entropy / steps, "train_penalty": penalty / steps, **values}
 
     # ---- checkpoints ----
+
+    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, "sum")
+
+    def end_epoch(self, epochs: int) -> None:
+        """Tell the loss that so many epochs are done."""
+        self.loss_function.end_epoch(epochs, self._sum_over_ranks if self.args.world_size > 1 else None)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = self.loss_function.state
+        tensors = state.tensors(self._sum_over_ranks if self.args.world_size > 1 else None) if state is not None else {}
+        if self.args.should_save:
+            save_loss(output_dir, self.loss_function, tensors)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_loss(checkpoint, self.loss_function, self.args.resume_with_other_loss, self.args.process_index == 0)
 
     # Checkpoints are written under the names that the Hub knows, which for many models (ViT among them) are not those of
     # the modules. The stock Trainer reads them back without converting the names, warns, and goes on with weights that
@@ -237,7 +275,7 @@ class MaxSupMixin(_Base):
     ) -> None:
         """As in `transformers.Trainer`, with the loss among the hyperparameters and the tags."""
         tags = [tags] if isinstance(tags, str) else list(tags or [])
-        tags += [tag for tag in ("maxsup", self.args.loss) if tag not in tags]
+        tags += [tag for tag in dict.fromkeys(("maxsup", *self.args.loss.split("+"))) if tag not in tags]
         super().create_model_card(language, license, tags, *args, **kwargs)
         if not self.is_world_process_zero():
             return
@@ -247,6 +285,19 @@ class MaxSupMixin(_Base):
         lines = f"- loss: {self.args.loss}\n" + (f"- loss_kwargs: {given}\n" if given else "")
         card.text = card.text.replace(HYPERPARAMETERS_LINE, HYPERPARAMETERS_LINE + lines, 1)
         card.save(path)
+
+
+class _TellEpochs(TrainerCallback):
+    """Tells a loss with a state when epochs end. At the beginning of one too: a checkpoint of an epoch's last step was
+    written before that end."""
+
+    def __init__(self, trainer: MaxSupMixin):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.end_epoch(int(state.epoch + 1e-6))
+
+    on_epoch_end = on_epoch_begin
 
 
 class MaxSupTrainer(MaxSupMixin, Trainer):

@@ -1,7 +1,5 @@
 """Two real processes on the CPU (gloo)."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
 from tests import tiny
 from tests.heads import HEADS
+from tests.launch import two_processes
 
 SCRIPT = Path(__file__).with_name("distributed_gradients.py")
 FAMILIES = {name: head for name, head in HEADS.items() if head.additive}
@@ -17,14 +16,9 @@ FAMILIES = {name: head for name, head in HEADS.items() if head.additive}
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
 def of_two_processes(request, tmp_path_factory):
-    """Gradients by family. (`--multi_gpu` is how accelerate starts several processes, also on a CPU: with `--cpu` it
-    starts one, whatever `--num_processes` says.)"""
+    """Gradients by family."""
     output = tmp_path_factory.mktemp(request.param) / "gradients.pt"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-               str(SCRIPT), request.param, str(output)]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    two_processes(SCRIPT, request.param, output)
     saved = torch.load(output)
     assert saved["processes"] == 2
     return saved["gradients"]

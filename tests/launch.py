@@ -1,0 +1,14 @@
+"""Two real processes on the CPU (gloo)."""
+
+import subprocess
+import sys
+
+
+def two_processes(*command):
+    """Run a script with its arguments by `accelerate launch`. (`--multi_gpu` is how accelerate starts several processes,
+    also on a CPU: with `--cpu` it starts one, whatever `--num_processes` says. Let scripts write how many they were.)"""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+              "--main_process_port", "0"]  # fmt: skip
+    result = subprocess.run([*launch, *map(str, command)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
