@@ -24,6 +24,11 @@ class ComputeLoss(TrainerCallback):
                 f"loss {name!r} learns from epoch to epoch and keeps that in checkpoints, which a compute_loss_func cannot: "
                 "use MaxSupTrainer"
             )
+        if self.loss.needs_votes:
+            raise ValueError(
+                f"loss {name!r} with dense=True looks at the model's last feature map, which a compute_loss_func is not "
+                "given: use MaxSupTrainer, or leave dense=False"
+            )
         check_head(model, name)
         self.model = model
         function = getattr(model, "loss_function", None)

@@ -13,7 +13,7 @@ torch.compile would take what stands there for the class that it knows.)
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -36,6 +36,7 @@ class Seam:
             schedule.
         shares: of the micro-batch in the accumulated batch; `None`: each cross-entropy is the mean of its own items.
         soft_labels: (..., K) class probabilities that replace the integer labels of the next forward, or `None`.
+        votes: (num_classes) -> (N, P) votes of the last feature map, for a loss that asks for them, or `None`.
         outputs: one `LossOutput`, detached, for each cross-entropy of the last forward.
     """
 
@@ -44,6 +45,7 @@ class Seam:
         self.values = {name: torch.tensor(value, dtype=torch.float64) for name, value in loss.values(0.0).items()}
         self.shares: Shares | None = None
         self.soft_labels: Tensor | None = None
+        self.votes: Callable[[int], Tensor] | None = None
         self.outputs: list[LossOutput] = []
         # Made once: a class or a closure that is new in every forward would make torch.compile trace again.
         criterion = type("CrossEntropyLoss", (_Criterion,), {"seam": self})
@@ -112,6 +114,7 @@ class Seam:
             reduction=reduction,
             ignore_index=ignore_index,
             weight=weight,
+            votes=self.votes(input.shape[-1]) if self.votes else None,
         )
         if self.shares is not None:
             share = self.shares.take(input.shape[:-1].numel())

@@ -21,6 +21,7 @@ from maxsup_hf.loss_state import load_loss, save_loss
 from maxsup_hf.losses import create_loss
 from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.seam import Seam
+from maxsup_hf.votes import Votes
 
 HYPERPARAMETERS_LINE = "The following hyperparameters were used during training:\n"
 
@@ -87,6 +88,8 @@ class MaxSupMixin(_Base):
         """As in `transformers.Trainer`, after a look at the head and the data."""
         check_head(self.model, self.args.loss)
         check_train_dataset(self.train_dataset, self.model)
+        if self.loss_function.needs_votes and self._seam.votes is None:
+            self._seam.votes = Votes(self.model)
         if self.loss_function.state is not None and self.args.n_gpu > 1:
             raise ValueError(
                 f"loss={self.args.loss!r} learns from batch to batch, which torch's DataParallel does in threads that do "

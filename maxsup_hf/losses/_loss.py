@@ -68,6 +68,11 @@ class Loss(nn.Module):
         schedule, epochs, warmup = (self.kwargs[f"{prefix}{key}"] for key in ("schedule", "epochs", "warmup_ratio"))
         return interpolate(start, end, SCHEDULES[schedule](progress, epochs, warmup))
 
+    @property
+    def needs_votes(self) -> bool:
+        """Whether it must be given votes of the last feature map."""
+        return "votes" in self.spec.arguments and any(self.options[k] for k in self.options if k.endswith("dense"))
+
     def end_epoch(self, epochs: int, all_reduce: Callable[[Tensor], Tensor] | None = None) -> None:
         """Tell a loss with a state that so many epochs are done; others have nothing to do.
 

@@ -20,6 +20,7 @@ from transformers import (
     default_data_collator,
 )
 
+from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.scripts.body import run
 from maxsup_hf.scripts.body.arguments import ScriptArguments, flag, parse
 from maxsup_hf.scripts.body.columns import check_column, check_not_missing, find_column, is_image, is_string
@@ -65,6 +66,11 @@ class ImageClassificationArguments(ScriptArguments):
     image_column_name: str | None = flag("Column of the images, or of paths to them (default: found by its type or name).")
     image_processor_name: str | None = flag("Image processor: a Hub id or a folder (default: that of the model).")
     image_size: int = flag("Height and width in pixels that the default model takes; images are resized to it.", 32)
+    mixup_alpha: float = flag("Mix images in training, with shares drawn from Beta(alpha, alpha) (Mixup); 0 is off.", 0.0)
+    cutmix_alpha: float = flag("Paste boxes of one image into another in training (CutMix), as --mixup_alpha.", 0.0)
+    mixup_prob: float = flag("Probability of mixing, where it is on.", 1.0)
+    mixup_switch_prob: float = flag("Probability of CutMix, where both are on.", 0.5)
+    mixup_mode: str = flag("Draw once for each batch, pair or elem(ent).", "batch")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +98,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     config = set_classes(config or _default_config(), names)
     if getattr(config, "num_channels", 3) != 3:
         raise ValueError(f"config_name: the model must take 3 channels (RGB), got num_channels={config.num_channels}")
+    collator = _collator(args, len(names))
     model = build_model(AutoModelForImageClassification, config, args, training_args.seed)
     processor = _image_processor(args, config)
     transform = partial(_to_pixels, column=image_column, processor=processor)
@@ -103,7 +110,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
         processing_class=processor,
-        data_collator=default_data_collator,
+        data_collator=collator,
         compute_metrics=run.classification_metrics,
         preprocess_logits_for_metrics=run.only_logits,
     )
@@ -161,6 +168,14 @@ def _image_processor(args: ImageClassificationArguments, config: PretrainedConfi
 def _to_pixels(batch: dict[str, list[Any]], column: str, processor: Any) -> dict[str, Any]:
     images = [image.convert("RGB") for image in batch[column]]
     return {**processor(images, return_tensors="pt"), "labels": batch["labels"]}
+
+
+def _collator(args: ImageClassificationArguments, classes: int) -> Any:
+    if args.mixup_alpha == args.cutmix_alpha == 0:
+        return default_data_collator
+    return MixupCollator(
+        classes, args.mixup_alpha, args.cutmix_alpha, args.mixup_prob, args.mixup_switch_prob, args.mixup_mode
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -145,3 +145,13 @@ def test_bad_folders(tmp_path):
         with pytest.raises(error, match=message):
             image_classification.prepare(argv)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_mixup_from_the_command_line():
+    run("--mixup_alpha", "0.8", "--cutmix_alpha", "1.0", "--output_dir", "run")
+    assert results("run")["eval_samples"] == 20  # whole images, hard labels
+    job = image_classification.prepare(["--cutmix_alpha", "1.0", "--mixup_mode", "elem", "--output_dir", "x"])
+    batch = next(iter(job.trainer.get_train_dataloader()))
+    assert batch["soft_labels"].shape == (64, 10) and "soft_labels" not in next(iter(job.trainer.get_eval_dataloader()))
+    with pytest.raises(SystemExit):
+        run("--mixup_alpha", "0.8", "--mixup_mode", "half", "--output_dir", "y")
