@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from maxsup_hf.losses import create_loss
+from maxsup_hf.losses import create_loss, flatten, prefix_of
 
 
 def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class MaxSupArgumentsMixin:
     )
 
     def __post_init__(self) -> None:
-        self.loss_kwargs = dict(parse_loss_kwargs(self.loss_kwargs))
+        self.loss_kwargs = flatten(parse_loss_kwargs(self.loss_kwargs))
         factor = getattr(self, "label_smoothing_factor", 0.0)
         if factor:
             raise ValueError(
@@ -93,9 +93,8 @@ class MaxSupArgumentsMixin:
             )
         if getattr(self, "max_steps", -1) <= 0:  # an epoch-wise schedule steps with this training's epochs, unless told
             epochs = math.ceil(getattr(self, "num_train_epochs", 1))
-            for kwargs in (self.loss_kwargs, *filter(lambda value: isinstance(value, dict), self.loss_kwargs.values())):
-                if str(kwargs.get("schedule", "")).startswith("epoch"):
-                    kwargs.setdefault("epochs", epochs)
+            for key in [key for key, value in self.loss_kwargs.items() if str(value).startswith("epoch")]:
+                self.loss_kwargs.setdefault(f"{prefix_of(key)}epochs", epochs)
         create_loss(self.loss, **self.loss_kwargs)
         super().__post_init__()  # type: ignore[misc]
 

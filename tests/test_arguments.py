@@ -78,9 +78,24 @@ def test_an_epoch_wise_schedule_takes_the_epochs_of_the_training():
 
 
 def test_the_users_dict_is_left_alone():
-    mine = {"schedule": "epoch"}
-    MaxSupTrainingArguments("out", loss_kwargs=mine)
-    assert mine == {"schedule": "epoch"}
+    for loss, mine in (("maxsup", {"schedule": "epoch"}), ("maxsup+z_loss", {"maxsup": {"schedule": "epoch"}})):
+        copy = json.loads(json.dumps(mine))
+        MaxSupTrainingArguments("out", loss=loss, loss_kwargs=mine)
+        assert mine == copy
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        '{"maxsup": {"alpha": 0.3, "schedule": "epoch"}, "z_loss": {"lam": 0.01}}',
+        "maxsup.alpha=0.3,maxsup.schedule=epoch,z_loss.lam=0.01",
+    ],
+)
+def test_a_sum_of_losses(cls, kwargs):
+    args = parse(cls, "--loss", "maxsup+z_loss", "--loss_kwargs", kwargs, "--num_train_epochs", "5")
+    expected = {"maxsup.alpha": 0.3, "maxsup.schedule": "epoch", "z_loss.lam": 0.01, "maxsup.epochs": 5}
+    assert args.loss_kwargs == expected
 
 
 @BOTH

@@ -145,6 +145,22 @@ def test_logs_and_evaluation(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-5)
 
 
+def test_a_sum_of_losses_is_trained_and_logged(tmp_path):
+    data = tiny.batch("vit")
+    kwargs = {"maxsup": {"alpha": 0.3, "alpha_end": 0.4}, "z_loss": {"lam": 0.01}}
+    trainer = ours(tiny.vit(), tmp_path, loss="maxsup+z_loss", loss_kwargs=kwargs, max_steps=2,
+                   train_dataset=tiny.rows(data), per_device_train_batch_size=8)  # fmt: skip
+    logits = trainer.model.train()(data["pixel_values"]).logits
+    expected = create_loss("maxsup+z_loss", **kwargs)(logits, data["labels"]).item()
+    trainer.train()
+    first, second = trainer.state.log_history[:2]
+    assert first["loss"] == pytest.approx(expected, rel=1e-4)
+    assert (first["loss_maxsup.alpha"], second["loss_maxsup.alpha"]) == pytest.approx((0.3, 0.35))
+    assert first["loss_z_loss.lam"] == 0.01
+    trainer.create_model_card()
+    assert "\n- maxsup\n" in (card := (tmp_path / "README.md").read_text()) and "\n- z_loss\n" in card
+
+
 def test_cross_entropy_logs_no_penalty(tmp_path):
     trainer = ours(tiny.vit(), tmp_path, loss="cross_entropy", train_dataset=tiny.rows(tiny.batch("vit")), max_steps=1)
     trainer.train()

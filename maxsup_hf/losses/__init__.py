@@ -4,9 +4,19 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from maxsup_hf.losses._loss import Loss, LossOutput, create_loss
-from maxsup_hf.losses._registry import LossSpec, get_spec, list_losses, register_loss
+from maxsup_hf.losses._registry import LossSpec, flatten, get_spec, list_losses, prefix_of, register_loss
 
-__all__ = ["Loss", "LossOutput", "LossSpec", "create_loss", "get_spec", "list_losses", "register_loss"]
+__all__ = [
+    "Loss",
+    "LossOutput",
+    "LossSpec",
+    "create_loss",
+    "flatten",
+    "get_spec",
+    "list_losses",
+    "prefix_of",
+    "register_loss",
+]
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):
