@@ -63,12 +63,20 @@ def _train(args: argparse.Namespace) -> None:
 
 def _losses(args: argparse.Namespace) -> None:
     from maxsup_hf.losses import get_spec, list_losses
+    from maxsup_hf.schedules import SCHEDULES
 
     for name in list_losses():
         spec = get_spec(name)
         print(f"{name}\n    {spec.description}")
-        if spec.defaults:
-            print("    " + ", ".join(f"{key}={value!r}" for key, value in spec.defaults.items()))
+        shown = [*spec.parameters, *(f"{parameter}_end" for parameter in spec.parameters)]
+        takes = [f"{key}={spec.defaults[key]!r}" for key in shown if spec.defaults[key] is not None]
+        takes += [f"{key}={spec.defaults[key]!r} ({' | '.join(map(str, words))})" for key, words in spec.options.items()]
+        if takes:
+            print("    " + ", ".join(takes))
+    print(
+        "\nEvery number x moves to x_end over training, by schedule (" + ", ".join(SCHEDULES) + "), where x_end is given.\n"
+        "Penalties add: --loss maxsup+z_loss --loss_kwargs maxsup.alpha=0.1,z_loss.lam=1e-4"
+    )
 
 
 if __name__ == "__main__":

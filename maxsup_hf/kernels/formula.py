@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -39,3 +40,55 @@ def differentiate(
         penalty.detach(),
         {name: grad for name, grad in zip(leaves, gradients, strict=True) if grad is not None},
     )
+
+
+def linear_coefficients(
+    formula: Formula, names: Sequence[str], values: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The coefficients of a formula that is linear in the row numbers: its gradient is then known without a backward.
+
+    Args:
+        formula, names, values: as for `differentiate`, `names` those of the numbers.
+
+    Returns:
+        name -> coefficient (a number or a 0-dim tensor) of the term on the label, and of the penalty; `None` for a formula
+        that is not linear.
+    """
+    try:
+        terms: Any = formula(*(_Linear({name: 1.0}) for name in names), **values)
+    except TypeError:
+        return None
+    return (terms[0].coefficients, terms[1].coefficients) if all(isinstance(term, _Linear) for term in terms) else None
+
+
+class _Linear:
+    """Stands in for the row numbers: Σ coefficient·number. What is not linear raises TypeError, as Python does where an
+    operation is missing."""
+
+    def __init__(self, coefficients: dict[str, Any]):
+        self.coefficients = coefficients
+
+    def new_zeros(self, *args: Any) -> _Linear:
+        return _Linear({})
+
+    def __add__(self, other: Any) -> _Linear:
+        if not isinstance(other, _Linear):
+            return NotImplemented
+        names = dict.fromkeys((*self.coefficients, *other.coefficients))
+        return _Linear({name: self.coefficients.get(name, 0.0) + other.coefficients.get(name, 0.0) for name in names})
+
+    def __mul__(self, other: Any) -> _Linear:
+        if not isinstance(other, Real | Tensor):
+            return NotImplemented
+        return _Linear({name: coefficient * other for name, coefficient in self.coefficients.items()})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> _Linear:
+        return self * -1.0
+
+    def __sub__(self, other: Any) -> _Linear:
+        return self + -other if isinstance(other, _Linear) else NotImplemented
+
+    def __truediv__(self, other: Any) -> _Linear:
+        return self * (1 / other) if isinstance(other, Real | Tensor) else NotImplemented

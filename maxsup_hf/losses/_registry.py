@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from maxsup_hf.logit_stats import NUMBERS
@@ -257,14 +258,13 @@ def _add(parts: list[LossSpec]) -> LossSpec:
 
     def formula(*given: Any, **values: Any) -> tuple[Tensor, Tensor]:
         have = dict(zip(arguments, given, strict=True))
-        label_term = have["cross_entropy"]
-        penalty = torch.zeros_like(label_term)
+        label_term, penalties = have["cross_entropy"], []
         for spec in parts:
             own = {key.removeprefix(f"{spec.name}."): v for key, v in values.items() if prefix_of(key) == f"{spec.name}."}
-            term, extra = spec.formula(*(have[argument] for argument in spec.arguments), **own)
+            term, penalty = spec.formula(*(have[argument] for argument in spec.arguments), **own)
             label_term = term if spec.replaces_target else label_term
-            penalty = penalty + extra
-        return label_term, penalty
+            penalties.append(penalty)
+        return label_term, reduce(operator.add, penalties)
 
     formula.__doc__ = "; ".join(spec.description for spec in parts)
 
