@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, compute_loss_func, list_losses
-from maxsup_hf.losses import get_spec
+from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, list_losses
 from tests import tiny
 from tests.launch import two_processes
 
@@ -87,10 +86,3 @@ def test_a_checkpoint_without_what_was_learned(tmp_path):
         ValueError, match=r"checkpoint-1 has no loss_state.safetensors, so what loss 'online_label_smoothing'"
     ):
         train(tmp_path, resume=str(tmp_path / "checkpoint-1"), loss="online_label_smoothing")
-
-
-def test_losses_with_a_state_need_our_trainer():
-    for name in list_losses():
-        if get_spec(name).state is not None:
-            with pytest.raises(ValueError, match=f"loss '{name}' learns from epoch to epoch.*use MaxSupTrainer"):
-                compute_loss_func(name, model=tiny.vit())
