@@ -50,7 +50,7 @@ def stream(args):
 
 
 def whole(args):
-    x, y, predictions = np.empty((args.rows, args.dim), np.float32), [], []
+    x, y, predictions = np.empty((args.rows, args.dim)), [], []
     for i, (features, labels, guesses) in enumerate(batches(args)):
         x[i * args.batch : i * args.batch + len(labels)] = features
         y.append(labels)

@@ -7,6 +7,7 @@ def geometry(x, y, classifier=None, predictions=None):
     x, classes = np.asarray(x, np.float64), np.unique(y)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     mu = np.stack([unit[y == k].mean(0) for k in classes])
+    del unit
     within, total = 1 - (mu**2).sum(1), 1 - (mu.mean(0) ** 2).sum()
     means = np.stack([x[y == k].mean(0) for k in classes])
     centred = means - means.mean(0)
@@ -30,8 +31,9 @@ def geometry(x, y, classifier=None, predictions=None):
         scaled = classifier / np.linalg.norm(classifier) - centred / np.linalg.norm(centred)
         found["nc3_self_duality"] = (scaled**2).sum()
     if predictions is not None:
-        distances = (x**2).sum(1)[:, None] - 2 * x @ means.T + (means**2).sum(1)
-        found["nc4_agreement"] = (classes[distances.argmin(1)] == predictions).mean()
+        square = (means**2).sum(1)
+        nearest = [(square - 2 * block @ means.T).argmin(1) for block in np.array_split(x, 1 + len(x) // 50_000)]
+        found["nc4_agreement"] = (classes[np.concatenate(nearest)] == predictions).mean()
     return found
 
 
@@ -46,6 +48,7 @@ def simplex(rows):
 
 
 def effective_rank(x):
-    s = np.linalg.svd(x, compute_uv=False)
+    blocks = np.array_split(x, 1 + len(x) // 50_000)  # R of blocks has the singular values of the whole, to the last digits
+    s = np.linalg.svd(np.concatenate([np.linalg.qr(block, mode="r") for block in blocks]), compute_uv=False)
     p = s[s > 0] / s.sum()
     return np.exp(-(p * np.log(p)).sum())
