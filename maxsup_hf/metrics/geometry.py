@@ -159,7 +159,7 @@ class FeatureGeometry(Accumulator):
             raise ValueError(f"all rows are of class {int(present.nonzero())}; geometry compares classes with each other")
 
         directions = self._directions[present] / counts[present, None]
-        within = 1 - directions.square().sum(1)
+        within = (1 - directions.square().sum(1)).clamp_min(0)  # rounding alone makes it negative
         total = 1 - float(directions.mean(0).square().sum())
         result: dict[str, Any] = {
             "d_within": float(within.mean()),

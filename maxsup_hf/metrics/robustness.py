@@ -151,7 +151,7 @@ def corrupt(image: Any, corruption: str, severity: int, *, seed: int = 0) -> NDA
 
     Raises:
         ValueError: an unknown corruption or severity, another shape or type, or an image that is too small.
-        ImportError: the library is not installed.
+        ImportError: the library, or what it needs of the system, is not installed.
     """
     if corruption not in CORRUPTIONS:
         raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {corruption!r}")
@@ -168,7 +168,10 @@ def corrupt(image: Any, corruption: str, severity: int, *, seed: int = 0) -> NDA
     try:
         import imagecorruptions
     except ImportError as error:
-        raise ImportError("corruptions come from imagecorruptions-imaug: pip install 'maxsup-hf[robustness]'") from error
+        raise ImportError(
+            f"corruptions come from imagecorruptions-imaug, and: {error}. Install it: pip install 'maxsup-hf[robustness]'; "
+            "where libGL is what is missing, put opencv-python-headless in place of opencv-python"
+        ) from error
     # Most of the library draws from NumPy's global generator; these two take a seed, and without one draw afresh each time.
     own_seed = {"seed": seed} if corruption in ("glass_blur", "impulse_noise") else {}
     state = np.random.get_state()

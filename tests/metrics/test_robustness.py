@@ -90,12 +90,12 @@ def test_bad_input(call, message):
 
 # ---- corruptions ----
 
-NEEDS = "needs imagecorruptions-imaug: pip install 'maxsup-hf[robustness]'"
+NEEDS = "needs imagecorruptions-imaug (pip install 'maxsup-hf[robustness]') and, for its opencv-python, libGL of the system"
 
 
 @pytest.fixture(scope="module")
 def library():
-    return pytest.importorskip("imagecorruptions", reason=NEEDS)
+    return pytest.importorskip("imagecorruptions", reason=NEEDS, exc_type=ImportError)
 
 
 def picture(height=40, width=48):
