@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from maxsup_hf.logit_stats import masked_classes
+
 CHUNK = 2**20  # numbers that are worked on at a time: 8 MiB in float64
 
 
@@ -21,13 +23,24 @@ def as_array(values: Any) -> NDArray[Any]:
     return np.asarray(values)
 
 
+def as_logits(values: Any) -> NDArray[np.float64]:
+    """Logits in float64, with −inf at masked classes: those of −inf or the smallest number of the dtype."""
+    given = as_array(values)
+    z = given.astype(np.float64, copy=False)
+    if np.issubdtype(given.dtype, np.floating) and given.ndim:
+        masked = masked_classes(torch.tensor(given)).numpy()
+        if not np.isneginf(z[masked]).all():
+            z = np.where(masked, -np.inf, z)
+    return z
+
+
 def check_rows(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
     """Logits (N, K) in float64 and integer labels (N,), with N at least 1.
 
     Raises:
         ValueError: no rows, other shapes or types, a label outside [0, K), NaN or infinite logits. −inf is a masked class.
     """
-    z, y = as_array(logits).astype(np.float64, copy=False), as_array(labels)
+    z, y = as_logits(logits), as_array(labels)
     if z.ndim != 2 or y.shape != z.shape[:1] or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(f"expected logits (N, K) and integer labels (N,), got {z.shape} and {y.dtype} {y.shape}")
     if len(y) == 0:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from maxsup_hf.metrics._rows import (
     Accumulator,
-    as_array,
+    as_logits,
     check_logits,
     check_rows,
     chunks,
@@ -141,7 +141,7 @@ def ood_auroc(logits: ArrayLike, ood_logits: ArrayLike) -> float:
     Raises:
         ValueError: no rows, other shapes, NaN or infinite logits.
     """
-    known, unknown = (as_array(x).astype(np.float64, copy=False) for x in (logits, ood_logits))
+    known, unknown = (as_logits(x) for x in (logits, ood_logits))
     if known.ndim != 2 or unknown.ndim != 2 or known.shape[1] != unknown.shape[1]:
         raise ValueError(f"expected logits (N, K) and ood_logits (M, K), got {known.shape} and {unknown.shape}")
     if not len(known) or not len(unknown):

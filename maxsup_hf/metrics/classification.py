@@ -11,7 +11,8 @@ def accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
     """Share of rows whose greatest logit is the label's, in [0, 1]; of equal logits the first counts.
 
     Args:
-        logits: (N, K), arrays or tensors as everywhere here. −inf marks a class that takes no part.
+        logits: (N, K), arrays or tensors as everywhere here. A class whose logit is −inf, or the
+            smallest number of the dtype, takes no part.
         labels: (N,) integers in [0, K).
 
     Raises:

@@ -1,6 +1,6 @@
 """What the logits themselves look like, row by row, and their means over an evaluation set.
 
-A class whose logit is −inf takes no part, neither in a sum nor in K.
+A masked class (−inf, or the smallest number of the dtype) takes no part, neither in a sum nor in K.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maxsup_hf.metrics._rows import Accumulator, as_array, check_logits, check_rows, chunks, counted_rows
+from maxsup_hf.metrics._rows import Accumulator, as_logits, check_logits, check_rows, chunks, counted_rows
 
 
 class LSDecomposition(NamedTuple):
@@ -126,7 +126,7 @@ class LogitMetrics(Accumulator):
 
 
 def _check(logits: ArrayLike) -> NDArray[np.float64]:
-    z = as_array(logits).astype(np.float64, copy=False)
+    z = as_logits(logits)
     if z.ndim != 2 or 0 in z.shape:
         raise ValueError(f"expected logits (N, K) with at least one row, got {z.shape}")
     check_logits(z)

@@ -128,6 +128,9 @@ def test_masked_classes_and_large_logits_are_exact():
     assert nll(logits, [0, 1]) == pytest.approx(math.log(2) / 2)
     assert nll(logits[:1], [1]) == pytest.approx(1e4)
     assert brier(logits, [0, 1]) == pytest.approx(0.25)
+    low = torch.tensor(logits).to(torch.float16)
+    low[:, 2] = torch.finfo(torch.float16).min
+    assert nll(low[1:], [1]) == pytest.approx(math.log(2)) and mce(low[1:], [1]) == pytest.approx(0.5)
 
 
 def test_out_of_distribution():

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
+import maxsup_hf
 from maxsup_hf.metrics import LogitMetrics, ls_decomposition, margin, near_zero_share, top_margin
 
 
@@ -41,9 +42,18 @@ def test_the_parts_add_up_to_label_smoothing(seed):
 
 
 @given(seed=st.integers(0, 99))
-def test_a_masked_class_takes_no_part(seed):
+def test_the_decomposition_is_that_of_the_losses(seed):
     logits, labels = rows(seed)
-    masked = np.concatenate([logits, np.full((20, 2), -np.inf)], 1)
+    logits[:, 0] = np.where(labels == 0, logits[:, 0], -np.inf)
+    expected = maxsup_hf.ls_decomposition(torch.tensor(logits), torch.tensor(labels), 0.3, reduction="none")
+    for ours, theirs in zip(ls_decomposition(logits, labels, 0.3), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-12)
+
+
+@given(seed=st.integers(0, 99), mask=st.sampled_from([-np.inf, np.finfo(np.float64).min]))
+def test_a_masked_class_takes_no_part(seed, mask):
+    logits, labels = rows(seed)
+    masked = np.concatenate([logits, np.full((20, 2), mask)], 1)
     for with_mask, without in zip(ls_decomposition(masked, labels), ls_decomposition(logits, labels), strict=True):
         np.testing.assert_allclose(with_mask, without)
     np.testing.assert_allclose(near_zero_share(masked), near_zero_share(logits))
