@@ -291,10 +291,8 @@ def neural_collapse(means: Tensor, within: Tensor, classifier: Tensor | None = N
     """
     centred = means - means.mean(0)
     _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
-    # At most C − 1 singular values are not 0; what the rounding of the means can make of the others does not count.
-    rounding = max(means.shape) * torch.finfo(means.dtype).eps * float(means.norm(dim=1).max())
-    real = singular > rounding
-    real[len(means) - 1 :] = False
+    # At most C − 1 singular values are not 0; what the rounding of the means makes of the others does not count.
+    real = singular > max(means.shape) * torch.finfo(means.dtype).eps * float(means.norm(dim=1).max())
     directions, singular = directions[real], singular[real]
     spread = ((directions @ within) * directions).sum(1)
     nc1 = float((spread / singular.square()).sum()) if len(singular) else float("inf")

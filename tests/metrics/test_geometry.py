@@ -95,6 +95,16 @@ def test_almost_collapsed_features_keep_their_digits():
     assert streamed(centres[y] + noise, y, 4, sizes)["nc1"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_class_means_on_a_line():
+    """Between them there is one direction; across it only their rounding, which is nothing to divide by."""
+    rng = np.random.default_rng(0)
+    y, noise = np.arange(4).repeat(20), rng.normal(size=(80, 6))
+    noise -= np.stack([noise[y == k].mean(0) for k in range(4)])[y]
+    along = np.ones(6) / np.sqrt(6)
+    found = feature_geometry(1000.1 + 3 * y[:, None] * along + noise, y)
+    assert found["nc1"] == pytest.approx(np.mean((noise @ along) ** 2) / (9 * 5 / 4) / 4, rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_tensors_of_every_type_and_shape(dtype):
     x, y, classifier = rows(0)
