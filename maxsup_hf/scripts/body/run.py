@@ -14,7 +14,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import EvalPrediction, Trainer
 
-from maxsup_hf.metrics import accuracy, ece, nll
+from maxsup_hf.metrics import CalibrationMetrics, LogitMetrics
 from maxsup_hf.scripts.body.arguments import ScriptArguments, data_flags
 
 logger = logging.getLogger(__name__)
@@ -110,8 +110,7 @@ def _report(trainer: Trainer, prefix: str, metrics: dict[str, float], dataset: A
 
 def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics` of the classification tasks; the Trainer puts `eval_` or `test_` before the names."""
-    logits, labels = prediction.predictions, prediction.label_ids
-    return {"accuracy": accuracy(logits, labels), "nll": nll(logits, labels), "ece": ece(logits, labels)}
+    return CalibrationMetrics()(prediction) | LogitMetrics()(prediction)
 
 
 def only_logits(outputs: Any, labels: Any) -> Any:

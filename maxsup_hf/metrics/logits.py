@@ -1,0 +1,142 @@
+"""What the logits themselves look like, row by row, and their means over an evaluation set.
+
+A masked class (−inf, or the smallest number of the dtype) takes no part, neither in a sum nor in K.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maxsup_hf.metrics._rows import Accumulator, as_logits, check_logits, check_rows, chunks, counted_rows
+
+
+class LSDecomposition(NamedTuple):
+    """The two parts of the label smoothing loss beside the cross-entropy, for each row (N,).
+
+    Attributes:
+        regularization: α/K Σ_{z_m < z_g} (z_g − z_m), at least 0: pulls a label's logit towards the smaller ones.
+        error_amplification: α/K Σ_{z_n > z_g} (z_g − z_n), at most 0, and below 0 just where the row is predicted wrong:
+            pushes the greater logits further up.
+    """
+
+    regularization: NDArray[np.float64]
+    error_amplification: NDArray[np.float64]
+
+
+def near_zero_share(logits: ArrayLike, threshold: float = 0.01) -> NDArray[np.float64]:
+    """Share of each row's logits with |z| < `threshold`, (N,) in [0, 1].
+
+    Args:
+        logits: (N, K).
+        threshold: positive. Default 0.01.
+
+    Raises:
+        ValueError: another shape, no rows, NaN or infinite logits, or a threshold that is not positive.
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold must be positive, got {threshold!r}")
+    z = _check(logits)
+    return (np.abs(z) < threshold).sum(1) / _classes(z)
+
+
+def margin(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """Label's logit minus the greatest other one, (N,): positive where the row is predicted right.
+
+    Arguments and errors as in `accuracy`, and at least two classes.
+    """
+    z, y = check_rows(logits, labels)
+    _at_least_two(z)
+    rows = np.arange(len(y))
+    others = z.copy()
+    others[rows, y] = -np.inf
+    return z[rows, y] - others.max(1)
+
+
+def top_margin(logits: ArrayLike) -> NDArray[np.float64]:
+    """Greatest logit minus the second greatest, (N,), at least 0. Errors as in `near_zero_share`, and two classes."""
+    z = _check(logits)
+    _at_least_two(z)
+    second, first = np.partition(z, -2, axis=1)[:, -2:].T
+    return first - second
+
+
+def ls_decomposition(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) -> LSDecomposition:
+    """Label smoothing's penalty in two (MaxSup, arXiv 2502.15798, Section 3.1); they add up to α(z_g − mean z).
+
+    Args:
+        logits, labels: as in `accuracy`.
+        alpha: smoothing, in [0, 1].
+
+    Raises:
+        ValueError: as in `accuracy`, or alpha outside [0, 1].
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+    z, y = check_rows(logits, labels)
+    gap = np.where(np.isneginf(z), 0, z[np.arange(len(y)), y][:, None] - z)
+    scale = alpha / _classes(z)
+    return LSDecomposition(np.clip(gap, 0, None).sum(1) * scale, np.clip(gap, None, 0).sum(1) * scale)
+
+
+class LogitMetrics(Accumulator):
+    """Means over an evaluation set that comes in batches: `compute_metrics=LogitMetrics()`.
+
+    Args:
+        alpha: of `ls_decomposition`.
+        threshold: of `near_zero_share`.
+        ignore_index: label of rows that take no part. Default −100.
+    """
+
+    def __init__(self, alpha: float = 0.1, threshold: float = 0.01, ignore_index: int = -100):
+        self.alpha, self.threshold, self.ignore_index = alpha, threshold, ignore_index
+        self.reset()
+
+    def reset(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._rows = 0
+
+    def update(self, values: Any, labels: Any) -> None:
+        """Take in logits (…, K) and integer labels (…). Errors as in the functions."""
+        logits, labels = counted_rows(values, labels, self.ignore_index)
+        for i in chunks(*logits.shape):
+            z, y = check_rows(logits[i], labels[i])
+            parts = ls_decomposition(z, y, self.alpha)
+            batch = {
+                "margin": margin(z, y),
+                "top_margin": top_margin(z),
+                "near_zero_share": near_zero_share(z, self.threshold),
+                "ls_regularization": parts.regularization,
+                "ls_error_amplification": parts.error_amplification,
+            }
+            self._sums = {name: self._sums.get(name, 0.0) + float(x.sum()) for name, x in batch.items()}
+            self._rows += len(y)
+
+    def compute(self) -> dict[str, float]:
+        """`margin`, `top_margin`, `near_zero_share`, `ls_regularization`, `ls_error_amplification`: means over the rows.
+
+        Raises:
+            ValueError: no rows so far.
+        """
+        if not self._rows:
+            raise ValueError("there are no rows to evaluate")
+        return {name: total / self._rows for name, total in self._sums.items()}
+
+
+def _check(logits: ArrayLike) -> NDArray[np.float64]:
+    z = as_logits(logits)
+    if z.ndim != 2 or 0 in z.shape:
+        raise ValueError(f"expected logits (N, K) with at least one row, got {z.shape}")
+    check_logits(z)
+    return z
+
+
+def _classes(z: NDArray[np.float64]) -> NDArray[np.int64]:
+    return (~np.isneginf(z)).sum(1)
+
+
+def _at_least_two(z: NDArray[np.float64]) -> None:
+    if z.shape[1] < 2:
+        raise ValueError(f"a margin needs at least two classes, got logits {z.shape}")

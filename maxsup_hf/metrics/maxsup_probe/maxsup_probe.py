@@ -1,0 +1,54 @@
+"""Transfer of frozen features: a linear probe, and the nearest neighbours.
+
+A module of `evaluate` around `maxsup_hf.metrics.probe`, which does the work.
+"""
+
+import datasets
+import evaluate
+import numpy as np
+
+from maxsup_hf.metrics.probe import L2_GRID, knn_accuracy, linear_probe
+
+INPUTS = """
+Args:
+    predictions: (N, D) frozen features.
+    references: (N,) labels.
+    split: (N,) `"train"`, `"validation"` or `"test"`, of each row.
+    l2: strengths to choose from on the validation rows; default: 45 log-spaced values in 1e-6…1e5.
+    k: neighbours.
+"""
+
+CITATION = """@inproceedings{kornblith2021why,
+  title={Why Do Better Loss Functions Lead to Less Transferable Features?},
+  author={Kornblith, Simon and Chen, Ting and Lee, Honglak and Norouzi, Mohammad},
+  booktitle={NeurIPS},
+  year={2021}
+}"""
+
+
+class MaxsupProbe(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("float64")),
+                    "references": datasets.Value("int64"),
+                    "split": datasets.Value("string"),
+                }
+            ),
+        )
+
+    def _compute(self, predictions, references, split, l2=None, k=20):
+        predictions, references, split = map(np.asarray, (predictions, references, split))
+        if unknown := set(split.tolist()) - {"train", "validation", "test"}:
+            raise ValueError(f"split must be 'train', 'validation' or 'test', got {sorted(unknown)}")
+        parts = {name: (predictions[split == name], references[split == name]) for name in ("train", "validation", "test")}
+        probe = linear_probe(*parts["train"], *parts["validation"], *parts["test"], l2=L2_GRID if l2 is None else l2)
+        return {
+            "linear_probe_accuracy": probe.accuracy,
+            "l2": probe.l2,
+            "knn_accuracy": knn_accuracy(*parts["train"], *parts["test"], k=k),
+        }

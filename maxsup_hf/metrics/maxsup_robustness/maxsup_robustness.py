@@ -1,0 +1,43 @@
+"""Accuracy of classes with many, medium and few training rows, for models trained on long-tailed data.
+
+A module of `evaluate` around `maxsup_hf.metrics.robustness`, which does the work.
+"""
+
+import datasets
+import evaluate
+
+from maxsup_hf.metrics.robustness import shot_accuracy
+
+INPUTS = """
+Args:
+    predictions: (N,) predicted classes of a test set, in [0, K).
+    references: (N,) labels.
+    train_counts: (K,) training rows of each class.
+    many: more training rows than that are many.
+    few: fewer training rows than that are few.
+"""
+
+CITATION = """@inproceedings{liu2019large,
+  title={Large-Scale Long-Tailed Recognition in an Open World},
+  author={Liu, Ziwei and Miao, Zhongqi and Zhan, Xiaohang and Wang, Jiayun and Gong, Boqing and Yu, Stella X.},
+  booktitle={CVPR},
+  year={2019}
+}"""
+
+
+class MaxsupRobustness(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Value("int64"),
+                    "references": datasets.Value("int64"),
+                }
+            ),
+        )
+
+    def _compute(self, predictions, references, train_counts, many=100, few=20):
+        return shot_accuracy(predictions, references, train_counts, many=many, few=few)

@@ -1,0 +1,182 @@
+"""Away from clean, balanced data: long-tailed training sets, and corrupted images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maxsup_hf.metrics._rows import as_array
+
+# Hendrycks & Dietterich 2019 (arXiv 1903.12261): noise, blur, weather, digital.
+CORRUPTIONS = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+SEVERITIES = (1, 2, 3, 4, 5)
+MIN_SIZE = 32  # of the library
+
+
+# ---- long tails ----
+
+
+def long_tailed_counts(largest: int, num_classes: int, ratio: float) -> NDArray[np.int64]:
+    """Rows of each class in an exponential long tail (Cao et al. 2019, arXiv 1906.07413): ⌊largest·ratio^(−k/(K−1))⌋.
+
+    Args:
+        largest: rows of class 0.
+        num_classes: K, at least 2.
+        ratio: how many times more class 0 has than class K − 1, at least 1.
+
+    Raises:
+        ValueError: an argument out of range, or a tail that ends in a class without rows.
+    """
+    if num_classes < 2 or largest < 1 or not 1 <= ratio < float("inf"):
+        raise ValueError(
+            "a long tail needs num_classes of at least 2, largest of at least 1 and a finite ratio of at least 1, got "
+            f"{num_classes}, {largest} and {ratio}"
+        )
+    exact = largest * ratio ** (-np.arange(num_classes) / (num_classes - 1))
+    counts = np.floor(exact + 1e-9).astype(np.int64)  # 5000 / 100 is 50 rows, whatever the powers round to
+    if counts[-1] < 1:
+        raise ValueError(f"with {largest} rows in the largest class a ratio of {ratio} leaves the smallest without any")
+    return counts
+
+
+def long_tailed_subset(labels: ArrayLike, ratio: float, *, seed: int = 0, largest: int | None = None) -> NDArray[np.int64]:
+    """Rows of a long-tailed subset: class k keeps `long_tailed_counts` of its rows, chosen at random.
+
+    With one seed a smaller ratio keeps every row that a greater one keeps.
+
+    Args:
+        labels: (N,) integers; the classes are 0 to the greatest of them.
+        ratio: as in `long_tailed_counts`.
+        seed: of the choice.
+        largest: rows of class 0. Default: what every class has.
+
+    Returns:
+        Rising indices into `labels`.
+
+    Raises:
+        ValueError: labels that are not integers from 0 on, a class with fewer rows than it should keep, or as in
+            `long_tailed_counts`.
+    """
+    y = as_array(labels)
+    if y.ndim != 1 or not len(y) or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+        raise ValueError(f"expected labels (N,), integers from 0 on, got {y.dtype} {y.shape}")
+    available = np.bincount(y)
+    counts = long_tailed_counts(int(available.min()) if largest is None else largest, len(available), ratio)
+    if (counts > available).any():
+        k = int((counts > available).argmax())
+        raise ValueError(f"class {k} should keep {counts[k]} rows and has {available[k]}; choose a smaller largest")
+    order = np.random.default_rng(seed).permutation(len(y))
+    kept = [order[y[order] == k][:count] for k, count in enumerate(counts)]
+    return np.sort(np.concatenate(kept))
+
+
+def shot_accuracy(
+    predictions: ArrayLike, labels: ArrayLike, train_counts: ArrayLike, *, many: int = 100, few: int = 20
+) -> dict[str, float]:
+    """Accuracy of classes with many, medium and few training rows (Liu et al. 2019, arXiv 1904.05160).
+
+    Args:
+        predictions, labels: (N,) integers in [0, K), of a test set.
+        train_counts: (K,) training rows of each class.
+        many: more training rows than that are many.
+        few: fewer training rows than that are few.
+
+    Returns:
+        `many`, `medium`, `few` and `all`: the accuracy of each class with test rows, averaged over the group's classes, in
+        [0, 1]; NaN for a group without any.
+
+    Raises:
+        ValueError: shapes or types that do not fit, or values out of range.
+    """
+    guesses, truths, counts = as_array(predictions), as_array(labels), as_array(train_counts)
+    if guesses.shape != truths.shape or truths.ndim != 1 or not len(truths) or counts.ndim != 1:
+        raise ValueError(
+            f"expected predictions (N,), labels (N,) and train_counts (K,), got {guesses.shape}, {truths.shape} and "
+            f"{counts.shape}"
+        )
+    for name, values in (("predictions", guesses), ("labels", truths)):
+        if not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() >= len(counts):
+            raise ValueError(
+                f"{name} must be integers in [0, {len(counts)}), got {values.dtype} {values.min()} to {values.max()}"
+            )
+    if few > many:
+        raise ValueError(f"few must not exceed many, got {few} and {many}")
+    rows = np.bincount(truths, minlength=len(counts))
+    right = np.bincount(truths, guesses == truths, minlength=len(counts))
+    groups = {
+        "many": counts > many,
+        "medium": (counts >= few) & (counts <= many),
+        "few": counts < few,
+        "all": np.ones(len(counts), bool),
+    }
+    tested = rows > 0
+    return {
+        name: float((right / np.maximum(rows, 1))[group & tested].mean()) if (group & tested).any() else float("nan")
+        for name, group in groups.items()
+    }
+
+
+# ---- corruptions ----
+
+
+def corrupt(image: Any, corruption: str, severity: int, *, seed: int = 0) -> NDArray[np.uint8]:
+    """One of the 15 common corruptions, by the library `imagecorruptions-imaug` (`pip install maxsup-hf[robustness]`).
+
+    Args:
+        image: PIL image, or array (H, W, 3) or (H, W) of uint8; at least 32 × 32.
+        corruption: one of `CORRUPTIONS`.
+        severity: 1 to 5.
+        seed: of what is random in it; the same gives the same image. NumPy's global generator is left as it was.
+
+    Returns:
+        (H, W, 3) uint8, also for a grey image.
+
+    Raises:
+        ValueError: an unknown corruption or severity, another shape or type, or an image that is too small.
+        ImportError: the library, or what it needs of the system, is not installed.
+    """
+    if corruption not in CORRUPTIONS:
+        raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {corruption!r}")
+    if severity not in SEVERITIES:
+        raise ValueError(f"severity must be 1 to 5, got {severity!r}")
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise ValueError(f"expected an image (H, W, 3) or (H, W) of uint8, got {pixels.dtype} {pixels.shape}")
+    if min(pixels.shape[:2]) < MIN_SIZE:
+        raise ValueError(
+            f"images must be at least {MIN_SIZE} × {MIN_SIZE} to be corrupted, got {pixels.shape[0]} × {pixels.shape[1]}; "
+            "resize them first"
+        )
+    try:
+        import imagecorruptions
+    except ImportError as error:
+        raise ImportError(
+            f"corruptions come from imagecorruptions-imaug, and: {error}. Install it: pip install 'maxsup-hf[robustness]'; "
+            "where libGL is what is missing, put opencv-python-headless in place of opencv-python"
+        ) from error
+    # Most of the library draws from NumPy's global generator; these two take a seed, and without one draw afresh each time.
+    own_seed = {"seed": seed} if corruption in ("glass_blur", "impulse_noise") else {}
+    state = np.random.get_state()
+    try:
+        np.random.seed(seed)
+        return imagecorruptions.corrupt(pixels, severity, corruption, **own_seed)
+    finally:
+        np.random.set_state(state)
