@@ -12,8 +12,16 @@ from maxsup_hf import create_loss, list_losses
 from maxsup_hf.losses import get_spec
 
 pytest.importorskip("triton", reason="the Triton kernel needs the package triton, which comes with torch for CUDA")
-with mock.patch.dict("os.environ", TRITON_INTERPRET="1"):  # triton reads it where a kernel is defined
+INTERPRETED = mock.patch.dict("os.environ", TRITON_INTERPRET="1")  # read where a kernel is defined, and where it runs
+with INTERPRETED:
     cuda = import_module("maxsup_hf.kernels.cuda")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreted():
+    with INTERPRETED:
+        yield
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NaN on purpose
 SUMS = ["maxsup+logit_penalty", "focal+maxsup", "maxsup+z_loss"]
