@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupSeq2SeqTrainingArguments, MaxSupTrainingArguments
     from maxsup_hf.compute_loss import compute_loss_func
-    from maxsup_hf.losses import create_loss, list_losses, register_loss
-    from maxsup_hf.losses._decomposition import ls_decomposition
+    from maxsup_hf.losses import create_loss, list_losses, ls_decomposition, register_loss
     from maxsup_hf.losses.maxsup import maxsup_loss
     from maxsup_hf.mixup import MixupCollator
     from maxsup_hf.trainer import MaxSupMixin, MaxSupSeq2SeqTrainer, MaxSupTrainer
@@ -27,7 +26,7 @@ _HOME = {
     "compute_loss_func": "compute_loss",
     "create_loss": "losses",
     "list_losses": "losses",
-    "ls_decomposition": "losses._decomposition",
+    "ls_decomposition": "losses",
     "maxsup_loss": "losses.maxsup",
     "register_loss": "losses",
 }

@@ -3,6 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
+from maxsup_hf.losses._decomposition import ls_decomposition
 from maxsup_hf.losses._loss import Loss, LossOutput, create_loss
 from maxsup_hf.losses._registry import LossSpec, flatten, get_spec, list_losses, prefix_of, register_loss
 
@@ -14,6 +15,7 @@ __all__ = [
     "flatten",
     "get_spec",
     "list_losses",
+    "ls_decomposition",
     "prefix_of",
     "register_loss",
 ]

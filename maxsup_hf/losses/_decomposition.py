@@ -61,7 +61,7 @@ def ls_decomposition(
     Args:
         logits: (..., K), floating.
         labels: (...) integer class indices.
-        alpha: strength of the smoothing.
+        alpha: strength of the smoothing, in [0, 1].
         ignore_index: label of rows that take no part.
         reduction: `"mean"` over counted rows, `"sum"`, or `"none"` for (...).
 
@@ -69,8 +69,10 @@ def ls_decomposition(
         `(regularization, error_amplification)`, float32 (float64 for float64 logits), differentiable.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes or labels that do not fit.
+        TypeError, ValueError: shapes, dtypes, labels or an alpha that do not fit.
     """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
     check_inputs(logits, labels, ignore_index, None)
     if labels.is_floating_point():
         raise ValueError(f"labels must be integer class indices, got {labels.dtype}: the terms ask which class is the label")

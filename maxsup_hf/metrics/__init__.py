@@ -22,7 +22,7 @@ from maxsup_hf.metrics.calibration import (
 )
 from maxsup_hf.metrics.classification import accuracy
 from maxsup_hf.metrics.geometry import FeatureGeometry, NearestCentre, effective_rank, feature_geometry
-from maxsup_hf.metrics.logits import LogitMetrics, LSDecomposition, ls_decomposition, margin, near_zero_share, top_margin
+from maxsup_hf.metrics.logits import LogitMetrics, margin, near_zero_share, top_margin
 from maxsup_hf.metrics.probe import ProbeResult, knn_accuracy, linear_probe
 from maxsup_hf.metrics.robustness import CORRUPTIONS, corrupt, long_tailed_counts, long_tailed_subset, shot_accuracy
 from maxsup_hf.metrics.segmentation import confusion_matrix, mean_iou, pixel_accuracy
@@ -34,7 +34,6 @@ __all__ = [
     "CORRUPTIONS",
     "CalibrationMetrics",
     "FeatureGeometry",
-    "LSDecomposition",
     "LogitMetrics",
     "NearestCentre",
     "ProbeResult",
@@ -62,7 +61,6 @@ __all__ = [
     "linear_probe",
     "long_tailed_counts",
     "long_tailed_subset",
-    "ls_decomposition",
     "margin",
     "mce",
     "mean_iou",

@@ -5,25 +5,14 @@ A masked class (−inf, or the smallest number of the dtype) takes no part, neit
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from maxsup_hf.losses import ls_decomposition
 from maxsup_hf.metrics._rows import Accumulator, as_logits, check_logits, check_rows, chunks, counted_rows
-
-
-class LSDecomposition(NamedTuple):
-    """The two parts of the label smoothing loss beside the cross-entropy, for each row (N,).
-
-    Attributes:
-        regularization: α/K Σ_{z_m < z_g} (z_g − z_m), at least 0: pulls a label's logit towards the smaller ones.
-        error_amplification: α/K Σ_{z_n > z_g} (z_g − z_n), at most 0, and below 0 just where the row is predicted wrong:
-            pushes the greater logits further up.
-    """
-
-    regularization: NDArray[np.float64]
-    error_amplification: NDArray[np.float64]
 
 
 def near_zero_share(logits: ArrayLike, threshold: float = 0.01) -> NDArray[np.float64]:
@@ -63,24 +52,6 @@ def top_margin(logits: ArrayLike) -> NDArray[np.float64]:
     return first - second
 
 
-def ls_decomposition(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) -> LSDecomposition:
-    """Label smoothing's penalty in two (MaxSup, arXiv 2502.15798, Section 3.1); they add up to α(z_g − mean z).
-
-    Args:
-        logits, labels: as in `accuracy`.
-        alpha: smoothing, in [0, 1].
-
-    Raises:
-        ValueError: as in `accuracy`, or alpha outside [0, 1].
-    """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
-    z, y = check_rows(logits, labels)
-    gap = np.where(np.isneginf(z), 0, z[np.arange(len(y)), y][:, None] - z)
-    scale = alpha / _classes(z)
-    return LSDecomposition(np.clip(gap, 0, None).sum(1) * scale, np.clip(gap, None, 0).sum(1) * scale)
-
-
 class LogitMetrics(Accumulator):
     """Means over an evaluation set that comes in batches: `compute_metrics=LogitMetrics()`.
 
@@ -103,13 +74,13 @@ class LogitMetrics(Accumulator):
         logits, labels = counted_rows(values, labels, self.ignore_index)
         for i in chunks(*logits.shape):
             z, y = check_rows(logits[i], labels[i])
-            parts = ls_decomposition(z, y, self.alpha)
+            parts = ls_decomposition(torch.from_numpy(z), torch.from_numpy(y), self.alpha, reduction="none")
             batch = {
                 "margin": margin(z, y),
                 "top_margin": top_margin(z),
                 "near_zero_share": near_zero_share(z, self.threshold),
-                "ls_regularization": parts.regularization,
-                "ls_error_amplification": parts.error_amplification,
+                "ls_regularization": parts.regularization.numpy(),
+                "ls_error_amplification": parts.error_amplification.numpy(),
             }
             self._sums = {name: self._sums.get(name, 0.0) + float(x.sum()) for name, x in batch.items()}
             self._rows += len(y)

@@ -8,13 +8,19 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 import maxsup_hf
-from maxsup_hf.metrics import LogitMetrics, ls_decomposition, margin, near_zero_share, top_margin
+from maxsup_hf.metrics import LogitMetrics, margin, near_zero_share, top_margin
 
 
 def rows(seed, n=20, k=5):
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n, k)) * rng.choice([0.01, 1.0, 10.0], (n, k))
     return np.round(logits, 2), rng.integers(0, k, n)  # rounded: ties happen
+
+
+def ls_decomposition(logits, labels, alpha=0.1):
+    """What the metrics take the means of, for each row."""
+    logits, labels = torch.as_tensor(logits), torch.as_tensor(labels)
+    return maxsup_hf.ls_decomposition(logits, labels, alpha, reduction="none")
 
 
 @given(seed=st.integers(0, 99), k=st.integers(2, 7), alpha=st.sampled_from([0.0, 0.1, 1.0]))
@@ -26,8 +32,8 @@ def test_agree_with_plain_loops(seed, k, alpha):
         assert margin(logits, labels)[i] == pytest.approx(z[g] - max(others))
         assert top_margin(logits)[i] == pytest.approx(sorted(z)[-1] - sorted(z)[-2])
         assert near_zero_share(logits)[i] == pytest.approx(sum(abs(value) < 0.01 for value in z) / k)
-        assert parts.regularization[i] == pytest.approx(alpha / k * sum(z[g] - m for m in z if m < z[g]))
-        assert parts.error_amplification[i] == pytest.approx(alpha / k * sum(z[g] - n for n in z if n > z[g]))
+        assert parts.regularization[i].item() == pytest.approx(alpha / k * sum(z[g] - m for m in z if m < z[g]))
+        assert parts.error_amplification[i].item() == pytest.approx(alpha / k * sum(z[g] - n for n in z if n > z[g]))
 
 
 @given(seed=st.integers(0, 99))
@@ -38,16 +44,7 @@ def test_the_parts_add_up_to_label_smoothing(seed):
     penalty = smoothed - cross_entropy(logits, labels, reduction="none")
     np.testing.assert_allclose(sum(parts), penalty, atol=1e-9)
     wrong = (logits > logits.gather(1, labels[:, None])).any(1).numpy()
-    assert ((parts.error_amplification < 0) == wrong).all() and (parts.regularization >= 0).all()
-
-
-@given(seed=st.integers(0, 99))
-def test_the_decomposition_is_that_of_the_losses(seed):
-    logits, labels = rows(seed)
-    logits[:, 0] = np.where(labels == 0, logits[:, 0], -np.inf)
-    expected = maxsup_hf.ls_decomposition(torch.tensor(logits), torch.tensor(labels), 0.3, reduction="none")
-    for ours, theirs in zip(ls_decomposition(logits, labels, 0.3), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-12)
+    assert ((parts.error_amplification.numpy() < 0) == wrong).all() and (parts.regularization >= 0).all()
 
 
 @given(seed=st.integers(0, 99), mask=st.sampled_from([-np.inf, np.finfo(np.float64).min]))
@@ -73,8 +70,8 @@ def test_batches_add_up(seed, cut):
             "margin": margin(logits, labels).mean(),
             "top_margin": top_margin(logits).mean(),
             "near_zero_share": near_zero_share(logits, 0.1).mean(),
-            "ls_regularization": parts.regularization.mean(),
-            "ls_error_amplification": parts.error_amplification.mean(),
+            "ls_regularization": parts.regularization.mean().item(),
+            "ls_error_amplification": parts.error_amplification.mean().item(),
         },
         abs=1e-12,
     )
@@ -90,8 +87,8 @@ def test_batches_add_up(seed, cut):
         (lambda: top_margin([[1.0]]), "at least two classes"),
         (lambda: margin([[1.0]], [0]), "at least two classes"),
         (lambda: margin([[1.0, 2.0]], [2]), r"\[0, 2\)"),
-        (lambda: ls_decomposition([[1.0, 2.0]], [0], 1.5), r"alpha must lie in \[0, 1\]"),
-        (lambda: ls_decomposition([[1.0, 2.0]], [0], float("nan")), r"alpha must lie in \[0, 1\]"),
+        (lambda: LogitMetrics(alpha=1.5).update([[1.0, 2.0]], [0]), r"alpha must lie in \[0, 1\]"),
+        (lambda: LogitMetrics(alpha=float("nan")).update([[1.0, 2.0]], [0]), r"alpha must lie in \[0, 1\]"),
         (lambda: LogitMetrics().compute(), "no rows"),
     ],
 )
