@@ -148,8 +148,8 @@ def output_embedding(model: Any, loss: str) -> nn.Linear:
     what = "has no output embedding" if head is None else f"has a {type(head).__name__} as its output embedding"
     raise ValueError(
         f"fused_linear_loss computes loss={loss!r} from hidden states and the weight of a language model's output "
-        f"embedding, but {type(model).__name__} {what}, not a plain torch.nn.Linear: leave fused_linear_loss out (with PEFT: keep LoRA "
-        "and modules_to_save off the output embedding)"
+        f"embedding, but {type(model).__name__} {what}, not a plain torch.nn.Linear: leave fused_linear_loss out (with "
+        "PEFT: keep LoRA and modules_to_save off the output embedding)"
     )
 
 
