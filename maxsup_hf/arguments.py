@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import dataclass, field
@@ -97,6 +98,15 @@ class MaxSupArgumentsMixin:
                 self.loss_kwargs.setdefault(f"{prefix_of(key)}epochs", epochs)
         create_loss(self.loss, **self.loss_kwargs)
         super().__post_init__()  # type: ignore[misc]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, as `training_args.bin` is: everything but the token."""
+        return vars(self) | {"hub_token": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        other = copy.copy(self)  # a copy is no file: it keeps the token
+        vars(other).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return other
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -43,6 +44,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     losses = commands.add_parser("losses", help="list the losses with their parameters and defaults")
     losses.set_defaults(command=_losses)
 
+    card = commands.add_parser("card", help="write the model card of a training anew, from what it recorded")
+    card.add_argument("folder", metavar="DIR", help="the output_dir of a training")
+    card.set_defaults(command=_card)
+
+    push = commands.add_parser("push", help="push a trained model to the Hugging Face Hub")
+    push.add_argument("folder", metavar="DIR", help="the model's folder, the output_dir of its training")
+    push.add_argument("repo", metavar="REPO", help="namespace/name, or a name in your own namespace")
+    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.add_argument("--revision", help="branch (default: main); made where it is absent")
+    push.add_argument("--create-pr", action="store_true", help="make a pull request instead of a commit")
+    push.set_defaults(command=_push)
+
     args = parser.parse_args(argv)
     args.command(args)
 
@@ -59,6 +72,32 @@ def _task(name: str) -> str:
 
 def _train(args: argparse.Namespace) -> None:
     import_module(f"maxsup_hf.scripts.{args.task.replace('-', '_')}").main(args.flags)
+
+
+def _card(args: argparse.Namespace) -> None:
+    from maxsup_hf.hub.card import write_card
+
+    try:
+        print(write_card(args.folder))
+    except ValueError as error:
+        print("error:", error, file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _push(args: argparse.Namespace) -> None:
+    from maxsup_hf.hub.push import Destination, PushError, push_folder
+
+    try:
+        info = push_folder(
+            args.folder,
+            Destination(args.repo, revision=args.revision, private=args.private),
+            message="Upload model",
+            create_pr=args.create_pr,
+        )
+    except PushError as error:
+        print("error:", error, file=sys.stderr)
+        raise SystemExit(1) from error
+    print(f"pushed to {info.pr_url or info.commit_url}")
 
 
 def _losses(args: argparse.Namespace) -> None:

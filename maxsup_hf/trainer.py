@@ -7,32 +7,24 @@ adds the parts of the loss.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
 
 from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupTrainingArguments, parse_loss_kwargs
 from maxsup_hf.checks import check_float_labels, check_head, check_liger, check_train_dataset, head_problem
 from maxsup_hf.counting import IGNORE_INDEX, LabelCount, Shares, count_labels
+from maxsup_hf.hub.mixin import HubMixin
 from maxsup_hf.loss_state import load_loss, save_loss
 from maxsup_hf.losses import create_loss
 from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.seam import Seam
 from maxsup_hf.votes import Votes
 
-HYPERPARAMETERS_LINE = "The following hyperparameters were used during training:\n"
 
-
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object  # so that the mixin goes before any Trainer class
-
-
-class MaxSupMixin(_Base):
+class MaxSupMixin(HubMixin):
     """Goes before any Trainer class: `class MyTrainer(MaxSupMixin, SomeTrainer): ...`
 
     The training loss is `args.loss` with `args.loss_kwargs`, in place of the cross-entropy that the model itself computes.
@@ -97,9 +89,11 @@ class MaxSupMixin(_Base):
             )
         self._parts = torch.zeros(3)
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
         finally:
             self._totals = {}
+        self._push_at_the_end()
+        return output
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -225,10 +219,14 @@ class MaxSupMixin(_Base):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        self.save_loss(output_dir)
+
+    def save_loss(self, folder: str | None) -> None:
+        """Write which loss it was, and what it remembers of all ranks, into a folder."""
         state = self.loss_function.state
         tensors = state.tensors(self._sum_over_ranks if self.args.world_size > 1 else None) if state is not None else {}
         if self.args.should_save:
-            save_loss(output_dir, self.loss_function, tensors)
+            save_loss(str(folder), self.loss_function, tensors)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -267,27 +265,6 @@ class MaxSupMixin(_Base):
         super()._set_signature_columns_if_needed()
         if "soft_labels" not in self._signature_columns:
             self._signature_columns.append("soft_labels")
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        """As in `transformers.Trainer`, with the loss among the hyperparameters and the tags."""
-        tags = [tags] if isinstance(tags, str) else list(tags or [])
-        tags += [tag for tag in dict.fromkeys(("maxsup", *self.args.loss.split("+"))) if tag not in tags]
-        super().create_model_card(language, license, tags, *args, **kwargs)
-        if not self.is_world_process_zero():
-            return
-        path = f"{self.args.output_dir}/README.md"
-        card = ModelCard.load(path)
-        given = {key: value for key, value in self.loss_function.kwargs.items() if value is not None}
-        lines = f"- loss: {self.args.loss}\n" + (f"- loss_kwargs: {given}\n" if given else "")
-        card.text = card.text.replace(HYPERPARAMETERS_LINE, HYPERPARAMETERS_LINE + lines, 1)
-        card.save(path)
 
 
 class _TellEpochs(TrainerCallback):

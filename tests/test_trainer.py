@@ -177,7 +177,7 @@ def test_what_is_saved(tmp_path):
     args = torch.load(tmp_path / "training_args.bin", weights_only=False)
     assert (args.loss, args.loss_kwargs) == ("maxsup", {"alpha": 0.3})
     card = (tmp_path / "README.md").read_text()
-    assert "- loss: maxsup\n- loss_kwargs: {'alpha': 0.3, 'alpha_end': 0.2, 'schedule': 'linear'}\n" in card
+    assert "| `alpha` | 0.3 |\n| `alpha_end` | 0.2 |\n| `schedule` | linear |\n" in card
     assert card.startswith("---\n") and "\n- maxsup\n" in card
     assert set(json.loads((tmp_path / "config.json").read_text())) == set(json.loads(trainer.model.config.to_json_string()))
 

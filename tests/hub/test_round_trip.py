@@ -20,7 +20,7 @@ def run(environment, *command, cwd):
                           timeout=300)  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
+@pytest.mark.parametrize("strategy", ["end", "all_checkpoints"])
 def test_what_is_pushed_loads_with_equal_logits(strategy, hub, hub_environment, tmp_path, pytestconfig):
     root = pytestconfig.rootpath
     flags = ["--hub_model_id", '"me/tiny"', "--hub_strategy", f'"{strategy}"']
@@ -28,7 +28,7 @@ def test_what_is_pushed_loads_with_equal_logits(strategy, hub, hub_environment, 
     assert trained.returncode == 0, trained.stderr[-3000:]
     files = hub.repos["me/tiny"].files("main")
     assert {"config.json", "model.safetensors", "README.md"} <= set(files)
-    assert b"loss: maxsup" in files["README.md"]
+    assert b"with the loss `maxsup`" in files["README.md"]
 
     from tests import tiny
 

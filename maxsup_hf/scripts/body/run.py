@@ -14,6 +14,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import EvalPrediction, Trainer
 
+from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, LogitMetrics
 from maxsup_hf.scripts.body.arguments import ScriptArguments, data_flags
 
@@ -54,7 +55,11 @@ def main(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str] | N
         if os.environ.get("RANK", "0") == "0":  # the other ranks found the same
             print("error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
-    run(job)
+    try:
+        run(job)
+    except PushError as error:  # everything is trained and saved
+        print("error:", error, file=sys.stderr)
+        raise SystemExit(1) from error
     # DDP must be gone before its process group is: freed with it, gloo joins its thread while holding the interpreter's
     # lock, which that thread may need, and the rank never ends.
     PartialState().wait_for_everyone()

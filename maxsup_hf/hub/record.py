@@ -1,0 +1,138 @@
+"""What is known of a run, as plain data in `run.json` beside the model: all that a card is written from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RECORD = "run.json"
+HYPERPARAMETERS = (
+    "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim",
+    "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "tf32",
+    "gradient_checkpointing", "torch_compile", "neftune_noise_alpha", "fsdp", "deepspeed",
+)  # fmt: skip
+PACKAGES = ("maxsup-hf", "transformers", "torch", "datasets", "tokenizers", "accelerate", "peft")
+
+
+def record(trainer: Any, **about: Any) -> dict[str, Any]:
+    """Gather what a Trainer knows; what it does not know is left out.
+
+    Args:
+        trainer: with a `loss_function`.
+        **about: what the caller knows of data and model: `tasks`, `dataset`, `dataset_tags` (a Hub id), `dataset_args`,
+            `language`, `license`, `tags`, `model_name`, `finetuned_from`.
+    """
+    args, loss, model = trainer.args, trainer.loss_function, trainer.accelerator.unwrap_model(trainer.model)
+    spec = loss.spec
+    hyperparameters = {name: _plain(getattr(args, name, None)) for name in HYPERPARAMETERS}
+    state = trainer.state
+    found = {
+        "loss": {
+            "name": spec.name,
+            "kwargs": {key: value for key, value in loss.kwargs.items() if value is not None},
+            "formula": spec.description,
+            "citation": spec.citation,
+        },
+        "model": {
+            "class": type(model).__name__,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "base_model": about.pop("finetuned_from", None) or _base_model(model),
+            "adapter": hasattr(model, "peft_config"),
+        },
+        **{key: value for key, value in about.items() if value},
+        "hyperparameters": {key: value for key, value in hyperparameters.items() if value not in (None, False, "", [], {})},
+        "devices": {"count": args.world_size * max(1, args.n_gpu), "kind": _device(args.device)},
+        "versions": {name: v for name in PACKAGES if (v := _version(name))} | {"python": platform.python_version()},
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "results": _last_evaluation(state.log_history),
+        "command": _command(),
+    }
+    if args.hub_model_id:
+        found["repo_id"] = getattr(trainer, "hub_model_id", None) or args.hub_model_id
+    runtime = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
+    return {key: value for key, value in (found | {"train_seconds": runtime}).items() if value not in (None, {}, [])}
+
+
+def save_record(folder: str | Path, found: dict[str, Any]) -> None:
+    (Path(folder) / RECORD).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_record(folder: str | Path) -> dict[str, Any]:
+    """What was recorded, with the newest results of the folder.
+
+    Raises:
+        ValueError: the folder has no record.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no {RECORD}: a card is written from it. It is there after a training with MaxSupTrainer or "
+            "`maxsup-hf train`, once a card was made (Trainer.create_model_card)"
+        )
+    found = json.loads(path.read_text(encoding="utf-8"))
+    results = Path(folder) / "all_results.json"
+    if results.is_file():
+        found["results"] = found.get("results", {}) | _measured(json.loads(results.read_text(encoding="utf-8")))
+    return found
+
+
+def _last_evaluation(history: list[dict[str, Any]]) -> dict[str, float]:
+    entries = [entry for entry in history if any(key.startswith("eval_") for key in entry)]
+    return _measured(entries[-1]) if entries else {}
+
+
+def _measured(metrics: dict[str, Any]) -> dict[str, float]:
+    """Metrics of evaluation and test, without clocks and counts; NumPy numbers become Python's."""
+    left_out = ("_runtime", "_per_second", "_samples", "_loss", "_time")
+    return {
+        key: float(value)
+        for key, value in metrics.items()
+        if key.startswith(("eval_", "test_")) and not key.endswith(left_out) and isinstance(value, (int, float))
+    }
+
+
+def _base_model(model: Any) -> str | None:
+    """The Hub id that the model was fine-tuned from; a folder of this machine means nothing elsewhere."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    return name if name and not os.path.exists(name) else None
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _command() -> str | None:
+    """The command line, where it was `maxsup-hf train` or one of its scripts, without anything like a token."""
+    program = Path(sys.argv[0]).name
+    words, hidden = [], False
+    for word in sys.argv[1:]:
+        words.append("<token>" if hidden else word)
+        hidden = "token" in word and word.startswith("--") and "=" not in word
+    words = [word.partition("=")[0] + "=<token>" if word.startswith("--hub_token=") else word for word in words]
+    if program == "maxsup-hf" or "maxsup_hf/__main__" in sys.argv[0]:
+        return shlex.join(["maxsup-hf", *words])
+    if "maxsup_hf/scripts" in sys.argv[0]:
+        return shlex.join(["maxsup-hf", "train", Path(program).stem.replace("_", "-"), *words])
+    return None
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value) if not isinstance(value, (list, tuple)) else [_plain(item) for item in value]

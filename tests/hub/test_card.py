@@ -1,0 +1,117 @@
+"""Model cards that fill themselves."""
+
+import json
+import re
+import subprocess
+import sys
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli
+from maxsup_hf.hub.card import write_card
+from tests import tiny
+
+
+def train(folder, name="vit", **kwargs):
+    torch.manual_seed(0)
+    data = tiny.rows(tiny.batch(name, size=16))
+    args = MaxSupTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, max_steps=2, save_strategy="no", **kwargs)
+    trainer = MaxSupTrainer(
+        tiny.CLASSIFIERS[name](), args, train_dataset=data, eval_dataset=data, compute_metrics=lambda p: {"accuracy": 0.5}
+    )
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    trainer = train(folder, loss="maxsup+z_loss", loss_kwargs={"maxsup": {"alpha": 0.3}})
+    trainer.create_model_card(tasks="image-classification", dataset="digits", license="mit", tags="mine")
+    return folder
+
+
+def test_metadata(run):
+    data = ModelCard.load(run / "README.md").data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-classification", "mit")
+    assert data.tags == ["maxsup", "z_loss", "mine"] and data.base_model is None and data.datasets is None
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_split) == ("accuracy", 0.5, "validation")
+
+
+def test_text(run):
+    text = (run / "README.md").read_text()
+    assert "https://arxiv.org/abs/2502.15798" in text
+    assert "| `maxsup.alpha` | 0.3 |" in text and "| accuracy | 0.5 |" in text
+    assert text.count("@inproceedings{zhou2025maxsup") == 1 and "@article{chowdhery2022palm" in text
+    assert "szegedy" not in text and "- learning_rate: 5e-05" in text and "- steps: 2" in text
+    assert "None" not in text and "python/object" not in text and not re.search(r"\n{3,}", text)
+
+
+def test_the_code_in_it_runs(run):
+    (code,) = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
+    code += "\nfrom PIL import Image\nprint(len(model(Image.new('RGB', (8, 8)), top_k=9)))"
+    from transformers import ViTImageProcessorPil
+
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(run)
+    result = subprocess.run([sys.executable, "-c", code], cwd=run.parent, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and result.stdout.strip() == str(tiny.CLASSES), result.stderr
+
+
+def test_writing_again_changes_nothing(run, capsys):
+    before = (run / "README.md").read_bytes()
+    cli.main(["card", str(run)])
+    assert (run / "README.md").read_bytes() == before and str(run) in capsys.readouterr().out
+
+
+def test_new_results_and_figures_come_in(run):
+    (run / "all_results.json").write_text(json.dumps({"eval_accuracy": 0.75, "test_accuracy": 0.7, "eval_runtime": 3.0}))
+    (run / "figures").mkdir()
+    (run / "figures" / "reliability_diagram.png").write_bytes(b"")
+    write_card(run)
+    text = (run / "README.md").read_text()
+    assert "| metric | validation | test |\n| --- | --- | --- |\n| accuracy | 0.75 | 0.7 |" in text and "runtime" not in text
+    assert "![reliability diagram](figures/reliability_diagram.png)" in text
+    assert {r.dataset_split for r in ModelCard.load(run / "README.md").data.eval_results} == {"validation", "test"}
+
+
+def test_a_users_card_is_kept_and_extended(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\ntags:\n- birds\n---\n# My model\n\nWritten by hand.\n")
+    trainer = train(tmp_path)
+    for _ in range(2):
+        trainer.create_model_card(license="apache-2.0")
+        text = (tmp_path / "README.md").read_text()
+        assert text.index("Written by hand.") < text.index("- steps: 2") and text.count("## Training") == 1
+        data = ModelCard.load(tmp_path / "README.md").data
+        assert data.license == "mit" and data.tags == ["birds", "maxsup"]
+    assert text == (tmp_path / "README.md").read_text()
+
+
+def test_a_card_that_the_hub_would_refuse_is_found_before_training(tmp_path):
+    broken = "---\nlicense: [mit\n---\n# My model\n"
+    (tmp_path / "README.md").write_text(broken)
+    args = MaxSupTrainingArguments(str(tmp_path), use_cpu=True, push_to_hub=True, hub_token="hf_writer")
+    with pytest.raises(ValueError, match=r"README.md cannot be read as a model card.*Correct the part between"):
+        MaxSupTrainer(tiny.vit(), args)
+    assert (tmp_path / "README.md").read_text() == broken
+
+
+def test_a_folder_without_a_run(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["card", str(tmp_path)])
+    assert stop.value.code == 2 and "has no run.json: a card is written from it" in capsys.readouterr().err
+
+
+def test_the_clients_own_validation(run, hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(huggingface_hub.repocard, "ENDPOINT", hub.url, raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    huggingface_hub.close_session()
+    ModelCard.load(run / "README.md").validate()
+    assert hub.requests == ["POST /api/validate-yaml"]
+    huggingface_hub.close_session()
