@@ -13,10 +13,13 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import yaml
+from huggingface_hub import constants
 from transformers import HfArgumentParser
 from transformers.trainer_utils import get_last_checkpoint
 
 from maxsup_hf.arguments import MaxSupTrainingArguments
+from maxsup_hf.hub.mixin import destination
+from maxsup_hf.hub.push import prepare
 
 
 def flag(help: str, default: Any = None) -> Any:
@@ -131,6 +134,8 @@ def parse(
     args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     training_args.resume_from_checkpoint = checkpoint
     _set_up_logging(training_args)
+    if training_args.push_to_hub and not constants.is_offline_mode() and training_args.process_index == 0:
+        prepare(destination(training_args))  # a token that cannot push is found out before data are read
     return args, training_args
 
 
