@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from maxsup_hf.losses.maxsup import maxsup_loss
     from maxsup_hf.mixup import MixupCollator
     from maxsup_hf.trainer import MaxSupMixin, MaxSupSeq2SeqTrainer, MaxSupTrainer
+    from maxsup_hf.vocab_parallel import vocab_parallel_loss
 
 __version__ = version("maxsup-hf")
 
@@ -29,6 +30,7 @@ _HOME = {
     "ls_decomposition": "losses",
     "maxsup_loss": "losses.maxsup",
     "register_loss": "losses",
+    "vocab_parallel_loss": "vocab_parallel",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "ls_decomposition",
     "maxsup_loss",
     "register_loss",
+    "vocab_parallel_loss",
 ]
 
 

@@ -73,6 +73,21 @@ class Loss(nn.Module):
         """Whether it must be given votes of the last feature map."""
         return "votes" in self.spec.arguments and any(self.options[k] for k in self.options if k.endswith("dense"))
 
+    def check_row_numbers(self, what: str) -> None:
+        """Refuse, for a way to compute losses that has no logits, a loss that needs them.
+
+        Args:
+            what: the way, for the message.
+
+        Raises:
+            ValueError: names the loss.
+        """
+        if self.spec.needs_logits:
+            raise ValueError(
+                f"{what} computes a loss from row numbers, but {self.spec.name!r} needs the logits themselves: take another "
+                f"loss, or leave {what} out"
+            )
+
     def end_epoch(self, epochs: int, all_reduce: Callable[[Tensor], Tensor] | None = None) -> None:
         """Tell a loss with a state that so many epochs are done; others have nothing to do.
 

@@ -1,0 +1,85 @@
+"""Logits sharded along the vocabulary, over two and three real processes (gloo), against the loss on whole logits."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from maxsup_hf import create_loss, list_losses, vocab_parallel_loss
+from maxsup_hf.losses import get_spec
+
+SERVED = [name for name in [*list_losses(), "maxsup+z_loss"] if not get_spec(name).needs_logits]
+SIZES = {2: (5, 8), 3: (4, 1, 8)}
+CASES = {"mean": {}, "sum": {"reduction": "sum"}, "items": {"num_items_in_batch": 20}, "late": {"progress": 0.8}}
+
+
+def problem(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, 6, 13, generator=generator, dtype=torch.float64)).round(decimals=1).to(dtype)
+    labels = torch.randint(13, (2, 6), generator=generator)
+    logits[0, 0, 2] = logits[0, 0, 9] = 20.0  # the top twice, on different ranks
+    logits[0, 1, 4:7] = -torch.inf  # masked classes, with three ranks all of the second one's
+    labels[0, 1] = 0
+    labels[1, 2] = labels[1, 5] = -100
+    logits[1, 2] = torch.nan
+    return logits, labels
+
+
+def on_a_rank(rank, world, store, results):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    calls = []
+    gather = dist.all_gather
+    dist.all_gather = lambda *args, **kwargs: calls.append(args[1].shape) or gather(*args, **kwargs)
+    sizes = SIZES[world]
+    start = sum(sizes[:rank])
+    found = {}
+    for dtype in (torch.float64, torch.bfloat16):
+        logits, labels = problem(dtype)
+        for name in SERVED:
+            for case, kwargs in CASES.items():
+                mine = logits[..., start : start + sizes[rank]].clone().requires_grad_()
+                calls.clear()
+                value = vocab_parallel_loss(mine, labels, loss=name, vocab_start=None if case == "sum" else start, **kwargs)
+                forward = len(calls)
+                (2 * value).backward()
+                found[dtype, name, case] = value.detach(), mine.grad, forward, len(calls) - forward
+    torch.save(found, f"{results}.{rank}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def of_ranks(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(on_a_rank, (request.param, str(folder / "store"), str(folder / "results")), nprocs=request.param)
+    return [torch.load(folder / f"results.{rank}", weights_only=False) for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", SERVED)
+def test_equals_the_loss_on_whole_logits(name, case, of_ranks):
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.bfloat16, 2**-7)):
+        logits, labels = problem(dtype)
+        exact = logits.double().requires_grad_()
+        value = create_loss(name)(exact, labels, **CASES[case])
+        (2 * value).backward()
+        found = [rank[dtype, name, case] for rank in of_ranks]
+        assert all(torch.equal(rank[0], found[0][0]) for rank in found)
+        torch.testing.assert_close(found[0][0].double(), value, rtol=min(tolerance, 1e-5), atol=1e-6)
+        gradient = torch.cat([rank[1] for rank in found], -1)
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(gradient.double(), exact.grad, rtol=tolerance, atol=tolerance / 100)
+        # one all_gather forward, and one more where the place of the shard was not said; none backward
+        assert all((rank[2], rank[3]) == (2 if case == "sum" else 1, 0) for rank in found)
+
+
+def test_misuse():
+    logits, labels = problem()
+    with pytest.raises(RuntimeError, match="needs a process group"):
+        vocab_parallel_loss(logits, labels)
+    with pytest.raises(ValueError, match="'logit_norm' needs the logits"):
+        vocab_parallel_loss(logits, labels, loss="logit_norm")
+    with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'none'"):
+        vocab_parallel_loss(logits, labels, reduction="none")
+    with pytest.raises(ValueError, match=r"labels must be integers of shape \(2, 6\)"):
+        vocab_parallel_loss(logits, labels[:1])
