@@ -8,6 +8,8 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
+from tests.support.families import fix_config
+
 CLASSES = 5
 LARGEST = 120_000_000  # parameters; what stays above that would fill the memory, not test a loss
 
@@ -82,7 +84,7 @@ def shrink(config: PretrainedConfig, sizes: bool, seen: frozenset[int] = frozens
 
 def _complete(config: PretrainedConfig) -> None:
     """Special tokens that a default config leaves to the tokenizer."""
-    text = config.get_text_config()
+    text = config.get_text_config(decoder=True)
     for part in {id(config): config, id(text): text}.values():
         for name, value in (("pad_token_id", 0), ("bos_token_id", 1), ("eos_token_id", 2), ("decoder_start_token_id", 0)):
             if getattr(part, name, None) is None:
@@ -106,6 +108,8 @@ def build(cls: type[PreTrainedModel], sizes: bool) -> PreTrainedModel:
         _set(config, "num_labels", classes)
     config.use_cache = False
     _complete(config)
+    if sizes:
+        fix_config(cls.__name__, config)
     with torch.device("meta"):
         size = sum(p.numel() for p in cls(config).parameters())
     if size > LARGEST:
