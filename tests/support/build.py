@@ -82,9 +82,17 @@ def shrink(config: PretrainedConfig, sizes: bool, seen: frozenset[int] = frozens
             _set(config, name, 60 if "image" in name else 61 if "video" in name else 62 if "audio" in name else 2)
 
 
+def text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The language model's part; the decoder's where an encoder has words too."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return config.get_text_config(decoder=True)
+
+
 def _complete(config: PretrainedConfig) -> None:
     """Special tokens that a default config leaves to the tokenizer."""
-    text = config.get_text_config(decoder=True)
+    text = text_config(config)
     for part in {id(config): config, id(text): text}.values():
         for name, value in (("pad_token_id", 0), ("bos_token_id", 1), ("eos_token_id", 2), ("decoder_start_token_id", 0)):
             if getattr(part, name, None) is None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tests.support.build import text_config
 from tests.support.families import fix_batch
 
 B, S, CHOICES = 3, 16, 3
@@ -54,7 +55,7 @@ def _modality(model: PreTrainedModel, name: str, arguments: Any) -> dict[str, An
         whisper_like = "Whisper" in name or "Voxtral" in name or "Qwen2Audio" in name
         return {"input_features": torch.randn((B, bins, length) if whisper_like else (B, 128, bins))}
     inputs = {"input_ids": torch.randint(3, 50, (B, S))}
-    end = getattr(config.get_text_config(), "eos_token_id", None)
+    end = getattr(text_config(config), "eos_token_id", None)
     inputs["input_ids"][:, -1] = end if isinstance(end, int) and end < 64 else 2  # some heads look for it
     if "mm_token_type_ids" in arguments:
         inputs["mm_token_type_ids"] = torch.zeros(B, S, dtype=torch.long)
