@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from tests.support.families import fix_config
+from tests.support.families import fix_config, fix_model
 
 CLASSES = 5
 LARGEST = 120_000_000  # parameters; what stays above that would fill the memory, not test a loss
@@ -116,13 +116,13 @@ def build(cls: type[PreTrainedModel], sizes: bool) -> PreTrainedModel:
         _set(config, "num_labels", classes)
     config.use_cache = False
     _complete(config)
-    if sizes:
-        fix_config(cls.__name__, config)
+    fix_config(cls.__name__, config, sizes)
     with torch.device("meta"):
         size = sum(p.numel() for p in cls(config).parameters())
     if size > LARGEST:
         raise ValueError(f"{size:,} parameters at its smallest")
     model = cls(config)
+    fix_model(model)
     if hasattr(model, "set_default_language"):
         model.set_default_language(next(iter(config.languages)))
     return model

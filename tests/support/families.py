@@ -35,7 +35,10 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     (r"^Glm4vMoe", {"text_config.rope_parameters.mrope_section": [1, 1, 2]}),
-    (r"^Ernie4_5_VL", {"text_config.rope_parameters.mrope_section": [2, 2, 4], "text_config.moe_intermediate_size": [64, 32]}),
+    (
+        r"^Ernie4_5_VL",
+        {"text_config.rope_parameters.mrope_section": [2, 2, 4], "text_config.moe_intermediate_size": [64, 32]},
+    ),
     # Mixtures of experts
     (r"^BailingHybrid", {"num_expert_group": 1, "num_group": 1, "n_group": 1}),
     (r"^(DeepseekV2|Dots1)", {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1}),
@@ -59,15 +62,21 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (r"^Mistral4", {"qk_head_dim": 32, "rope_parameters.partial_rotary_factor": 1.0}),
     (r"^MiMoV2Flash", {"num_key_value_heads": 1}),
     (r"^Qwen3OmniMoe", at("talker_config.text_config", {"shared_expert_intermediate_size": 32})),
-    (r"^Qwen3OmniMoeTalker", at("text_config", {"shared_expert_intermediate_size": 32})),
+    (r"^Qwen3OmniMoe", {"talker_config.spatial_merge_size": 2}),
+    (r"^Qwen3OmniMoeTalkerFor", {"text_config.shared_expert_intermediate_size": 32, "spatial_merge_size": 2}),
     (
         r"^Qwen4Exp",
         {
             f"{part}{name}": value
             for part in ("", "text_config.")
             for name, value in {
-                "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
-                "indexer_compress_ratio": 2, "ngram_vocab_size_base": 64, "hc_lowrank": 8,
+                "indexer_n_heads": 2,
+                "indexer_kv_heads": 1,
+                "indexer_head_dim": 16,
+                "indexer_budget": 8,
+                "indexer_compress_ratio": 2,
+                "ngram_vocab_size_base": 64,
+                "hc_lowrank": 8,
             }.items()
         },
     ),  # fmt: skip
@@ -101,20 +110,25 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (r"^Gemma4For", {"vocab_size_per_layer_input": 64, "text_config.vocab_size_per_layer_input": 64}),
     (r"^Gemma4UnifiedAssistant", at("text_config", {"num_kv_shared_layers": 0})),
     (r"^NemotronFor", {"num_key_value_heads": 2}),
+    (r"^Rag", {"reduce_loss": True}),
+    (r"^ShieldGemma2", {"yes_token_index": 5, "no_token_index": 6}),
     (r"^Reformer", {"axial_pos_shape": (4, 4), "axial_pos_embds_dim": (16, 16), "num_buckets": 4}),
     (r"^Step3p7", at("text_config", {"sliding_window": 8})),
     # Images and video
+    (r"^BeitForMasked", {"use_mask_token": True}),
     (r"^BeitForSem", FOUR_STAGES),
-    (r"^Blip2|^InstructBlip", {"image_token_index": 60, "video_token_index": 61}),
+    (r"^Blip2|^InstructBlip", {"image_token_index": 60, "video_token_index": 61, "num_query_tokens": 4}),
     (r"^BridgeTower", {"hidden_size": 64, "text_config.hidden_size": 64, "vision_config.hidden_size": 64}),
-    (r"^BridgeTower", {"contrastive_hidden_size": 32}),
+    (r"^BridgeTower", {"contrastive_hidden_size": 32, "logit_scale_init_value": 2.6592}),
     (r"^Chameleon", {"vocabulary_map": {"<image>": 60}, "vq_config.base_channels": 32, "vq_config.latent_channels": 32}),
     (r"^CLIPSeg", {"extract_layers": (0, 1)}),
     (r"^DPTForSem", FOUR_STAGES | {"backbone_out_indices": (0, 1, 2, 3), "image_size": 64}),
     (r"^Data2VecVisionForSem", {"num_hidden_layers": 4, "out_indices": (0, 1, 2, 3)}),
     (r"^Emu3", {"vocabulary_map": {"<image>": 60, "<|extra_200|>": 61}, "vq_config.base_channels": 32}),
+    (r"^Kosmos2For", {"latent_query_num": 4}),
     (r"^Granite4Vision", {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2"}),
     (r"^Hiera.*PreTraining", {"decoder_hidden_size": 32, "decoder_depth": 1, "decoder_num_heads": 2}),
+    (r"^Sapiens2", {"num_key_value_heads_per_layer": [2, 2]}),
     (
         r"^Sapiens2",
         at(
@@ -130,7 +144,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (r"^Swin2SR", {"embed_dim": 24, "hidden_size": 24}),
     (r"^Tipsv2Dpt", at("backbone_config", FOUR_STAGES) | {"neck_hidden_sizes": [8, 8, 8, 8]}),
     (r"^Pvt", {"image_size": 96}),
-    (r"^Vilt", {"num_images": 2, "image_size": 64}),
+    (r"^Vilt", {"num_images": 2, "modality_type_vocab_size": 3, "image_size": 64}),
     (r"^Vivit", {"num_frames": 4, "image_size": 64}),
     (r"^VideoPrism", {"image_size": 72, "num_frames": 4}),
     (r"^VitMatte", {"convstream_hidden_sizes": [48, 96, 192], "fusion_hidden_sizes": [256, 128, 64, 32]}),
@@ -140,6 +154,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
         r"^Perceiver",
         {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 1, "train_size": (16, 16), "image_size": 56},
     ),
+    (r"^PerceiverForMasked", {"max_position_embeddings": S}),
     (r"^Perceiver.*(Image|Optical|Multimodal)", {"num_self_attention_heads": 1, "num_cross_attention_heads": 1}),
     # Sound
     (r"^(Csm|Kyutai)", at("codec_config", MIMI)),
@@ -151,13 +166,21 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (r"^Moshi", at("audio_encoder_config", MIMI) | {"audio_vocab_size": 64, "depth_decoder_config.input_size": 32}),
     (r"^SEW", {"conv_dim": (32, 32, 32), "conv_stride": (5, 4, 4), "conv_kernel": (10, 4, 4), "num_feat_extract_layers": 3}),
     # Time series
+    (r"^PatchTSTForClass", {"num_targets": 2}),
     (r"^(Informer|TimeSeriesTransformer)", {"prediction_length": 4, "context_length": 8}),
 ]
 
 
-def fix_config(name: str, config: PretrainedConfig) -> None:
+# The same for models of either size, the larger ones too.
+EITHER: list[tuple[str, dict[str, Any]]] = [
+    (r"^(DFine|Deimv2|PPDocLayoutV[23]|RTDetr|GroundingDino|MMGroundingDino)", {"num_queries": 10}),
+    (r"^Swin.*Masked", {"num_layers": 4}),
+]
+
+
+def fix_config(name: str, config: PretrainedConfig, sizes: bool) -> None:
     """Apply in place what the class needs."""
-    for pattern, settings in CONFIGS:
+    for pattern, settings in EITHER + (CONFIGS if sizes else []):
         if re.search(pattern, name):
             for path, value in settings.items():
                 _put(config, path, value)
@@ -173,11 +196,20 @@ def _put(config: Any, path: str, value: Any) -> None:
         setattr(config, name, value)
 
 
+def fix_model(model: PreTrainedModel) -> None:
+    """Moshi leaves its depth decoder's weights at N(0, 1): logits in the thousands, which its loss takes in float32."""
+    if type(model).__name__.startswith("Moshi"):
+        for parameter in model.parameters():
+            if parameter.ndim == 3:
+                parameter.data.mul_(0.05)
+
+
 def pixels(model: PreTrainedModel, *shape: int) -> torch.Tensor:
     """One picture for each example, or of the leading `shape`."""
     config = getattr(model.config, "vision_config", None) or model.config
     size = getattr(config, "image_size", None) or 64
-    return torch.randn(*(shape or (B,)), 3, size, size)
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(*(shape or (B,)), 3, height, width)
 
 
 def _image(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -281,14 +313,15 @@ def _vilt(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _bros(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     first = torch.ones(B, S, dtype=torch.bool)
+    others = ((torch.arange(S) + 3) % S).repeat(B, 1)  # a token is never its own successor
     found: dict[str, Any] = {"bbox": torch.rand(B, S, 4), "bbox_first_token_mask": first}
     found["attention_mask"] = torch.ones(B, S, dtype=torch.long)
     if "SpadeEE" in type(model).__name__:
         classes = model.config.num_labels
         found["initial_token_labels"] = torch.randint(classes, (B, S))
-        found["subsequent_token_labels"] = torch.randint(S, (B, S))
+        found["subsequent_token_labels"] = others
     elif "SpadeEL" in type(model).__name__:
-        found["labels"] = torch.randint(S, (B, S))
+        found["labels"] = others
     return found
 
 
@@ -352,7 +385,7 @@ def _spectrogram(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, An
 
 def _patches(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     return {
-        "pixel_values": torch.randn(B, 16, 3 * model.config.vision_config.patch_size ** 2),
+        "pixel_values": torch.randn(B, 16, 3 * model.config.vision_config.patch_size**2),
         "pixel_attention_mask": torch.ones(B, 16, dtype=torch.long),
         "spatial_shapes": torch.tensor([[4, 4]]).repeat(B, 1),
     }
@@ -364,15 +397,95 @@ def _dia(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     return {"decoder_input_ids": codes, "labels": torch.randint(3, 50, (B * channels, S))}
 
 
+def _grounding(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """One example: the model's own position embeddings do not broadcast over more."""
+    return {
+        "input_ids": inputs["input_ids"][:1],
+        "pixel_values": torch.randn(1, 2, 3, 64, 64),
+        "labels": torch.tensor([[10.0], [0.2], [0.7]]),
+    }
+
+
 def _kosmos(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     slots = torch.arange(S).expand(B, S) < 4
     return {"pixel_values": pixels(model), "image_embeds_position_mask": slots.long()}
+
+
+def _masks(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Two masks for each picture, and a list for each picture of their classes."""
+    size = next(value for value in inputs.values() if torch.is_tensor(value)).shape[-2:]
+    return {"mask_labels": [(torch.rand(2, *size) < 0.5).float()] * B, "class_labels": [torch.tensor([0, 1])] * B}
+
+
+def _past(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A series for each channel, and what the head predicts of it."""
+    config, name = model.config, type(model).__name__
+    channels = getattr(config, "num_input_channels", 1)
+    found: dict[str, Any] = {"input_ids": None, "past_values": torch.randn(B, config.context_length, channels)}
+    if "Classification" in name:
+        found["target_values"] = torch.randint(2, (B,))
+    elif "Regression" in name:
+        found["target_values"] = torch.randn(B, config.num_targets)
+    elif "Prediction" in name:
+        found["future_values"] = torch.randn(B, config.prediction_length, channels)
+    return found
+
+
+def _masked_video(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    config = model.config
+    patches = config.num_frames // config.tubelet_size * (config.image_size // config.patch_size) ** 2
+    return {"bool_masked_pos": (torch.arange(patches) % 2 == 0).repeat(B, 1)}
+
+
+def _negatives(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    with torch.no_grad():
+        frames = model(**inputs).projected_states.shape[1]
+    return {
+        "mask_time_indices": torch.rand(B, frames) < 0.5,
+        "sampled_negative_indices": torch.randint(B * frames, (B, frames, model.config.num_negatives)),
+    }
 
 
 # Class name -> what is added to the general batch; None takes an input away.
 BATCHES: list[tuple[str, Any]] = [
     (r"^Albert.*PreTraining", lambda model, inputs: {"sentence_order_label": torch.tensor([0, 1, 1])}),
     (r"AudioFrameClassification", _frames),
+    (
+        r"^BeitForMasked",
+        lambda model, inputs: {"labels": torch.randint(model.config.vocab_size, (int(inputs["bool_masked_pos"].sum()),))},
+    ),
+    (r"^(Mask2Former|MaskFormer|Eomt|Videomt)", _masks),
+    (r"^PatchTS", _past),
+    (
+        r"^TimesFm",
+        lambda model, inputs: {
+            "input_ids": None,
+            "past_values": torch.randn(B, 64),
+            "future_values": torch.randn(B, model.config.horizon_length),
+        },
+    ),  # fmt: skip
+    (r"^VideoMAEForPre", _masked_video),
+    (r"^Wav2Vec2.*PreTraining", _negatives),
+    (
+        r"^SplinterForPre",
+        lambda model, inputs: {
+            "question_positions": torch.tensor([[1, 2]] * B),
+            "start_positions": torch.tensor([[4, 5]] * B),
+            "end_positions": torch.tensor([[6, 7]] * B),
+        },
+    ),
+    (
+        r"^RoCBertForPre",
+        lambda model, inputs: {
+            f"{part}{kind}_ids": inputs["input_ids"]
+            for part in ("", "attack_", "labels_")
+            for kind in ("input", "input_shape", "input_pronunciation")
+        },
+    ),
+    (r"^Clvp", lambda model, inputs: {"input_features": torch.randn(B, 80, S), "return_loss": True}),
+    (r"^Qwen3_5ForSequence", lambda model, inputs: {"labels": torch.randint(5, (B,))}),  # hidden in its forward's **kwargs
+    (r"GroundingDino", _image),
+    (r"^Sapiens2ForPose", lambda model, inputs: {"labels": torch.rand(B, 5, 56, 56)}),
     (r"^Bros", _bros),
     (r"^BlipForQuest", lambda model, inputs: {"labels": inputs["input_ids"]}),
     (r"^BridgeTower.*Contrastive", lambda model, inputs: {"return_loss": True, "labels": None}),
@@ -381,7 +494,10 @@ BATCHES: list[tuple[str, Any]] = [
         r"^CLIPSeg",
         lambda model, inputs: {"pixel_values": pixels(model), "labels": torch.randint(2, (B, 224, 224)).float()},
     ),
-    (r"^Csm", lambda model, inputs: {"input_ids": torch.randint(3, 50, (B, S, 4)), "labels": torch.randint(3, 50, (B, S, 4))}),
+    (
+        r"^Csm",
+        lambda model, inputs: {"input_ids": torch.randint(3, 50, (B, S, 4)), "labels": torch.randint(3, 50, (B, S, 4))},
+    ),
     (r"^Dia", _dia),
     (r"^(PocketTTS|GradiumPhonon)", _latent_frames),
     (r"^HiggsAudio", _higgs),
@@ -396,19 +512,24 @@ BATCHES: list[tuple[str, Any]] = [
     (r"^SeamlessM4TTextToUnit", lambda model, inputs: {"input_ids": None, "inputs_embeds": torch.randn(B, S, 32)}),
     (
         r"^SegGpt",
-        lambda model, inputs: {key: pixels(model) for key in ("pixel_values", "prompt_pixel_values", "prompt_masks", "labels")},
+        lambda model, inputs: {
+            key: torch.randn(B, 3, 448, 448) for key in ("pixel_values", "prompt_pixel_values", "prompt_masks", "labels")
+        },
     ),
     (r"^ShieldGemma2", lambda model, inputs: {"labels": inputs["input_ids"]}),
-    (r"^Tvp", lambda model, inputs: {"pixel_values": torch.randn(B, 2, 3, 64, 64), "labels": torch.rand(B, 3)}),
+    (r"^Tvp", _grounding),
     (r"^Udop", lambda model, inputs: {"bbox": torch.rand(B, S, 4)}),
     (r"^VoxtralRealtime", lambda model, inputs: {"input_features": torch.randn(B, 128, 8 * S)}),
     (r"^Qwen3OmniMoeTalkerCodePredictor", lambda model, inputs: {"generation_steps": 1}),
     (r"^PPFormulaNet", _image),
     (
         r"^Pix2Struct",
-        lambda model, inputs: {"input_ids": None, "flattened_patches": torch.randn(B, 8, 2 + 3 * 16**2)},
+        lambda model, inputs: {"input_ids": None, "flattened_patches": torch.rand(B, 8, 2 + 32)},
     ),
-    (r"^Musicgen.*Conditional", lambda model, inputs: {"labels": torch.randint(3, 50, (B, S, model.config.decoder.num_codebooks))}),
+    (
+        r"^Musicgen.*Conditional",
+        lambda model, inputs: {"labels": torch.randint(3, 50, (B, S, model.config.decoder.num_codebooks))},
+    ),
     (r"^GraniteSpeech5", lambda model, inputs: {"input_features": torch.randn(B, 128, 320)}),
     (r"^Blip2ForCond|^InstructBlipForCond", _with_query_tokens),
     (r"^InstructBlipVideo", _instruct_video),
@@ -421,7 +542,10 @@ BATCHES: list[tuple[str, Any]] = [
     (r"^Musicgen.*CausalLM", _codebooks),
     (r"^Vilt", _vilt),
     (r"^GitFor", _image),
-    (r"^Idefics(For)", lambda model, inputs: {"pixel_values": pixels(model, B, 1), "image_attention_mask": torch.ones(B, S, 1)}),
+    (
+        r"^Idefics(For)",
+        lambda model, inputs: {"pixel_values": pixels(model, B, 1), "image_attention_mask": torch.ones(B, S, 1)},
+    ),
     (
         r"^(Lasr|Parakeet|GraniteSpeech5)ForCTC",
         lambda model, inputs: {"attention_mask": torch.ones(inputs["input_features"].shape[:2], dtype=torch.long)},

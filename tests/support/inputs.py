@@ -31,10 +31,14 @@ def _modality(model: PreTrainedModel, name: str, arguments: Any) -> dict[str, An
     vision = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
     if "MultipleChoice" in name:
         return {"input_ids": torch.randint(3, 50, (B, CHOICES, S))}
-    if "input_ids" not in arguments and (main in ("pixel_values", "pixel_values_videos") or "Image" in name or "Video" in name):
+    if "input_ids" not in arguments and (
+        main in ("pixel_values", "pixel_values_videos") or "Image" in name or "Video" in name
+    ):
         size = getattr(config, "image_size", None) or getattr(vision, "image_size", None) or 64
         height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
-        if not hasattr(vision, "patch_size") and not hasattr(vision, "tubelet_size"):  # a convolution takes pictures of any size
+        if not hasattr(vision, "patch_size") and not hasattr(
+            vision, "tubelet_size"
+        ):  # a convolution takes pictures of any size
             height, width = min(height, 96), min(width, 96)
         channels = getattr(vision, "num_channels", None) or getattr(config, "num_channels", 3) or 3
         shape: tuple[int, ...] = (B, channels, height, width)
