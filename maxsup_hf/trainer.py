@@ -129,8 +129,8 @@ class MaxSupMixin(_Base):
         if not counts:  # a contrastive or a detection loss may use cross-entropy for something else than classes
             raise ValueError(
                 f"the batch has no class labels (it has: {', '.join(inputs)}), which loss={self.args.loss!r} needs: "
-                "labels must be integer tensors under a name with 'label' in it, or start_positions and end_positions. "
-                "For contrastive, detection and self-supervised heads use the stock Trainer"
+                "labels must be integer tensors under a name with 'label' in it, or start_positions and end_positions, or "
+                "target_values. For contrastive, detection and self-supervised heads use the stock Trainer"
             )
         seam = self._seam
         seam.set_progress(min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0)
