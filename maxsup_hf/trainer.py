@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
@@ -139,6 +140,15 @@ class MaxSupMixin(_Base):
         try:
             with seam.swapped(model):
                 loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
+        except Exception as error:
+            if soft_labels is None or seam.outputs or should_reduce_batch_size(error):
+                raise
+            raise ValueError(
+                f"loss={self.args.loss!r} was asked for with soft labels, but {type(self.model).__name__} failed on the "
+                "integer labels that stand in for them, before any cross-entropy "
+                f"({type(error).__name__}: {error}). If its own loss takes floating labels (multi-label, KL divergence), "
+                "use the stock Trainer for this head"
+            ) from error
         finally:
             seam.soft_labels = seam.shares = None
         if not seam.outputs:
