@@ -79,7 +79,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
                 "hc_lowrank": 8,
             }.items()
         },
-    ),  # fmt: skip
+    ),
     # State spaces: heads times their size is what `expand` makes of the hidden size
     (r"^(Bamba|GraniteMoeHybrid)", {"mamba_d_head": 32, "mamba_n_groups": 1}),
     (r"^FalconH1", {"mamba_d_ssm": 64, "mamba_d_head": 32}),
@@ -454,6 +454,7 @@ BATCHES: list[tuple[str, Any]] = [
         r"^BeitForMasked",
         lambda model, inputs: {"labels": torch.randint(model.config.vocab_size, (int(inputs["bool_masked_pos"].sum()),))},
     ),
+    (r"^FlavaForPre", lambda model, inputs: {"input_ids_masked": inputs["input_ids"], "mlm_labels": inputs["input_ids"]}),
     (r"^(Mask2Former|MaskFormer|Eomt|Videomt)", _masks),
     (r"^PatchTS", _past),
     (
@@ -463,7 +464,7 @@ BATCHES: list[tuple[str, Any]] = [
             "past_values": torch.randn(B, 64),
             "future_values": torch.randn(B, model.config.horizon_length),
         },
-    ),  # fmt: skip
+    ),
     (r"^VideoMAEForPre", _masked_video),
     (r"^Wav2Vec2.*PreTraining", _negatives),
     (
@@ -504,7 +505,7 @@ BATCHES: list[tuple[str, Any]] = [
     (r"ForRNNT|ForTDT", _transducer),
     (r"^Kyutai", lambda model, inputs: {"input_ids": torch.randint(3, 50, (B, S, 5))}),
     (r"^Kosmos2For", _kosmos),
-    (r"^Moshi", _moshi),
+    (r"^MoshiForCond", _moshi),
     (r"^Rag(Seq|Tok)", _rag),
     (r"^(Informer|TimeSeriesTransformer)", _series),
     (r"^SpeechT5For(Speech|Text)ToSpeech", _spectrogram),
