@@ -20,6 +20,7 @@ from torch import Tensor
 
 IGNORE_INDEX = -100
 POSITIONS = ("start_positions", "end_positions")
+TARGETS = (*POSITIONS, "target_values")  # names of class labels without "label"; the last is PatchTST's and PatchTSMixer's
 
 
 class LabelCount(NamedTuple):
@@ -48,7 +49,7 @@ def count_labels(inputs: Mapping[str, Any], ignore_index: int = IGNORE_INDEX) ->
     """
     counts = {}
     for name, labels in inputs.items():
-        if not isinstance(labels, Tensor) or not ("label" in name or name in POSITIONS):
+        if not isinstance(labels, Tensor) or not ("label" in name or name in TARGETS):
             continue
         if name == "soft_labels" or (name == "labels" and labels.is_floating_point()):
             rows = labels.shape[:-1].numel()

@@ -70,7 +70,7 @@ def reference_logit_stats(logits: Tensor, target: Tensor, numbers: Sequence[str]
         "mean": finite.sum(-1) / classes.clamp_min(1),
         "label": label,
         "square": finite.square().sum(-1),
-        "expected": (torch.exp(z - lse[:, None]) * finite).sum(-1),
+        "expected": (torch.exp(shifted - log_sum[:, None]) * finite).sum(-1),
         "classes": classes,
     }
     return {name: values[name] for name in numbers}
@@ -110,14 +110,14 @@ class _RowNumbers(torch.autograd.Function):
             values["classes"] = classes = (~masked).sum(-1).to(z.dtype)
             ctx.mark_non_differentiable(classes)
         if "expected" in numbers:
-            values["expected"] = expected = (torch.exp(z - lse[:, None]) * z.masked_fill(masked, 0)).sum(-1)
+            values["expected"] = expected = (torch.exp(shifted - log_sum[:, None]) * z.masked_fill(masked, 0)).sum(-1)
         ctx.numbers = numbers
-        ctx.save_for_backward(logits, target, lse, index, count, expected)
+        ctx.save_for_backward(logits, target, top, log_sum, index, count, expected)
         return tuple(values[name] for name in numbers)
 
     @staticmethod
     def backward(ctx, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        logits, target, lse, index, count, expected = ctx.saved_tensors
+        logits, target, top, log_sum, index, count, expected = ctx.saved_tensors
         g = {name: grad for name, grad in zip(ctx.numbers, upstream, strict=True) if name != "classes"}
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True: the twin differentiates again
             values = reference_logit_stats(logits, target, ctx.numbers)
@@ -127,8 +127,8 @@ class _RowNumbers(torch.autograd.Function):
         soft = target.to(z.dtype) if target.is_floating_point() else None
 
         # Everything that multiplies softmax_k, then everything that falls on single classes.
-        by_softmax = torch.zeros_like(lse)
-        by_target = torch.zeros_like(lse)
+        by_softmax = torch.zeros_like(top)
+        by_target = torch.zeros_like(top)
         if "lse" in g:
             by_softmax = by_softmax + g["lse"]
         if "cross_entropy" in g:
@@ -137,7 +137,7 @@ class _RowNumbers(torch.autograd.Function):
         if "label" in g:
             by_target = by_target + g["label"]
 
-        grad = torch.exp(z - lse[:, None])
+        grad = (z - top[:, None]).sub_(log_sum[:, None]).exp_()  # z − lse would keep only the digits of large logits
         if "expected" in g:
             slope = 1 + z.masked_fill(masked, 0) - expected[:, None]
             grad = grad * (by_softmax[:, None] + g["expected"][:, None] * slope)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
 
@@ -123,8 +124,8 @@ class MaxSupMixin(HubMixin):
         if not counts:  # a contrastive or a detection loss may use cross-entropy for something else than classes
             raise ValueError(
                 f"the batch has no class labels (it has: {', '.join(inputs)}), which loss={self.args.loss!r} needs: "
-                "labels must be integer tensors under a name with 'label' in it, or start_positions and end_positions. "
-                "For contrastive, detection and self-supervised heads use the stock Trainer"
+                "labels must be integer tensors under a name with 'label' in it, or start_positions and end_positions, or "
+                "target_values. For contrastive, detection and self-supervised heads use the stock Trainer"
             )
         seam = self._seam
         seam.set_progress(min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0)
@@ -133,6 +134,15 @@ class MaxSupMixin(HubMixin):
         try:
             with seam.swapped(model):
                 loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
+        except Exception as error:
+            if soft_labels is None or seam.outputs or should_reduce_batch_size(error):
+                raise
+            raise ValueError(
+                f"loss={self.args.loss!r} was asked for with soft labels, but {type(self.model).__name__} failed on the "
+                "integer labels that stand in for them, before any cross-entropy "
+                f"({type(error).__name__}: {error}). If its own loss takes floating labels (multi-label, KL divergence), "
+                "use the stock Trainer for this head"
+            ) from error
         finally:
             seam.soft_labels = seam.shares = None
         if not seam.outputs:

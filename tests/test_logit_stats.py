@@ -107,6 +107,18 @@ def test_large_logits_keep_their_digits():
     assert logit_stats(logits, torch.tensor([0]))["cross_entropy"].item() == pytest.approx(exact, rel=1e-6)
 
 
+@pytest.mark.parametrize("stats", [logit_stats, reference_logit_stats])
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (100, 0), (1000, 0), (1, 1000)])
+def test_gradients_at_large_logits_keep_their_digits(scale, offset, stats):
+    """Float32 ends in the seventh digit: of the softmax, not of logits that are a thousand times larger."""
+    logits = scale * torch.randn(64, 32, generator=torch.Generator().manual_seed(0)) + offset
+    target = torch.arange(64) % 32
+    single, double = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    stats(single, target)["cross_entropy"].sum().backward()
+    torch.nn.functional.cross_entropy(double, target, reduction="sum").backward()
+    assert (single.grad - double.grad).norm() <= 2e-7 * double.grad.norm()
+
+
 def test_one_graph_under_compile():
     def loss(logits, target):
         values = logit_stats(logits, target, ("cross_entropy", "top", "mean"))

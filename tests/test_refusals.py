@@ -5,6 +5,10 @@ import torch
 from transformers import (
     CLIPConfig,
     CLIPModel,
+    ViltConfig,
+    ViltForQuestionAnswering,
+    VisualBertConfig,
+    VisualBertForQuestionAnswering,
     ViTConfig,
     ViTForMaskedImageModeling,
     Wav2Vec2Config,
@@ -47,9 +51,25 @@ def reconstruction():
     return ViTForMaskedImageModeling(config), {"pixel_values": torch.randn(2, 3, 8, 8), "bool_masked_pos": masked}
 
 
+def divergence():
+    model = VisualBertForQuestionAnswering(VisualBertConfig(**SMALL, vocab_size=20, visual_embedding_dim=8, num_labels=3))
+    words = {"input_ids": torch.randint(3, 20, (2, 5)), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
+    words |= {"visual_embeds": torch.randn(2, 4, 8), "visual_attention_mask": torch.ones(2, 4, dtype=torch.long)}
+    return model, words | {"labels": torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])}
+
+
+def answers():
+    """Several answers may be right: the loss is a binary cross-entropy, though these rows happen to sum to 1."""
+    model = ViltForQuestionAnswering(ViltConfig(**SMALL, vocab_size=20, image_size=8, patch_size=4, num_labels=3))
+    labels = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    return model, {"input_ids": torch.randint(3, 20, (2, 5)), "pixel_values": torch.randn(2, 3, 8, 8), "labels": labels}
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (divergence, "VisualBertForQuestionAnswering failed on the integer labels that stand in for them"),
+        (answers, "ViltForQuestionAnswering failed on the integer labels that stand in for them"),
         (ctc, "Wav2Vec2ForCTC trained on a loss without a cross-entropy"),
         (contrastive, "no class labels .it has: input_ids, pixel_values, return_loss"),
         (detection, "no class labels .it has: pixel_values, labels"),

@@ -7,6 +7,7 @@ Writes tests/support/matrix.json and, for people, matrix.md. Exits with 1 where 
 """
 
 import argparse
+import inspect
 import json
 import multiprocessing
 import re
@@ -27,11 +28,22 @@ MATRIX = Path(__file__).with_name("matrix.json")
 OUTCOMES = {
     "equal": "trains with maxsup; with cross_entropy its loss and gradients are the model's own to 1e-6 relative",
     "refused": "our error with the reason, before anything is trained",
-    "no batch": "a tiny model was built, but its own forward does not take the generic batch or returns no loss: not tried",
+    "no training": "transformers itself has no loss for this head: its forward refuses labels or returns none",
+    "no batch": "a tiny model was built, but its own forward does not take our batch: not tried",
     "not built": "no tiny model could be made from the default config, or a package that it needs is missing: not tried",
 }
-REFUSALS = ("loss='cross_entropy'", "smooths its own labels")  # how our own errors are known
+REFUSALS = ("loss='cross_entropy'", "smooths its own labels", "stock Trainer")  # how our own errors are known
+NO_LOSS = "the forward returns no loss"
+UNTRAINABLE = re.compile(
+    rf"{NO_LOSS}|NotImplementedError.*(T|t)raining|not trainable|does not support training|"
+    r"ForCausalLMLoss\(\) missing"  # the loss that transformers picks for two transducers cannot take their arguments
+)
+LABELS = re.compile(r"label|target|_positions?$|return_loss|future_values|mask_time_indices|actions$")
 DEFECTS = ("differs", "error", "timeout")
+
+
+def named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def short(error: BaseException) -> str:
@@ -44,9 +56,9 @@ def stock(model: Any, inputs: dict[str, Any]) -> tuple[float, dict[str, torch.Te
     model.train()
     model.zero_grad()
     outputs = model(**inputs)
-    loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs[0]
     if loss is None or loss.numel() != 1 or not loss.requires_grad:
-        raise ValueError("the forward returns no loss")
+        raise ValueError(NO_LOSS)
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -99,28 +111,49 @@ def prepared(cls: Any) -> tuple[Any, dict[str, Any], float, dict[str, torch.Tens
             found = found or (model, inputs)
             return model, inputs, *stock(model, inputs), None
         except Exception as problem:
-            error = problem
+            error = error if error and found and UNTRAINABLE.search(named(error)) else problem
     if found is None:
         raise error or ValueError("no config class")
     return *found, 0.0, {}, error
+
+
+def untrainable(cls: Any, own: Exception, given: set[str]) -> str | None:
+    """Why transformers has no loss for a head, as far as its forward's error and arguments say."""
+    labels = [name for name in inspect.signature(cls.forward).parameters if LABELS.search(name)]
+    if str(own) == NO_LOSS and labels and not set(labels) & given:
+        return None  # our batch has none
+    if UNTRAINABLE.search(named(own)):
+        return short(own)
+    alone = labels or re.search("Pre[tT]raining|Masked", cls.__name__)  # may make its labels of the inputs
+    return None if alone else "its forward takes no labels"
 
 
 def outcome(name: str) -> dict[str, Any]:
     """One row of the matrix."""
     from tests import tiny
 
+    cls = head_classes_by_name[name]
     try:
-        model, inputs, expected, reference, own = prepared(head_classes_by_name[name])
+        model, inputs, expected, reference, own = prepared(cls)
     except Exception as error:
-        return {"outcome": "not built", "reason": short(error)}
+        reason = None if isinstance(error, ImportError) else untrainable(cls, error, set())
+        return {"outcome": "no training", "reason": reason} if reason else {"outcome": "not built", "reason": short(error)}
     try:
         value, gradient, calls = trained(model, inputs, "cross_entropy")
         penalised, _, _ = trained(model, inputs, "maxsup")
     except Exception as error:
-        if isinstance(error, ValueError) and any(text in str(error) for text in REFUSALS):
-            return {"outcome": "refused", "reason": short(error)}
-        return {"outcome": "no batch", "reason": short(own)} if own else {"outcome": "error", "reason": short(error)}
+        ours = isinstance(error, ValueError) and any(text in str(error) for text in REFUSALS)
+        if own is None:
+            return {"outcome": "refused" if ours else "error", "reason": short(error)}
+        told = "our error" if ours else short(error)
+    else:
+        told = "no error"
     if own:
+        if isinstance(own, ImportError):
+            return {"outcome": "not built", "reason": short(own)}
+        reason = untrainable(cls, own, set(inputs))
+        if reason:
+            return {"outcome": "no training", "reason": reason, "trainer": told}
         return {"outcome": "no batch", "reason": short(own)}
     row = {"cross_entropies": calls, "loss_error": abs(value - expected) / abs(expected)}
     row["gradient_error"] = tiny.relative_error(gradient, reference)

@@ -8,6 +8,8 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
+from tests.support.families import fix_config, fix_model
+
 CLASSES = 5
 LARGEST = 120_000_000  # parameters; what stays above that would fill the memory, not test a loss
 
@@ -80,9 +82,17 @@ def shrink(config: PretrainedConfig, sizes: bool, seen: frozenset[int] = frozens
             _set(config, name, 60 if "image" in name else 61 if "video" in name else 62 if "audio" in name else 2)
 
 
+def text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The language model's part; the decoder's where an encoder has words too."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return config.get_text_config(decoder=True)
+
+
 def _complete(config: PretrainedConfig) -> None:
     """Special tokens that a default config leaves to the tokenizer."""
-    text = config.get_text_config()
+    text = text_config(config)
     for part in {id(config): config, id(text): text}.values():
         for name, value in (("pad_token_id", 0), ("bos_token_id", 1), ("eos_token_id", 2), ("decoder_start_token_id", 0)):
             if getattr(part, name, None) is None:
@@ -106,11 +116,13 @@ def build(cls: type[PreTrainedModel], sizes: bool) -> PreTrainedModel:
         _set(config, "num_labels", classes)
     config.use_cache = False
     _complete(config)
+    fix_config(cls.__name__, config, sizes)
     with torch.device("meta"):
         size = sum(p.numel() for p in cls(config).parameters())
     if size > LARGEST:
         raise ValueError(f"{size:,} parameters at its smallest")
     model = cls(config)
+    fix_model(model)
     if hasattr(model, "set_default_language"):
         model.set_default_language(next(iter(config.languages)))
     return model

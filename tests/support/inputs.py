@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tests.support.build import text_config
+from tests.support.families import fix_batch
+
 B, S, CHOICES = 3, 16, 3
 
 
@@ -18,7 +21,7 @@ def batch(model: PreTrainedModel) -> dict[str, Any]:
     labels = _labels(model, name, arguments, inputs)
     if getattr(config, "is_encoder_decoder", False) and "labels" not in labels and "decoder_input_ids" in arguments:
         inputs["decoder_input_ids"] = inputs.get("input_ids", torch.randint(3, 50, (B, S)))
-    return inputs | labels
+    return fix_batch(model, inputs | labels)
 
 
 def _modality(model: PreTrainedModel, name: str, arguments: Any) -> dict[str, Any]:
@@ -28,14 +31,14 @@ def _modality(model: PreTrainedModel, name: str, arguments: Any) -> dict[str, An
     vision = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
     if "MultipleChoice" in name:
         return {"input_ids": torch.randint(3, 50, (B, CHOICES, S))}
-    if (
-        (main in ("pixel_values", "pixel_values_videos") and "input_ids" not in arguments)
-        or "Image" in name
-        or "Video" in name
+    if "input_ids" not in arguments and (
+        main in ("pixel_values", "pixel_values_videos") or "Image" in name or "Video" in name
     ):
         size = getattr(config, "image_size", None) or getattr(vision, "image_size", None) or 64
         height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
-        if not hasattr(vision, "patch_size"):  # a convolution takes pictures of any size
+        if not hasattr(vision, "patch_size") and not hasattr(
+            vision, "tubelet_size"
+        ):  # a convolution takes pictures of any size
             height, width = min(height, 96), min(width, 96)
         channels = getattr(vision, "num_channels", None) or getattr(config, "num_channels", 3) or 3
         shape: tuple[int, ...] = (B, channels, height, width)
@@ -56,7 +59,7 @@ def _modality(model: PreTrainedModel, name: str, arguments: Any) -> dict[str, An
         whisper_like = "Whisper" in name or "Voxtral" in name or "Qwen2Audio" in name
         return {"input_features": torch.randn((B, bins, length) if whisper_like else (B, 128, bins))}
     inputs = {"input_ids": torch.randint(3, 50, (B, S))}
-    end = getattr(config.get_text_config(), "eos_token_id", None)
+    end = getattr(text_config(config), "eos_token_id", None)
     inputs["input_ids"][:, -1] = end if isinstance(end, int) and end < 64 else 2  # some heads look for it
     if "mm_token_type_ids" in arguments:
         inputs["mm_token_type_ids"] = torch.zeros(B, S, dtype=torch.long)
