@@ -170,7 +170,7 @@ class _Job:
         z, overwrites = logits, out is not None and out.data_ptr() == logits.data_ptr()
         if z.dtype != self.wide or (overwrites and self.keeps_z):
             z = self.buffer(0, z).copy_(z)
-        top, index = _first_maximum(z)
+        top, index = _first_maximum(z) if "top" in self.names else (z.amax(1, keepdim=True), None)
         sums = {"top": top}
         if self.sees_masks:
             sums["mean"] = z.mean(1, keepdim=True)
@@ -249,7 +249,7 @@ class _Job:
         return torch.scalar_tensor(label_term + penalty, dtype=self.wide), torch.scalar_tensor(cross_entropy, dtype=self.wide)
 
     def gradient(
-        self, z: Tensor, t: Tensor, index: Tensor, sums: Mapping[str, Tensor], rows: Rows, e: Tensor, out: Tensor
+        self, z: Tensor, t: Tensor, index: Tensor | None, sums: Mapping[str, Tensor], rows: Rows, e: Tensor, out: Tensor
     ) -> Tensor:
         """Fill `out` with the gradient: what multiplies softmax_k, what falls on every class, what falls on single ones. `e`
         is exp(z − top), and is lost."""
@@ -276,7 +276,7 @@ class _Job:
             _add_product(out, t, by_target)
         else:
             _add_at(out, t, by_target)
-        if "top" in by:
+        if index is not None and "top" in by:
             _add_at(out, index, by["top"])
         if rows.valid is not None:
             out.masked_fill_(~rows.valid, 0)
