@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.kernels.blocks import cut
-from maxsup_hf.kernels.formula import coefficients, differentiate
+from maxsup_hf.kernels.formula import differentiate, linear_coefficients
 from maxsup_hf.kernels.problem import ALL, Problem, Rows, evaluate, plain, plain_numbers
 
 
@@ -148,7 +148,7 @@ class _Job:
         self.problem, self.names = problem, problem.names
         self.classes = logits.shape[-1]
         self.wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        self.coefficients = coefficients(problem.formula, problem.numbers, problem.values, self.classes)
+        self.coefficients = _coefficients(problem, self.classes)
         self.soft = target.is_floating_point()
         self.keeps_z = self.soft or "square" in self.names or "expected" in self.names
         self.sees_masks = self.keeps_z or "mean" in self.names or "classes" in self.names
@@ -241,7 +241,7 @@ class _Job:
         summed = torch.stack(rows).flatten(1).sum(1, dtype=torch.float64).tolist()
         if self.sees_masks and not summed[-2] - summed[-1] < _limit(self.wide):
             return None
-        of = dict(zip((*numbers, ""), (*summed[: len(numbers)], sums["top"].numel()), strict=True))
+        of = dict(zip(numbers, summed, strict=False))
         by_label, by_penalty = self.coefficients
         label_term = self.problem.label_scale * sum([c * of[name] for name, c in by_label.items()])
         penalty = self.problem.penalty_scale * sum([c * of[name] for name, c in by_penalty.items()])
@@ -303,6 +303,23 @@ class _Job:
         scales = (x.flatten() if isinstance(x, Tensor) else x for x in (label_scale, penalty_scale))
         gradients = differentiate(self.problem.formula, given, self.problem.values, *scales)[2]
         return {name: x.view(sums["top"].shape) for name, x in gradients.items() if name != "classes"}
+
+
+def _coefficients(problem: Problem, classes: int) -> tuple[dict[str, float], dict[str, float]] | None:
+    """Of a formula that is linear where no class is masked, so that `classes` is K, with values that are plain numbers."""
+    values = {name: value.item() if isinstance(value, Tensor) else value for name, value in problem.values.items()}
+    names = [name for name in problem.numbers if name != "classes"]
+    formula = problem.formula
+
+    def unmasked(*numbers: Any, **values: Any) -> Any:
+        given = dict(zip(names, numbers, strict=True)) | {"classes": classes}
+        return formula(*(given[name] for name in problem.numbers), **values)
+
+    found = linear_coefficients(formula if len(names) == len(problem.numbers) else unmasked, names, values)
+    if found is None:
+        return None
+    by_label, by_penalty = ({name: c for name, c in term.items() if c != 0} for term in found)
+    return by_label, by_penalty
 
 
 def _limit(dtype: torch.dtype) -> float:

@@ -77,7 +77,7 @@ def evaluate(
             term = torch.where(valid, term, 0)
         if weight is not None:
             term = term * weight
-        return scale * (term.reshape(shape or term.shape) if problem.per_row else term.sum())
+        return scale * (term.reshape(term.shape if shape is None else shape) if problem.per_row else term.sum())
 
     loss = total(label_term, problem.label_scale, label_weight) + total(penalty, problem.penalty_scale, penalty_weight)
     return loss, total(numbers["cross_entropy"].detach(), problem.label_scale, label_weight)
