@@ -166,9 +166,13 @@ def upcast(logits: Tensor) -> Tensor:
 
 
 def masked_classes(logits: Tensor) -> Tensor:
-    """Which classes take no part. A bfloat16 minimum that a model has upcast to float32 counts too."""
-    dtype = torch.bfloat16 if logits.dtype == torch.float32 else logits.dtype
-    return logits <= torch.finfo(dtype).min
+    """Which classes take no part."""
+    return logits <= masked_below(logits.dtype)
+
+
+def masked_below(dtype: torch.dtype) -> float:
+    """The largest logit that masks its class. A bfloat16 minimum that a model has upcast to float32 counts too."""
+    return torch.finfo(torch.bfloat16 if dtype == torch.float32 else dtype).min
 
 
 def _dot(t: Tensor, z: Tensor) -> Tensor:

@@ -38,6 +38,16 @@ def class_weighted(target: Tensor, weight: Tensor) -> Tensor:
     return target * weight.to(target.dtype) if target.is_floating_point() else weight[target.long()]
 
 
+def check_reduction(reduction: str, num_items_in_batch: Tensor | float | None) -> None:
+    """Raise the errors of `reduce`."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+    if num_items_in_batch is not None and reduction != "mean":
+        raise ValueError(
+            f"num_items_in_batch divides a sum, so it needs reduction='mean', got {reduction!r}; leave one of them out"
+        )
+
+
 def reduce(
     rows: Tensor,
     valid: Tensor,
@@ -61,12 +71,7 @@ def reduce(
     Raises:
         ValueError: unknown `reduction`, or `num_items_in_batch` with another reduction than `"mean"`.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
-    if num_items_in_batch is not None and reduction != "mean":
-        raise ValueError(
-            f"num_items_in_batch divides a sum, so it needs reduction='mean', got {reduction!r}; leave one of them out"
-        )
+    check_reduction(reduction, num_items_in_batch)
     rows = torch.where(valid, rows, 0)
     if row_weight is not None:
         rows = rows * row_weight

@@ -56,14 +56,14 @@ def linear_coefficients(
     """
     try:
         terms: Any = formula(*(_Linear({name: 1.0}) for name in names), **values)
-    except TypeError:
+    except (TypeError, AttributeError):
         return None
     return (terms[0].coefficients, terms[1].coefficients) if all(isinstance(term, _Linear) for term in terms) else None
 
 
 class _Linear:
-    """Stands in for the row numbers: Σ coefficient·number. What is not linear raises TypeError, as Python does where an
-    operation is missing."""
+    """Stands in for the row numbers: Σ coefficient·number. What is not linear raises TypeError or AttributeError, as Python
+    does where an operation is missing."""
 
     def __init__(self, coefficients: dict[str, Any]):
         self.coefficients = coefficients
@@ -92,3 +92,14 @@ class _Linear:
 
     def __truediv__(self, other: Any) -> _Linear:
         return self * (1 / other) if isinstance(other, Real | Tensor) else NotImplemented
+
+    # What Python answers for any object, though it is a question about the values.
+    def __bool__(self) -> bool:
+        raise TypeError("a linear form has no truth value")
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("a linear form cannot be compared")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _Linear({}) if function is torch.zeros_like else NotImplemented

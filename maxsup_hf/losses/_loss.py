@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from maxsup_hf.kernels.traced import traced_stats
 from maxsup_hf.logit_stats import logit_stats, masked_classes, upcast
+from maxsup_hf.losses._kernels import by_cpu_kernel, takes_cpu_kernel
 from maxsup_hf.losses._registry import LossSpec, get_spec, prefix_of
 from maxsup_hf.reduction import class_weighted, reduce, split_ignored
 from maxsup_hf.schedules import SCHEDULES, interpolate
@@ -115,6 +117,8 @@ class Loss(nn.Module):
         ignore_index: int = -100,
         weight: Tensor | None = None,
         votes: Tensor | None = None,
+        kernel: str = "auto",
+        inplace: bool = False,
     ) -> Tensor:
         """The loss of a batch. In training mode (`loss.train()`, the default) a loss with a state also learns from it.
 
@@ -129,12 +133,18 @@ class Loss(nn.Module):
                 `torch.nn.functional.cross_entropy`, not the penalty.
             votes: (..., P) class indices that the P positions of the last feature map vote for; only for a loss that asks
                 for them (`zipf_label_smoothing` with `dense=True`).
+            kernel: `"auto"`, the fastest that serves (or what the environment variable MAXSUP_HF_KERNEL says); `"plain"`, the
+                twin of all kernels; `"cpu"`, row-blocked, for tensors on the CPU outside of torch.compile.
+            inplace: the gradient may be written over the logits, which nothing may read afterwards: saves their size in
+                memory. Kernel `"cpu"` does so, others do not need to.
 
         Returns:
             float32 (float64 for float64 logits); gradients to `logits` come in its dtype.
 
         Raises:
-            TypeError, ValueError: shapes, dtypes or labels that do not fit; the message says what was expected.
+            TypeError, ValueError: shapes, dtypes or labels that do not fit, or a kernel that cannot serve; the message says
+                what was expected.
+            RuntimeError: by autograd, if logits that `inplace` has overwritten are needed.
         """
         return self.compute(
             logits,
@@ -145,6 +155,8 @@ class Loss(nn.Module):
             ignore_index=ignore_index,
             weight=weight,
             votes=votes,
+            kernel=kernel,
+            inplace=inplace,
         ).loss
 
     def compute(
@@ -158,16 +170,34 @@ class Loss(nn.Module):
         ignore_index: int = -100,
         weight: Tensor | None = None,
         votes: Tensor | None = None,
+        kernel: str = "auto",
+        inplace: bool = False,
     ) -> LossOutput:
         """As `forward`, with the parameters' values given (numbers, or 0-dim tensors so that a compiled graph serves a
         whole schedule), returning the cross-entropy beside the loss."""
-        check_inputs(logits, labels, ignore_index, weight)
+        all_count = check_inputs(logits, labels, ignore_index, weight)
         num_classes = logits.shape[-1]
         soft = labels.is_floating_point()
         if soft and "labels" in self.spec.arguments:
             raise ValueError(
                 f"loss {self.spec.name!r} needs integer labels, got soft ones ({labels.dtype}): it asks which class is the "
                 "true one. Leave out Mixup, CutMix and other soft labels, or take another loss"
+            )
+        if takes_cpu_kernel(kernel, self.spec, logits, labels, values, weight):
+            valid, target = (None, labels) if all_count else split_ignored(labels, ignore_index)
+            return LossOutput(
+                *by_cpu_kernel(
+                    self.spec.formula,
+                    self.spec.arguments,
+                    {**values, **self.options},
+                    logits,
+                    target,
+                    valid,
+                    None if weight is None else class_weighted(target, weight),
+                    reduction=reduction,
+                    num_items_in_batch=num_items_in_batch,
+                    inplace=inplace,
+                )
             )
         rows = logits.reshape(-1, num_classes)
         valid, target = split_ignored(labels.reshape(-1, num_classes) if soft else labels.reshape(-1), ignore_index)
@@ -176,9 +206,10 @@ class Loss(nn.Module):
         if self.spec.needs_logits:  # upcast once, so that the parts of the gradient are added before they are rounded
             rows = torch.where(valid[:, None], upcast(rows).masked_fill(masked_classes(rows), -torch.inf), 0)
 
+        stats = traced_stats if kernel != "plain" and torch.compiler.is_compiling() else logit_stats
         names = tuple(dict.fromkeys(("cross_entropy", *self.spec.numbers)))
         # what an ignored row holds must not reach a formula: NaN times a gradient of 0 is NaN
-        numbers = {name: torch.where(valid, x, 0) for name, x in logit_stats(rows, target, names).items()}
+        numbers = {name: torch.where(valid, x, 0) for name, x in stats(rows, target, names).items()}
         have: dict[str, Any] = {**numbers, "logits": rows, "target": target, "labels": target, "state": self.state}
         have["votes"] = None if votes is None else votes.reshape(-1, votes.shape[-1])
         cross_entropy = have["cross_entropy"]
@@ -229,9 +260,13 @@ def create_loss(name: str, **kwargs: Any) -> Loss:
     return Loss(get_spec(name), **kwargs)
 
 
-def check_inputs(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None) -> None:
+def check_inputs(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None) -> bool:
     """Refuse what would give a wrong loss or an obscure error. Values of labels are looked at on the CPU only: elsewhere
-    that would make the host wait, and the device itself fails on an index out of range, as in torch."""
+    that would make the host wait, and the device itself fails on an index out of range, as in torch.
+
+    Returns:
+        Whether it is known that no row is ignored.
+    """
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if logits.ndim == 0:
@@ -255,12 +290,18 @@ def check_inputs(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tens
             f"labels must have shape {tuple(logits.shape[:-1])}, one class index for each row of logits "
             f"{tuple(logits.shape)}, got {tuple(labels.shape)}"
         )
-    elif labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+    if weight is not None and weight.shape != (num_classes,):
+        raise ValueError(f"weight must have shape ({num_classes},), one for each class, got {tuple(weight.shape)}")
+    if labels.is_floating_point():
+        return True
+    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+        low, high = labels.aminmax()
+        if low.item() >= 0 and high.item() < num_classes:
+            return not 0 <= ignore_index < num_classes
         counted = labels[labels != ignore_index]
         if counted.numel() and not (int(counted.min()) >= 0 and int(counted.max()) < num_classes):
             raise ValueError(
                 f"labels must lie in [0, {num_classes}), or be ignore_index={ignore_index}, got values from "
                 f"{int(counted.min())} to {int(counted.max())}"
             )
-    if weight is not None and weight.shape != (num_classes,):
-        raise ValueError(f"weight must have shape ({num_classes},), one for each class, got {tuple(weight.shape)}")
+    return False

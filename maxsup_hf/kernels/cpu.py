@@ -1,0 +1,367 @@
+"""Any loss on row numbers, on the CPU in eager mode: block after block, each while it is in cache.
+
+Written out in tensor operations a loss walks over all logits five to ten times, and each walk goes to memory. Here a block
+of rows that fits in the cache gets its numbers and, because a formula's coefficients are known or cheap to find, at once its
+gradient, which waits for the backward. So the logits are read once and the gradient is written once. Nothing else of their
+size exists: peak memory is 1 × the logits, or none with `inplace=True`.
+
+Where the gradient cannot be made in the forward (float16, in which α/(K·N) is 0 before a gradient scaler has multiplied it; a
+loss for each row; a second backward) the backward walks over the logits again.
+
+The twin is `maxsup_hf.kernels.problem.plain`, which also serves blocks with masked classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maxsup_hf.kernels.blocks import cut
+from maxsup_hf.kernels.formula import differentiate, linear_coefficients
+from maxsup_hf.kernels.problem import ALL, Problem, Rows, evaluate, plain, plain_numbers
+
+
+def cpu_loss(logits: Tensor, target: Tensor, problem: Problem, rows: Rows = ALL) -> tuple[Tensor, Tensor]:
+    """A loss on CPU logits.
+
+    Args:
+        logits: (..., K), floating, in any layout.
+        target: (...) class indices in [0, K), also in rows that take no part; or (..., K) class probabilities.
+        problem, rows: see there.
+
+    Returns:
+        The loss, 0-dim or (...), and the plain cross-entropy in it, which has no gradient. float32, or float64 for float64
+        logits. Gradients arrive in the logits' dtype.
+
+    Raises:
+        ValueError: `inplace` together with `per_row`.
+        RuntimeError: `inplace` on a leaf that requires a gradient, a second backward or a second derivative after it; and,
+            by autograd, if the overwritten logits are needed elsewhere in the graph.
+    """
+    if problem.inplace:
+        if problem.per_row:
+            raise ValueError("inplace=True needs a loss that is summed: the gradient of each row's own loss is not kept")
+        if logits.is_leaf and logits.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("inplace=True overwrites the logits, but a leaf that requires a gradient must stay as it is")
+    loss, cross_entropy, *_ = _Loss.apply(logits, target, problem, rows)
+    return loss, cross_entropy
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, problem: Problem, rows: Rows) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.problem, ctx.rows = problem, rows
+        ctx.save_for_backward(logits, target)
+        # The gradient is there to be used up: the first backward takes it, a second one computes it again.
+        ctx.gradient = None
+        at_once = ctx.needs_input_grad[0] and not problem.per_row and logits.dtype != torch.float16
+        ctx.overwritten = at_once and problem.inplace
+        if ctx.overwritten:
+            loss, cross_entropy = _walk(logits, target, problem, rows, logits)
+            ctx.mark_dirty(logits)
+            ctx.mark_non_differentiable(cross_entropy)
+            return loss, cross_entropy, logits
+        if at_once:
+            ctx.gradient = torch.empty_like(logits)
+        loss, cross_entropy = _walk(logits, target, problem, rows, ctx.gradient)
+        ctx.mark_non_differentiable(cross_entropy)
+        return loss, cross_entropy
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor | None, _: None, used: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        if used is not None:
+            raise RuntimeError("logits were used after a loss with inplace=True had overwritten them by their gradient")
+        if upstream is None:
+            return None, None, None, None
+        logits, target = ctx.saved_tensors
+        problem: Problem = ctx.problem
+        if torch.is_grad_enabled():  # create_graph=True: the twin is differentiated again
+            if problem.inplace:
+                raise RuntimeError("inplace=True leaves no logits for a second derivative: use inplace=False")
+            return _plain_gradient(logits, target, problem, ctx.rows, upstream), None, None, None
+        grad, ctx.gradient = ctx.gradient, None
+        if ctx.overwritten:
+            if ctx.overwritten == "taken":
+                raise RuntimeError("inplace=True leaves no logits for a second backward: use inplace=False")
+            grad, ctx.overwritten = logits.detach(), "taken"
+        if grad is not None:
+            factor = upstream.item()
+            return grad if factor == 1 else grad.mul_(factor), None, None, None
+        grad = logits.detach() if problem.inplace else torch.empty_like(logits)
+        _walk(logits.detach(), target, *_times(problem, ctx.rows, upstream), grad)
+        return grad, None, None, None
+
+
+def _times(problem: Problem, rows: Rows, upstream: Tensor) -> tuple[Problem, Rows]:
+    """The same loss, multiplied by what comes from above: one number, or one for each row."""
+    if not problem.per_row:
+        factor = upstream.item()
+        scales = problem.label_scale * factor, problem.penalty_scale * factor
+        return problem._replace(label_scale=scales[0], penalty_scale=scales[1]), rows
+    counts = upstream != 0  # a row that nothing depends on gives zeros even where its logits are NaN
+    return problem, Rows(
+        valid=counts if rows.valid is None else rows.valid & counts,
+        label_weight=upstream if rows.label_weight is None else rows.label_weight * upstream,
+        penalty_weight=upstream if rows.penalty_weight is None else rows.penalty_weight * upstream,
+    )
+
+
+def _plain_gradient(logits: Tensor, target: Tensor, problem: Problem, rows: Rows, upstream: Tensor) -> Tensor:
+    return torch.autograd.grad(plain(logits, target, problem, rows)[0], logits, upstream, create_graph=True)[0]
+
+
+def _walk(logits: Tensor, target: Tensor, problem: Problem, rows: Rows, grad: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss and cross-entropy; the gradient is written into `grad`, which may be the logits themselves."""
+    job = _Job(problem, logits, target)
+    # Whether classes are masked shows in the sums at the end, and then all is done again with a look at each block. But what
+    # is overwritten cannot be done again, and float16's smallest number is not far from usual ones.
+    if grad is not logits and logits.dtype != torch.float16:
+        sums = _joined([job.block(*block) for block in cut(logits, target, rows, grad)])
+        numbers = job.numbers(sums)
+        if job.coefficients is not None and rows is ALL and not problem.per_row:
+            totals = job.totals(numbers, sums)
+            if totals is not None:
+                return totals
+        elif not (job.sees_masks and _may_be_masked(sums["top"], sums["mean"])):
+            return evaluate(numbers, problem, rows, logits.shape[:-1])
+    numbers = _joined([job.careful_block(*block) for block in cut(logits, target, rows, grad)])
+    return evaluate(numbers, problem, rows, logits.shape[:-1])
+
+
+def _joined(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(blocks) == 1:
+        return blocks[0]
+    return {name: torch.cat([block[name].flatten() for block in blocks]) for name in blocks[0]}
+
+
+class _Job:
+    """What stays the same from block to block: the problem, the formula's coefficients, and memory of a block's size.
+
+    Everything that has one value a row has the shape of a block with 1 in place of K.
+    """
+
+    def __init__(self, problem: Problem, logits: Tensor, target: Tensor):
+        self.problem, self.names = problem, problem.names
+        self.classes = logits.shape[-1]
+        self.wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        self.coefficients = _coefficients(problem, self.classes)
+        self.soft = target.is_floating_point()
+        self.keeps_z = self.soft or "square" in self.names or "expected" in self.names
+        self.sees_masks = self.keeps_z or "mean" in self.names or "classes" in self.names
+        self.memory: dict[int, Tensor] = {}
+
+    def buffer(self, slot: int, like: Tensor) -> Tensor:
+        """Memory of the shape of a block, whose content is lost when the slot is asked for again."""
+        memory = self.memory.get(slot)
+        if memory is None or memory.numel() < like.numel():
+            memory = self.memory[slot] = torch.empty(like.shape, dtype=self.wide)
+        return memory if memory.shape == like.shape else memory.view(-1)[: like.numel()].view(like.shape)
+
+    def block(self, logits: Tensor, t: Tensor, rows: Rows, out: Tensor | None, careful: bool = False) -> dict[str, Tensor]:
+        """Write the gradient of a block, as `cut` yields it, to `out`.
+
+        Returns:
+            What `numbers` makes the numbers of. If `careful`, nothing where a class may be masked; `out` is then untouched.
+        """
+        z, overwrites = logits, out is not None and out.data_ptr() == logits.data_ptr()
+        if z.dtype != self.wide or (overwrites and self.keeps_z):
+            z = self.buffer(0, z).copy_(z)
+        top, index = _first_maximum(z) if "top" in self.names else (z.amax(1, keepdim=True), None)
+        sums = {"top": top}
+        if self.sees_masks:
+            sums["mean"] = z.mean(1, keepdim=True)
+            if careful and _may_be_masked(top, sums["mean"], logits):
+                return {}
+        e = out if overwrites and z is logits else self.buffer(1, z)
+        if self.soft:
+            t, product = t.to(self.wide), self.buffer(2, z)
+            sums["mass"] = t.sum(1, keepdim=True)
+            sums["label"] = torch.mul(t, z, out=product).sum(1, keepdim=True)
+            torch.sub(z, top, out=e)
+            sums["shifted_label"] = torch.mul(t, e, out=product).sum(1, keepdim=True)
+        else:
+            t = t.long()
+            sums["label"] = z.gather(1, t)
+            torch.sub(z, top, out=e)
+        sums["exp"] = e.exp_().sum(1, keepdim=True)
+        if "square" in self.names:
+            sums["square"] = torch.mul(z, z, out=self.buffer(2, z)).sum(1, keepdim=True)
+        if "expected" in self.names:
+            sums["product"] = torch.mul(e, z, out=self.buffer(2, z)).sum(1, keepdim=True)
+        if out is not None:
+            grad = self.gradient(z, t, index, sums, rows, e, out if out.dtype == self.wide else e)
+            if grad is not out:
+                out.copy_(grad)
+        return sums
+
+    def careful_block(self, logits: Tensor, t: Tensor, rows: Rows, out: Tensor | None) -> dict[str, Tensor]:
+        """As `block`, also where classes are masked; returns the numbers."""
+        sums = self.block(logits, t, rows, out, careful=True)
+        return self.numbers(sums) if sums else self.plain_block(logits, t, rows, out)
+
+    def plain_block(self, logits: Tensor, t: Tensor, rows: Rows, out: Tensor | None) -> dict[str, Tensor]:
+        z = logits.detach().movedim(1, -1).requires_grad_(out is not None)
+        target = t.movedim(1, -1)
+        problem = self.problem._replace(per_row=False)
+        with torch.enable_grad():
+            numbers = plain_numbers(z, target if self.soft else target.squeeze(-1), problem)
+            if out is not None:
+                loss, _ = evaluate(numbers, problem, rows)
+                out.copy_(torch.autograd.grad(loss, z)[0].movedim(-1, 1))
+        return {name: x.detach() for name, x in numbers.items()}
+
+    def numbers(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`problem.names` -> value, from what `block` returns."""
+        top, log_sum = sums["top"], sums["exp"].log()
+        found = {}
+        for name in self.names:
+            if name == "cross_entropy" and self.soft:
+                found[name] = sums["mass"] * log_sum - sums["shifted_label"]
+            elif name == "cross_entropy":
+                found[name] = log_sum - (sums["label"] - top)
+            elif name == "lse":
+                found[name] = log_sum + top
+            elif name == "expected":
+                found[name] = sums["product"] / sums["exp"]
+            elif name == "classes":
+                found[name] = torch.full_like(top, self.classes)
+            else:
+                found[name] = sums[name]
+        return found
+
+    def totals(self, numbers: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """`evaluate` for a linear formula on rows that all count alike, in few operations, as small batches want it; `None`
+        if a class may be masked."""
+        assert self.coefficients is not None
+        rows = [*numbers.values(), sums["top"], sums["mean"]] if self.sees_masks else list(numbers.values())
+        summed = torch.stack(rows).flatten(1).sum(1, dtype=torch.float64).tolist()
+        if self.sees_masks and not summed[-2] - summed[-1] < _limit(self.wide):
+            return None
+        of = dict(zip(numbers, summed, strict=False))
+        by_label, by_penalty = self.coefficients
+        label_term = self.problem.label_scale * sum([c * of[name] for name, c in by_label.items()])
+        penalty = self.problem.penalty_scale * sum([c * of[name] for name, c in by_penalty.items()])
+        cross_entropy = self.problem.label_scale * of["cross_entropy"]
+        return torch.scalar_tensor(label_term + penalty, dtype=self.wide), torch.scalar_tensor(cross_entropy, dtype=self.wide)
+
+    def gradient(
+        self, z: Tensor, t: Tensor, index: Tensor | None, sums: Mapping[str, Tensor], rows: Rows, e: Tensor, out: Tensor
+    ) -> Tensor:
+        """Fill `out` with the gradient: what multiplies softmax_k, what falls on every class, what falls on single ones. `e`
+        is exp(z − top), and is lost."""
+        by = self.factors(sums, rows)
+        by_softmax = by.get("cross_entropy", 0.0)
+        by_target = by.get("label", 0.0) - by_softmax
+        if self.soft:
+            by_softmax = by_softmax * sums["mass"]
+        by_softmax = by_softmax + by.get("lse", 0.0)
+        factor = sums["exp"].reciprocal()
+        if "expected" in by:
+            slope = torch.mul(z, by["expected"], out=self.buffer(2, z))
+            e.mul_(slope.add_(by_softmax + by["expected"] * (1 - sums["product"] * factor)))
+        else:
+            factor.mul_(by_softmax)
+        # The last step that goes over all classes is the one that writes to memory outside of the cache.
+        if "mean" in by:
+            torch.add(e.mul_(factor), by["mean"] / self.classes, out=out)
+        else:
+            torch.mul(e, factor, out=out)
+        if "square" in by:
+            _add_product(out, z, 2 * by["square"])
+        if self.soft:
+            _add_product(out, t, by_target)
+        else:
+            _add_at(out, t, by_target)
+        if index is not None and "top" in by:
+            _add_at(out, index, by["top"])
+        if rows.valid is not None:
+            out.masked_fill_(~rows.valid, 0)
+        return out
+
+    def factors(self, sums: Mapping[str, Tensor], rows: Rows) -> dict[str, Any]:
+        """A number -> the derivative of the loss with respect to it, a float or one value a row."""
+        label_scale: Any = self.problem.label_scale
+        penalty_scale: Any = self.problem.penalty_scale
+        if rows.label_weight is not None:
+            label_scale = rows.label_weight * label_scale
+        if rows.penalty_weight is not None:
+            penalty_scale = rows.penalty_weight * penalty_scale
+        if self.coefficients is not None:
+            by_label, by_penalty = self.coefficients
+            by: dict[str, Any] = {name: c * label_scale for name, c in by_label.items()}
+            for name, c in by_penalty.items():
+                by[name] = by[name] + c * penalty_scale if name in by else c * penalty_scale
+            return by
+        numbers = self.numbers(sums)
+        given = {name: numbers[name].flatten() for name in self.problem.numbers}
+        if rows.valid is not None:
+            given = {name: torch.where(rows.valid.flatten(), x, 0) for name, x in given.items()}
+        scales = (x.flatten() if isinstance(x, Tensor) else x for x in (label_scale, penalty_scale))
+        gradients = differentiate(self.problem.formula, given, self.problem.values, *scales)[2]
+        return {name: x.view(sums["top"].shape) for name, x in gradients.items() if name != "classes"}
+
+
+def _coefficients(problem: Problem, classes: int) -> tuple[dict[str, float], dict[str, float]] | None:
+    """Of a formula that is linear where no class is masked, so that `classes` is K, with values that are plain numbers."""
+    values = {name: value.item() if isinstance(value, Tensor) else value for name, value in problem.values.items()}
+    names = [name for name in problem.numbers if name != "classes"]
+    formula = problem.formula
+
+    def unmasked(*numbers: Any, **values: Any) -> Any:
+        given = dict(zip(names, numbers, strict=True)) | {"classes": classes}
+        return formula(*(given[name] for name in problem.numbers), **values)
+
+    found = linear_coefficients(formula if len(names) == len(problem.numbers) else unmasked, names, values)
+    if found is None:
+        return None
+    by_label, by_penalty = ({name: c for name, c in term.items() if c != 0} for term in found)
+    return by_label, by_penalty
+
+
+def _limit(dtype: torch.dtype) -> float:
+    return 1e300 if dtype == torch.float64 else 1e30
+
+
+def _may_be_masked(top: Tensor, mean: Tensor, logits: Tensor | None = None) -> bool:
+    """Whether any class could be masked, or any logit is not finite, told without a look at each: what is masked pulls the
+    mean of its row down by at least 1e38/K."""
+    if logits is not None and logits.dtype == torch.float16:
+        return not logits.amin().item() > torch.finfo(torch.float16).min
+    return not (top - mean).sum().item() < _limit(top.dtype)
+
+
+def _first_maximum(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum over dimension 1 and its first index.
+
+    `max` with indices and `argmax` look at one number at a time. So the maximum of each stretch of classes first, without
+    indices, then the first best stretch, then the place in it.
+    """
+    classes, width = z.shape[1], 256
+    if classes < 8 * width:
+        top, index = z.max(1, keepdim=True)
+        return top, index
+    whole = classes // width
+    best = z[:, : whole * width].unflatten(1, (whole, width)).amax(2)
+    if whole * width < classes:
+        best = torch.cat([best, z[:, whole * width :].amax(1, keepdim=True)], 1)
+    top, stretch = best.max(1, keepdim=True)
+    start = (stretch * width).clamp_max_(classes - width)  # the last stretch reaches back into numbers that are smaller
+    place = torch.arange(width).view(-1, *[1] * (z.ndim - 2))
+    return top, start + z.gather(1, start + place).max(1, keepdim=True).indices
+
+
+def _add_product(total: Tensor, x: Tensor, factor: Any) -> None:
+    if isinstance(factor, Tensor):
+        total.addcmul_(x, factor)
+    else:
+        total.add_(x, alpha=factor)
+
+
+def _add_at(total: Tensor, index: Tensor, amount: Any) -> None:
+    if not isinstance(amount, Tensor):
+        amount = torch.full(index.shape, amount, dtype=total.dtype)
+    total.scatter_add_(1, index, amount)
