@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxsup_hf.kernels.blocks import cut
+from maxsup_hf.kernels.blocks import BLOCK, cut
 from maxsup_hf.kernels.formula import differentiate, linear_coefficients
 from maxsup_hf.kernels.problem import ALL, Problem, Rows, evaluate, plain, plain_numbers
 
@@ -39,26 +39,27 @@ def cpu_loss(logits: Tensor, target: Tensor, problem: Problem, rows: Rows = ALL)
     Raises:
         ValueError: `inplace` together with `per_row`.
         RuntimeError: `inplace` on a leaf that requires a gradient, a second backward or a second derivative after it; and,
-            by autograd, if the overwritten logits are needed elsewhere in the graph.
+            by autograd, if the logits are needed elsewhere in the graph or are a view of other logits.
     """
     if problem.inplace:
         if problem.per_row:
             raise ValueError("inplace=True needs a loss that is summed: the gradient of each row's own loss is not kept")
         if logits.is_leaf and logits.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("inplace=True overwrites the logits, but a leaf that requires a gradient must stay as it is")
-    loss, cross_entropy, *_ = _Loss.apply(logits, target, problem, rows)
+    wanted = logits.requires_grad and torch.is_grad_enabled()
+    loss, cross_entropy, *_ = _Loss.apply(logits, target, problem, rows, wanted)
     return loss, cross_entropy
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, target: Tensor, problem: Problem, rows: Rows) -> tuple[Tensor, ...]:
+    def forward(ctx, logits: Tensor, target: Tensor, problem: Problem, rows: Rows, wanted: bool) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.problem, ctx.rows = problem, rows
         ctx.save_for_backward(logits, target)
         # The gradient is there to be used up: the first backward takes it, a second one computes it again.
         ctx.gradient = None
-        at_once = ctx.needs_input_grad[0] and not problem.per_row and logits.dtype != torch.float16
+        at_once = wanted and not problem.per_row and logits.dtype != torch.float16
         ctx.overwritten = at_once and problem.inplace
         if ctx.overwritten:
             loss, cross_entropy = _walk(logits, target, problem, rows, logits)
@@ -76,13 +77,13 @@ class _Loss(torch.autograd.Function):
         if used is not None:
             raise RuntimeError("logits were used after a loss with inplace=True had overwritten them by their gradient")
         if upstream is None:
-            return None, None, None, None
+            return None, None, None, None, None
         logits, target = ctx.saved_tensors
         problem: Problem = ctx.problem
         if torch.is_grad_enabled():  # create_graph=True: the twin is differentiated again
             if problem.inplace:
                 raise RuntimeError("inplace=True leaves no logits for a second derivative: use inplace=False")
-            return _plain_gradient(logits, target, problem, ctx.rows, upstream), None, None, None
+            return _plain_gradient(logits, target, problem, ctx.rows, upstream), None, None, None, None
         grad, ctx.gradient = ctx.gradient, None
         if ctx.overwritten:
             if ctx.overwritten == "taken":
@@ -90,10 +91,10 @@ class _Loss(torch.autograd.Function):
             grad, ctx.overwritten = logits.detach(), "taken"
         if grad is not None:
             factor = upstream.item()
-            return grad if factor == 1 else grad.mul_(factor), None, None, None
+            return grad if factor == 1 else grad.mul_(factor), None, None, None, None
         grad = logits.detach() if problem.inplace else torch.empty_like(logits)
         _walk(logits.detach(), target, *_times(problem, ctx.rows, upstream), grad)
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
 def _times(problem: Problem, rows: Rows, upstream: Tensor) -> tuple[Problem, Rows]:
@@ -152,6 +153,8 @@ class _Job:
         self.soft = target.is_floating_point()
         self.keeps_z = self.soft or "square" in self.names or "expected" in self.names
         self.sees_masks = self.keeps_z or "mean" in self.names or "classes" in self.names
+        # A step on memory outside of the cache is saved by a buffer, which is small beside logits of so many blocks.
+        self.has_room = logits.numel() > 128 * BLOCK * torch.get_num_threads()
         self.memory: dict[int, Tensor] = {}
 
     def buffer(self, slot: int, like: Tensor) -> Tensor:
@@ -176,7 +179,12 @@ class _Job:
             sums["mean"] = z.mean(1, keepdim=True)
             if careful and _may_be_masked(top, sums["mean"], logits):
                 return {}
-        e = out if overwrites and z is logits else self.buffer(1, z)
+        if z is not logits and not self.keeps_z:
+            e = z
+        elif out is not None and out.dtype == self.wide and (overwrites or not self.has_room):
+            e = out
+        else:
+            e = self.buffer(1, z)
         if self.soft:
             t, product = t.to(self.wide), self.buffer(2, z)
             sums["mass"] = t.sum(1, keepdim=True)
@@ -209,9 +217,9 @@ class _Job:
         problem = self.problem._replace(per_row=False)
         with torch.enable_grad():
             numbers = plain_numbers(z, target if self.soft else target.squeeze(-1), problem)
-            if out is not None:
-                loss, _ = evaluate(numbers, problem, rows)
-                out.copy_(torch.autograd.grad(loss, z)[0].movedim(-1, 1))
+            loss, _ = evaluate(numbers, problem, rows)
+        if out is not None:
+            out.copy_(torch.autograd.grad(loss, z)[0].movedim(-1, 1))
         return {name: x.detach() for name, x in numbers.items()}
 
     def numbers(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -237,11 +245,10 @@ class _Job:
         """`evaluate` for a linear formula on rows that all count alike, in few operations, as small batches want it; `None`
         if a class may be masked."""
         assert self.coefficients is not None
-        rows = [*numbers.values(), sums["top"], sums["mean"]] if self.sees_masks else list(numbers.values())
-        summed = torch.stack(rows).flatten(1).sum(1, dtype=torch.float64).tolist()
-        if self.sees_masks and not summed[-2] - summed[-1] < _limit(self.wide):
+        rows = {**numbers, "top": sums["top"], "mean": sums["mean"]} if self.sees_masks else numbers
+        of = dict(zip(rows, torch.stack(list(rows.values())).flatten(1).sum(1).tolist(), strict=True))
+        if self.sees_masks and not of["top"] - of["mean"] < _limit(self.wide):
             return None
-        of = dict(zip(numbers, summed, strict=False))
         by_label, by_penalty = self.coefficients
         label_term = self.problem.label_scale * sum([c * of[name] for name, c in by_label.items()])
         penalty = self.problem.penalty_scale * sum([c * of[name] for name, c in by_penalty.items()])

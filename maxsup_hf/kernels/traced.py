@@ -66,7 +66,7 @@ class _Traced(torch.autograd.Function):
         by_target = _stored(g.get("label", nothing) - ce)
         # A row that nothing depends on (an ignored one) gives zeros even where its logits are NaN or infinite.
         used = torch.stack([x != 0 for x in g.values()]).any(0)
-        least = _stored(torch.where(used, masked_below(logits.dtype), math.inf).to(z.dtype))
+        least = _stored(torch.where(used, torch.full_like(lse, masked_below(logits.dtype)), math.inf))
 
         grad = torch.exp(z - lse[:, None])
         if "expected" in g:

@@ -1,0 +1,397 @@
+"""The CPU kernel, and the row numbers under torch.compile, against the plain path in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.profiler import ProfilerActivity, profile
+from torch.testing import assert_close
+
+from maxsup_hf import create_loss, list_losses
+from maxsup_hf.kernels import blocks
+from maxsup_hf.kernels.formula import linear_coefficients
+from maxsup_hf.logit_stats import masked_classes
+from maxsup_hf.losses import get_spec
+
+SERVED = [name for name in list_losses() if not get_spec(name).needs_logits] + ["maxsup+z_loss", "label_smoothing+logit_penalty"]
+N, K = 12, 7
+
+
+@pytest.fixture(autouse=True)
+def several_blocks(monkeypatch):
+    """Small problems are cut like large ones."""
+    monkeypatch.setattr(blocks, "BLOCK", 4 * K)
+
+
+def results(name, logits, labels, kernel, **options):
+    """Loss, its cross-entropy and the gradient; for a loss of each row, that of a weighted sum."""
+    loss = create_loss(name)
+    logits = logits.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    inplace = options.get("inplace", False)
+    output = loss.compute(logits * 1 if inplace else logits, labels, loss.values(0.3), kernel=kernel, **options)
+    total = (output.loss * torch.arange(1.0, output.loss.numel() + 1).view_as(output.loss)).sum()
+    total.backward()
+    return output.loss.detach(), output.cross_entropy, logits.grad
+
+
+def check(name, logits, labels, rtol=1e-10, atol=1e-12, **options):
+    exact = logits.double().masked_fill(masked_classes(logits), -math.inf)  # float64 has another lowest number
+    expected = results(name, exact, labels, "plain", **{**options, "inplace": False})
+    found = results(name, logits, labels, "cpu", **options)
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    assert [x.dtype for x in found] == [wide, wide, logits.dtype]
+    for x, y in zip(found[:2], expected[:2], strict=True):
+        assert_close(x.double(), y, rtol=max(rtol, 1e-6) if wide == torch.float32 else rtol, atol=1e-6 if rtol > 1e-9 else atol)
+    assert_close(found[2].double(), expected[2], rtol=rtol, atol=atol)
+    return found
+
+
+def problem(case="hard", n=N, k=K, dtype=torch.float64):
+    """Logits and labels of a kind."""
+    logits = (3 * torch.randn(n, k, dtype=torch.float64)).to(dtype)
+    labels = torch.randint(k, (n,))
+    if case == "soft":
+        labels = torch.rand(n, k, dtype=torch.float64).softmax(-1)
+    elif case == "mixup":  # many zeros, and rows that do not sum to 1
+        labels = torch.where(torch.rand(n, k) < 0.5, 0, torch.rand(n, k)).double()
+    elif case == "ignored":
+        labels[::3] = -100
+        logits[0] = math.nan
+        logits[3, 1] = math.inf
+    elif case == "ignored block":
+        labels[: 2 * n // 3] = -100
+    elif case == "all ignored":
+        labels[:] = -100
+    elif case == "ignored class":
+        pass
+    elif case in ("masked", "masked soft", "lowest"):
+        logits[1::2, 2] = torch.finfo(dtype).min if case == "lowest" else -math.inf
+        labels[labels == 2] = 0
+        if case == "masked soft":
+            labels = torch.rand(n, k, dtype=torch.float64) * (logits > -math.inf)
+    elif case == "ties":
+        logits = logits.round().clamp(-1, 1)
+    elif case == "int32":
+        labels = labels.int()
+    elif case == "column":
+        logits = torch.cat([logits, logits], 1)[:, ::2].t().contiguous().t()
+    elif case == "slice":
+        logits = torch.randn(n, 3, k + 2, dtype=torch.float64).to(dtype)[:, 1, 1:-1]
+    return logits, labels
+
+
+CASES = [
+    "hard", "soft", "mixup", "ignored", "ignored block", "all ignored", "masked", "masked soft", "lowest", "ties", "int32",
+    "column", "slice",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", SERVED)
+def test_float64(name, case, inplace):
+    check(name, *problem(case), inplace=inplace)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("case", ["hard", "soft", "ignored", "masked", "lowest", "ties"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SERVED)
+def test_other_dtypes(name, dtype, case, inplace):
+    step = torch.finfo(dtype).eps if dtype != torch.float32 else 1e-5
+    check(name, *problem(case, dtype=dtype), rtol=step, atol=1e-6, inplace=inplace)
+
+
+@pytest.mark.parametrize("case", ["hard", "soft", "ignored", "masked"])
+@pytest.mark.parametrize("options", [dict(reduction="sum"), dict(reduction="none"), dict(num_items_in_batch=torch.tensor(31))])
+@pytest.mark.parametrize("name", SERVED)
+def test_reductions(name, case, options):
+    check(name, *problem(case), **options)
+
+
+@pytest.mark.parametrize("case", ["hard", "ignored", "masked", "all ignored"])
+@pytest.mark.parametrize("options", [{}, dict(reduction="sum"), dict(reduction="none"), dict(num_items_in_batch=31)])
+@pytest.mark.parametrize("name", SERVED)
+def test_class_weights(name, case, options):
+    check(name, *problem(case), weight=torch.rand(K, dtype=torch.float64), **options)
+
+
+def test_a_label_that_is_ignored_may_be_a_class():
+    check("maxsup", *problem(), ignore_index=2)
+
+
+@pytest.mark.parametrize("shape", [(K,), (0, K), (2, 3, K), (2, 0, K), (1, 1, 2)])
+@pytest.mark.parametrize("name", SERVED)
+def test_shapes(name, shape):
+    check(name, torch.randn(shape, dtype=torch.float64), torch.randint(shape[-1], shape[:-1]))
+
+
+@pytest.mark.parametrize("case", ["hard", "soft", "ignored", "masked", "sliced"])
+@pytest.mark.parametrize("size", [(2, 5, 4), (3, 1, 2), (2, 300, 1)])
+@pytest.mark.parametrize("name", SERVED)
+def test_images(name, size, case):
+    batch, height, width = size
+    logits = torch.randn(batch, K, height + 1, width, dtype=torch.float64)
+    logits = (logits[:, :, 1:] if case == "sliced" else logits[:, :, 1:].contiguous()).movedim(1, -1)
+    labels = torch.randint(K, size)
+    if case == "soft":
+        labels = torch.rand(*size, K, dtype=torch.float64)
+    elif case == "ignored":
+        labels[:, ::2] = -100
+    elif case == "masked":
+        logits[..., 3] = -math.inf
+        labels[labels == 3] = 0
+    for inplace in (False, True):
+        *_, grad = check(name, logits, labels, inplace=inplace)
+        assert grad.stride() == logits.stride() or case == "sliced"
+
+
+@settings(max_examples=100)
+@given(
+    n=st.integers(0, 9),
+    k=st.integers(2, 40),
+    block=st.integers(1, 100),
+    seed=st.integers(0, 2**31),
+    name=st.sampled_from(SERVED),
+    case=st.sampled_from(["hard", "soft", "ties"]),
+    scale=st.sampled_from([0.01, 1.0, 30.0]),
+)
+def test_any_size(n, k, block, seed, name, case, scale):
+    torch.manual_seed(seed)
+    before, blocks.BLOCK = blocks.BLOCK, block
+    logits, labels = problem(case, n, k)
+    try:
+        check(name, scale * logits, labels, rtol=1e-9, atol=1e-11)
+    finally:
+        blocks.BLOCK = before
+
+
+@pytest.mark.parametrize("classes", [2047, 2048, 2049, 4096, 5000])
+def test_the_first_of_many_maxima(classes):
+    logits = torch.randint(4, (6, classes)).double()
+    logits[0], logits[1, -1], logits[2, :-1] = 0, 9, -1
+    check("maxsup", logits, torch.randint(classes, (6,)))
+
+
+@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradcheck(name, soft):
+    logits, labels = problem("soft" if soft else "ignored", 4, 5)
+    logits = logits.nan_to_num(0, posinf=1).requires_grad_()
+    for options in ({}, dict(reduction="none")):
+        assert gradcheck(lambda z: create_loss(name)(z, labels, kernel="cpu", **options), logits)  # noqa: B023
+        assert gradgradcheck(lambda z: create_loss(name)(z, labels, kernel="cpu", **options), logits)  # noqa: B023
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_what_comes_from_above(dtype):
+    logits, labels = problem(dtype=dtype)
+    plain, fast = (logits.clone().requires_grad_() for _ in range(2))
+    (create_loss("maxsup")(plain.double(), labels, kernel="plain") / 3).backward()
+    loss = create_loss("maxsup")(fast, labels, kernel="cpu") / 3
+    loss.backward(retain_graph=True)
+    first = fast.grad.clone()
+    assert_close(first, plain.grad.to(dtype))
+    loss.backward()
+    assert_close(fast.grad, 2 * first)
+
+
+def test_float16_gradients_survive_a_gradient_scaler():
+    logits, labels = torch.randn(64, 5000).half(), torch.randint(5000, (64,))
+    wide, narrow = (logits.to(t).requires_grad_() for t in (torch.float64, torch.float16))
+    for z, kernel in ((wide, "plain"), (narrow, "cpu")):
+        (create_loss("maxsup")(z, labels, kernel=kernel) * 2.0**16).backward()
+    assert (narrow.grad != 0).all()
+    assert_close(narrow.grad.double(), wide.grad, rtol=1e-3, atol=1e-6)
+
+
+# ---- in place ----
+
+
+def test_the_gradient_takes_the_place_of_the_logits():
+    leaf = torch.randn(N, K, requires_grad=True)
+    logits, labels = leaf * 2, torch.randint(K, (N,))
+    place, before = logits.data_ptr(), logits.detach().clone()
+    held = []
+    logits.register_hook(held.append)
+    create_loss("maxsup")(logits, labels, inplace=True).backward()
+    assert logits.data_ptr() == place and not torch.equal(logits, before)
+    assert_close(leaf.grad, 2 * logits.detach())
+
+
+def inplace_loss(logits):
+    return create_loss("maxsup")(logits, torch.zeros(N, dtype=torch.long), kernel="cpu", inplace=True)
+
+
+def test_in_place_misuse_raises():
+    leaf = torch.randn(N, K, requires_grad=True)
+    with pytest.raises(RuntimeError, match="a leaf that requires a gradient must stay as it is"):
+        inplace_loss(leaf)
+    with pytest.raises(ValueError, match="inplace=True needs a loss that is summed"):
+        create_loss("maxsup")(leaf * 1, torch.zeros(N).long(), kernel="cpu", inplace=True, reduction="none")
+
+    logits = leaf * 1
+    other = logits.square().sum()  # its backward needs the logits
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (inplace_loss(logits) + other).backward()
+
+    logits = leaf * 1
+    loss = inplace_loss(logits)
+    with pytest.raises(RuntimeError, match="logits were used after a loss with inplace=True"):
+        (loss + logits.sum()).backward()
+
+    logits = leaf * 1
+    loss = inplace_loss(logits)
+    with torch.no_grad():
+        logits.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+    loss = inplace_loss(leaf * 1)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="no logits for a second backward"):
+        loss.backward()
+
+    with pytest.raises(RuntimeError, match="no logits for a second derivative"):
+        torch.autograd.grad(inplace_loss(leaf * 1), leaf, create_graph=True)
+
+
+def test_without_a_gradient_nothing_is_overwritten():
+    logits = torch.randn(N, K)
+    before = logits.clone()
+    inplace_loss(logits)
+    with torch.no_grad():
+        inplace_loss(logits.requires_grad_())
+    assert torch.equal(logits, before)
+
+
+# ---- memory ----
+
+
+def peak(function):
+    """Most bytes of tensors alive at once beyond those before, by the allocator's own record."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    alive = most = 0
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        most = max(most, alive)
+    return most
+
+
+@pytest.mark.parametrize("layout", ["rows", "images", "sliced"])
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+@pytest.mark.parametrize("name", ["cross_entropy", "maxsup", "focal"])
+def test_peak_memory(name, factor, layout, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 2**13)
+    if layout == "images":
+        leaf = torch.randn(2, 2000, 32, 32).movedim(1, -1)
+    else:
+        leaf = torch.randn(4, 513, 2000)[:, :-1] if layout == "sliced" else torch.randn(4, 512, 2000)
+    labels, size = torch.randint(500, leaf.shape[:-1]), leaf.numel() * 4
+    loss = create_loss(name)
+    leaf.requires_grad_()
+
+    def run(inplace=False, kernel="auto"):
+        logits = Same.apply(leaf, own) if inplace else leaf
+        (factor * loss(logits, labels, inplace=inplace, kernel=kernel)).backward()
+        leaf.grad = None
+
+    own = leaf.detach().clone()
+    run(), run(inplace=True)
+    own = leaf.detach().clone()
+    assert peak(run) <= 1.01 * size
+    assert peak(lambda: run(inplace=True)) <= 0.01 * size
+    assert peak(lambda: run(kernel="plain")) > 2 * size, "the measure sees what the plain path takes"
+
+
+class Same(torch.autograd.Function):
+    """A tensor in the graph whose memory was there before."""
+
+    @staticmethod
+    def forward(ctx, x, own):
+        return own.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None
+
+
+# ---- which path is taken ----
+
+
+def test_losses_on_logits_take_the_plain_path():
+    others = sorted(set(list_losses()) - set(SERVED))
+    assert others, "some losses need the logits"
+    for name in others:
+        logits, labels = torch.randn(4, 5), torch.randint(5, (4,))
+        assert torch.equal(create_loss(name)(logits, labels), create_loss(name)(logits, labels, kernel="plain"))
+        with pytest.raises(ValueError, match=f"kernel='cpu' cannot compute loss '{name}' here: .* needs the logits themselves"):
+            create_loss(name)(logits, labels, kernel="cpu")
+
+
+def test_what_the_kernel_cannot_serve_is_refused_by_name():
+    logits, labels = torch.randn(4, 5), torch.randint(5, (4,))
+    with pytest.raises(ValueError, match="kernel must be one of 'auto', 'plain', 'cpu', got 'gpu'"):
+        create_loss("maxsup")(logits, labels, kernel="gpu")
+    with pytest.raises(ValueError, match="does not serve class weights under soft labels"):
+        create_loss("maxsup")(logits, logits.softmax(-1), weight=torch.ones(5), kernel="cpu")
+    with pytest.raises(ValueError, match="plain tensors on the CPU, got Tensor on meta"):
+        create_loss("maxsup")(logits.to("meta"), labels.to("meta"), kernel="cpu")
+    with pytest.raises(ValueError, match="no gradient for the loss's parameters"):
+        create_loss("maxsup").compute(logits, labels, {"alpha": torch.tensor(0.1, requires_grad=True)}, kernel="cpu")
+
+
+def test_auto_is_the_kernel_on_the_cpu():
+    logits, labels = torch.randn(4, 5, requires_grad=True), torch.randint(5, (4,))
+    names = {k: type(create_loss("maxsup")(logits, labels, kernel=k).grad_fn).__name__ for k in ("auto", "cpu", "plain")}
+    assert names["auto"] == names["cpu"] == "_LossBackward" != names["plain"]
+
+
+def test_linear_formulas_are_not_differentiated():
+    linear = {n for n in SERVED if linear_coefficients(get_spec(n).formula, get_spec(n).numbers, dict.fromkeys(get_spec(n).parameters, 0.5) | create_loss(n).options)}  # noqa: E501
+    assert {"cross_entropy", "label_smoothing", "maxsup", "logit_penalty", "confidence_penalty"} <= linear
+    assert not {"focal", "poly", "z_loss"} & linear
+
+
+# ---- under torch.compile ----
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("cases", [("hard", "ignored", "masked", "ties"), ("soft", "masked soft")])
+@pytest.mark.parametrize("name", SERVED)
+def test_traced(name, cases, fresh_compiler):
+    loss = create_loss(name)
+    function = torch.compile(lambda z, t: loss.compute(z, t, loss.values(0.3)), fullgraph=True, backend="aot_eager")
+    for case in cases:
+        logits, labels = problem(case)
+        traced = logits.clone().requires_grad_()
+        output = function(traced, labels)
+        output.loss.backward()
+        expected = results(name, logits, labels, "plain")
+        for x, y in zip((output.loss, output.cross_entropy, traced.grad), expected, strict=True):
+            assert_close(x.detach(), y)
+
+
+def test_one_compilation_serves_a_schedule(fresh_compiler):
+    logits, labels = torch.randn(8, 50, requires_grad=True), torch.randint(50, (8,))
+    loss, alpha = create_loss("maxsup"), torch.zeros((), dtype=torch.float64)
+    function = torch.compile(lambda z: loss.compute(z, labels, {"alpha": alpha}).loss, fullgraph=True)
+    for value in (0.0, 0.1, 0.15, 0.2):
+        alpha.fill_(value)
+        with torch._dynamo.config.patch(error_on_recompile=value > 0):
+            function(logits).backward()
+        grad, logits.grad = logits.grad, None
+        loss.compute(logits, labels, {"alpha": value}, kernel="plain").loss.backward()
+        assert_close(grad, logits.grad, rtol=1e-4, atol=1e-7)
+        logits.grad = None
