@@ -13,15 +13,21 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_jit_checkpoint import CheckpointManager, JITCheckpointCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from maxsup_hf.fetching import RestoringCollator, SeededFetching
 
 INCOMPLETE = "checkpoint-is-incomplete.txt"  # transformers marks so a checkpoint that it saves at SIGTERM
 
@@ -108,9 +114,12 @@ class CheckpointMixin(_Base):
     """
 
     preempted: bool = False
+    _fetching: Any = None
+    _sampler: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.add_callback(_TellEpochs(self))
         stock = self.pop_callback(JITCheckpointCallback)
         if stock is not None and stock.jit_manager is not None:
             self.add_callback(_StopAtSigterm(self, stock.jit_manager))
@@ -134,6 +143,37 @@ class CheckpointMixin(_Base):
                     "resume_from_checkpoint=True takes the newest whole one of output_dir"
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_dataloader(
+        self, dataset: Any, *args: Any, sampler_fn: Any = None, is_training: bool = False, **kwargs: Any
+    ) -> Any:
+        """As in `transformers.Trainer`; order and augmentation of the training data follow from the seed and the epoch."""
+        kwargs.update(sampler_fn=sampler_fn, is_training=is_training)
+        fixed = self.args.dataloader_persistent_workers  # workers that outlive an epoch are not told of the next
+        if not is_training or fixed or not isinstance(dataset, Sized) or isinstance(dataset, IterableDataset):
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        original, collator = dataset, self.data_collator
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="Training")
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._fetching = fetching = SeededFetching(dataset, seed)
+
+        def sampler(_: Any) -> Any:
+            self._sampler = sampler_fn(original) if sampler_fn is not None else None
+            return self._sampler
+
+        self.data_collator = RestoringCollator(collator, fetching)
+        try:
+            return super()._get_dataloader(fetching, *args, **{**kwargs, "sampler_fn": sampler})
+        finally:
+            self.data_collator = collator
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Let order and augmentation of the training data be those of this epoch."""
+        if self._fetching is not None:
+            self._fetching.epoch = epoch
+        if isinstance(self._sampler, LengthGroupedSampler):  # draws from the model's generator unless it has its own
+            self._sampler.generator = torch.Generator().manual_seed(self._fetching.seed + epoch)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -166,6 +206,14 @@ def _flush(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class _TellEpochs(TrainerCallback):
+    def __init__(self, trainer: CheckpointMixin):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin_epoch(int((state.epoch or 0) + 1e-6))
 
 
 class _StopAtSigterm(JITCheckpointCallback):
