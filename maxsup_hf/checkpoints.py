@@ -69,7 +69,7 @@ def damage(checkpoint: str | Path) -> str | None:
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """The newest whole checkpoint in a folder, or `None`. Says which ones were passed over, and why."""
     folders = {path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"): path for path in Path(output_dir).glob("checkpoint-*")}
-    passed = []
+    passed: list[str] = []
     for step in sorted((step for step in folders if step.isdigit()), key=int, reverse=True):
         reason = damage(folders[step])
         if reason is None:
@@ -94,7 +94,7 @@ def check_writable(folder: str | Path) -> None:
             file.write(b"\0" * 4096)
     except OSError as error:
         raise CheckpointError(
-            f"output_dir: {str(folder)!r} cannot be written to ({error}): give another folder with --output_dir, or free space"
+            f"output_dir: {str(folder)!r} cannot be written to ({error}): give another with --output_dir, or make room"
         ) from error
 
 
@@ -120,7 +120,7 @@ class CheckpointMixin(_Base):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.add_callback(_TellEpochs(self))
-        stock = self.pop_callback(JITCheckpointCallback)
+        stock: Any = self.pop_callback(JITCheckpointCallback)
         if stock is not None and stock.jit_manager is not None:
             self.add_callback(_StopAtSigterm(self, stock.jit_manager))
 
@@ -178,8 +178,9 @@ class CheckpointMixin(_Base):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
-            if self.args.should_save:  # of another run: this one must not look whole before it is
-                (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            if self.args.should_save:  # half-written, or another run's: this one must not look whole before it is
+                shutil.rmtree(folder, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own words for it
             if self.args.should_save:
@@ -224,8 +225,12 @@ class _StopAtSigterm(JITCheckpointCallback):
     each other for ever. Here they agree at the end of a step, and the loop saves as it always does.
     """
 
+    trainer: Any
+    jit_manager: Any
+
     def __init__(self, trainer: CheckpointMixin, manager: CheckpointManager):
         self.trainer, self.jit_manager = trainer, manager
+        manager.kill_wait = 0  # it waits lest SIGKILL comes while it saves; here a half-written checkpoint does no harm
 
     def _is_asked(self) -> bool:
         asked = torch.tensor(float(self.jit_manager.is_checkpoint_requested), device=self.trainer.args.device)

@@ -1,9 +1,9 @@
 """Random augmentation that a resumed run repeats: what is drawn for a batch depends on the seed, the epoch and its rows.
 
-The stock Trainer draws it from the generators that the model's dropout uses too. It skips the batches that were trained before
-a checkpoint without fetching them, and with accelerate it fetches one batch ahead; so after a resume masked tokens, Mixup and
-random crops are others than without the interruption (and always in the worker processes of a DataLoader). Here fetching has
-generators of its own, and leaves the model's alone.
+The stock Trainer draws it from the generators that the model's dropout uses too. It skips the batches that were trained
+before a checkpoint without fetching them, and accelerate fetches one batch ahead; so after a resume masked tokens, Mixup and
+random crops are others than without the interruption (in the worker processes of a DataLoader too). Here fetching seeds the
+generators by itself, and leaves the model's alone.
 """
 
 from __future__ import annotations

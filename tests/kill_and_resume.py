@@ -1,12 +1,12 @@
 """Kills training with SIGKILL at random moments, resumes it, and compares the end with an uninterrupted run, bit by bit.
 
-python tests/kill_and_resume.py [--kills 20] [--processes 2] [--accumulation 3] [--loss online_label_smoothing] [--seed 0]
+python tests/kill_and_resume.py [--kills 20] [--processes 2] [--accumulation 3] [--loss maxsup] [--signal TERM] [--seed 0]
 
 A small BERT with dropout learns from shuffled texts of different lengths, whose tokens are masked at random, and saves after
 every second step; many kills fall into the saving. After a kill the run goes on from the newest whole checkpoint
-(`resume_from_checkpoint="auto"` of the scripts); when it comes to its end, its weights must be those of the uninterrupted
-run, and the next run begins, until there were enough kills. Ends with status 1 if a run could not be resumed, or ended
-elsewhere.
+(`--resume_from_checkpoint auto` of the scripts); when it comes to its end, its weights must be those of the uninterrupted
+run, and the next run begins, until there were enough kills. With `--signal TERM` every rank, one after the other, is asked
+to end, and must do so with a checkpoint. Ends with status 1 if a run could not be resumed, or ended elsewhere.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
 from maxsup_hf.checkpoints import damage, last_checkpoint
 
 STEPS, ROWS, BATCH = 18, 96, 4
+ASKED = 128 + signal.SIGTERM
 fork = multiprocessing.get_context("fork")  # everything is imported once
 
 
@@ -52,14 +54,15 @@ def collate(rows):
     return {"input_ids": noisy, "attention_mask": (ids != 0).long(), "labels": torch.tensor([r["labels"] for r in rows])}
 
 
-def train(folder, loss, processes, accumulation, began):
+def train(folder, given, began):
     generator = random.Random(0)
     rows = [{"input_ids": generator.choices(range(2, 60), k=generator.randint(3, 12))} for _ in range(ROWS)]
     rows = [{**row, "labels": sum(row["input_ids"]) % 5} for row in rows]
     args = MaxSupTrainingArguments(
-        str(folder), use_cpu=True, disable_tqdm=True, report_to="none", loss=loss, max_steps=STEPS, save_steps=2,
-        per_device_train_batch_size=BATCH // processes, gradient_accumulation_steps=accumulation, learning_rate=1e-2,
-        lr_scheduler_type="cosine", save_total_limit=3, logging_steps=1, dataloader_pin_memory=False,
+        str(folder), use_cpu=True, disable_tqdm=True, report_to="none", loss=given.loss, max_steps=STEPS, save_steps=2,
+        per_device_train_batch_size=BATCH // given.processes, gradient_accumulation_steps=given.accumulation,
+        learning_rate=1e-2, lr_scheduler_type="cosine", save_total_limit=3, logging_steps=1, dataloader_pin_memory=False,
+        enable_jit_checkpoint=given.signal == "TERM",
     )  # fmt: skip
     torch.manual_seed(0)
     config = BertConfig(
@@ -69,14 +72,18 @@ def train(folder, loss, processes, accumulation, began):
         BertForSequenceClassification(config), args, train_dataset=rows, data_collator=collate, callbacks=[Began(began)]
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if trainer.preempted:
+        return False
     trainer.save_model()
+    return True
 
 
-def rank(number, processes, port, log, *arguments):
+def rank(number, port, log, folder, given, began):
     """One process of a run: what accelerate launch would tell it, and its messages to a file."""
-    if processes > 1:
+    if given.processes > 1:
+        size = str(given.processes)
         os.environ.update(
-            RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
+            RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size,
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
         )  # fmt: skip
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -85,13 +92,13 @@ def rank(number, processes, port, log, *arguments):
     logging.basicConfig(format="%(levelname)s %(message)s")
     torch.set_num_threads(1)
     try:
-        train(*arguments)
+        finished = train(folder, given, began)
     except BaseException:
         logging.exception("a run that could not go on")
         os._exit(1)
-    if processes > 1:
+    if given.processes > 1:
         torch.distributed.barrier()
-    os._exit(0)
+    os._exit(0 if finished else ASKED)
 
 
 def start(folder, given, began):
@@ -99,10 +106,7 @@ def start(folder, given, began):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder.with_suffix(".log")
-    arguments = (folder, given.loss, given.processes, given.accumulation, began)
-    ranks = [
-        fork.Process(target=rank, args=(number, given.processes, port, log, *arguments)) for number in range(given.processes)
-    ]
+    ranks = [fork.Process(target=rank, args=(number, port, log, folder, given, began)) for number in range(given.processes)]
     for process in ranks:
         process.start()
     return ranks
@@ -118,12 +122,19 @@ def run(folder, given, delay=None):
     at = time.monotonic()
     for process in ranks:
         process.join(None if delay is None else max(0.0, at + delay - time.monotonic()))
-    killed = any(process.is_alive() for process in ranks)
     for process in ranks:
-        process.kill()
-        process.join()
-    if not killed and any(process.exitcode for process in ranks):
-        raise SystemExit(f"a run ended with an error:\n{folder.with_suffix('.log').read_text()[-3000:]}")
+        if process.is_alive():
+            os.kill(process.pid, signal.Signals[f"SIG{given.signal}"])
+    for process in ranks:
+        process.join(60)
+    codes = {process.exitcode for process in ranks}
+    killed = codes == ({-signal.SIGKILL} if given.signal == "KILL" else {ASKED})
+    if not killed and codes != {0}:
+        for process in ranks:
+            process.kill()
+        if given.signal == "KILL" and codes == {-signal.SIGKILL, 0}:  # killed at the very end, when one rank had ended
+            return None
+        raise SystemExit(f"a run ended with {codes}:\n{folder.with_suffix('.log').read_text()[-3000:]}")
     return None if killed else time.monotonic() - at
 
 
@@ -133,6 +144,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--loss", default="online_label_smoothing")
+    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     generator = random.Random(given.seed)
@@ -141,11 +153,12 @@ def main() -> None:
     expected = load_file(folder / "whole" / "model.safetensors")
 
     kills = half_written = runs = 0
-    while kills < given.kills or (runs == 0) or unfinished:
+    killed = False
+    while killed or kills < given.kills:
         output = folder / f"run-{runs}"
-        # Enough kills: let the run that was killed last come to its end.
-        unfinished = run(output, given, generator.uniform(0, seconds / 2) if kills < given.kills else None) is None
-        if unfinished:
+        # After enough kills the run that was killed last comes to its end.
+        killed = run(output, given, generator.uniform(0, seconds / 2) if kills < given.kills else None) is None
+        if killed:
             kills += 1
             broken = [path.name for path in output.glob("checkpoint-*") if damage(path)]
             half_written += bool(broken)
@@ -159,8 +172,8 @@ def main() -> None:
         print(f"run {runs} ended with the weights of the uninterrupted one")
         runs += 1
     print(
-        f"{kills} kills survived ({half_written} left a half-written checkpoint) in {runs} runs of {given.processes} "
-        f"process(es), accumulation {given.accumulation}, {given.loss}: all weights bit-identical"
+        f"{kills} SIG{given.signal} survived ({half_written} left a half-written checkpoint) in {runs} runs of "
+        f"{given.processes} process(es), accumulation {given.accumulation}, {given.loss}: all weights bit-identical"
     )
     shutil.rmtree(folder)
 

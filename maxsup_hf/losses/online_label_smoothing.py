@@ -107,9 +107,9 @@ def _exact(like: Tensor) -> torch.dtype:
 
 
 def _on_grid(q: Tensor, dtype: torch.dtype) -> Tensor:
-    """Probabilities as multiples of a power of two, finer than float32 is at 1/2: float64 adds such numbers without an error,
-    so the table depends neither on the order of rows, nor on how they were cut into ranks, nor on interruptions."""
-    steps = 2.0**25 if q.dtype == torch.float32 else 2.0**40
+    """Probabilities as multiples of a power of two, as fine as float32 is at 1/2: float64 adds such numbers without an
+    error, so the table depends neither on the order of rows, nor on their cut into ranks, nor on interruptions."""
+    steps = 2.0**24 if q.dtype == torch.float32 else 2.0**40
     return (q.to(dtype) * steps).round() / steps
 
 
