@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
 
 from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupTrainingArguments, parse_loss_kwargs
+from maxsup_hf.checkpoints import CheckpointMixin
 from maxsup_hf.checks import check_float_labels, check_head, check_liger, check_train_dataset, head_problem
 from maxsup_hf.counting import IGNORE_INDEX, LabelCount, Shares, count_labels
 from maxsup_hf.hub.mixin import HubMixin
@@ -25,7 +26,7 @@ from maxsup_hf.seam import Seam
 from maxsup_hf.votes import Votes
 
 
-class MaxSupMixin(HubMixin):
+class MaxSupMixin(HubMixin, CheckpointMixin):
     """Goes before any Trainer class: `class MyTrainer(MaxSupMixin, SomeTrainer): ...`
 
     The training loss is `args.loss` with `args.loss_kwargs`, in place of the cross-entropy that the model itself computes.
@@ -43,6 +44,7 @@ class MaxSupMixin(HubMixin):
     Raises:
         TypeError: `args` without the fields of `MaxSupArgumentsMixin`.
         ValueError: `compute_loss_func` is given too, or (from `train`) the head or the data do not fit such a loss.
+        CheckpointError: (from `train`) a checkpoint could not be written; see `maxsup_hf.checkpoints`.
         FloatingPointError: (from `train`) a loss is NaN or infinite; checkpoints written before stay as they are.
     """
 
@@ -77,23 +79,33 @@ class MaxSupMixin(HubMixin):
 
     # ---- training ----
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `transformers.Trainer`, after a look at the head and the data."""
+    def check(self) -> None:
+        """Look at the head, the data and the folder, as `train` does first.
+
+        Raises:
+            ValueError, OSError: there is something to correct.
+        """
+        self.check_output()
         check_head(self.model, self.args.loss)
         check_train_dataset(self.train_dataset, self.model)
-        if self.loss_function.needs_votes and self._seam.votes is None:
-            self._seam.votes = Votes(self.model)
         if self.loss_function.state is not None and self.args.n_gpu > 1:
             raise ValueError(
                 f"loss={self.args.loss!r} learns from batch to batch, which torch's DataParallel does in threads that do "
                 "not see each other: start one process for each GPU with `accelerate launch` or torchrun"
             )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `transformers.Trainer`, after `check`."""
+        self.check()
+        if self.loss_function.needs_votes and self._seam.votes is None:
+            self._seam.votes = Votes(self.model)
         self._parts = torch.zeros(3)
         try:
             output = super().train(*args, **kwargs)
         finally:
             self._totals = {}
-        self._push_at_the_end()
+        if not self.preempted:
+            self._push_at_the_end()
         return output
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:

@@ -33,7 +33,7 @@ def resnet(**kwargs):
 def bert(**kwargs):
     config = BertConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **{"num_labels": CLASSES, **kwargs},
+        **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": CLASSES, **kwargs},
     )  # fmt: skip
     return BertForSequenceClassification(config)
 

@@ -41,8 +41,8 @@ class SoftLabels:
         self._size(z.shape[-1], z)
         right = valid & (z.argmax(-1) == labels)
         q = torch.where(right[:, None], z.masked_fill(masked_classes(logits), -torch.inf).softmax(-1), 0)
-        self.total.index_add_(0, labels, q)
-        self.count.index_add_(0, labels, right.to(z.dtype))
+        self.total.index_add_(0, labels, _on_grid(q, self.total.dtype))
+        self.count.index_add_(0, labels, right.to(self.count.dtype))
 
     def _size(self, classes: int, like: Tensor) -> None:
         if len(self.count) not in (0, classes):
@@ -51,16 +51,17 @@ class SoftLabels:
                 "does not serve heads with several cross-entropies or a changing number of classes; take another loss"
             )
         if not len(self.count):
-            size = 2 * classes**2 * like.element_size()
+            size = classes**2 * (like.element_size() + _exact(like).itemsize)
             if size > LARGEST:
                 raise ValueError(
                     f"online_label_smoothing with {classes:,} classes needs two {classes:,} x {classes:,} tables, "
                     f"{size / 2**30:,.1f} GiB, more than {LARGEST / 2**30:g} GiB: take another loss for so many classes"
                 )
-            self.table, self.total = like.new_zeros(2, classes, classes)
-            self.count = like.new_zeros(classes)
+            self.table = like.new_zeros(classes, classes)
+            self.total, self.count = (like.new_zeros(shape, dtype=_exact(like)) for shape in ((classes, classes), classes))
         elif self.table.device != like.device or self.table.dtype != like.dtype:
-            self.table, self.total, self.count = (x.to(like) for x in (self.table, self.total, self.count))
+            self.table = self.table.to(like)
+            self.total, self.count = (x.to(like.device, _exact(like)) for x in (self.total, self.count))
 
     def soft_labels(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the table for a batch, (N, K), without masked classes, and (N,) whether there is one."""
@@ -80,7 +81,7 @@ class SoftLabels:
         if values["freeze_threshold"] < 1:
             frozen = self.table.amax(-1, keepdim=True) >= values["freeze_threshold"]
             learned = torch.where(frozen, self.table, learned)
-        self.table = learned
+        self.table = learned.to(self.table.dtype)
         self.total, self.count = torch.zeros_like(self.total), torch.zeros_like(self.count)
         self.epoch = epochs
 
@@ -98,6 +99,18 @@ class SoftLabels:
         if not main:
             self.total.zero_()
             self.count.zero_()
+
+
+def _exact(like: Tensor) -> torch.dtype:
+    """float64, where the device has it."""
+    return torch.float32 if like.device.type == "mps" else torch.float64
+
+
+def _on_grid(q: Tensor, dtype: torch.dtype) -> Tensor:
+    """Probabilities as multiples of a power of two, as fine as float32 is at 1/2: float64 adds such numbers without an
+    error, so the table depends neither on the order of rows, nor on their cut into ranks, nor on interruptions."""
+    steps = 2.0**24 if q.dtype == torch.float32 else 2.0**40
+    return (q.to(dtype) * steps).round() / steps
 
 
 @register_loss(

@@ -114,7 +114,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=run.classification_metrics,
         preprocess_logits_for_metrics=run.only_logits,
     )
-    return run.Job(trainer, datasets.get("test"), run.card(args, TASK, "handwritten digits of scikit-learn"))
+    return run.Job(trainer, datasets.get("test"), run.card(args, TASK, "handwritten digits of scikit-learn"), args.dry_run)
 
 
 def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, str, list[str]]:

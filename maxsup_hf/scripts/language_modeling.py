@@ -118,7 +118,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         data_collator=_masking_collator(tokenizer, args) if args.mlm else causal_collator,
     )
     card = run.card(args, "fill-mask" if args.mlm else "text-generation", "reference of the Python language")
-    return run.Job(trainer, splits.get("test"), card)
+    return run.Job(trainer, splits.get("test"), card, args.dry_run)
 
 
 class LanguageModelTrainer(MaxSupTrainer):

@@ -79,7 +79,9 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=run.classification_metrics,
         preprocess_logits_for_metrics=run.only_logits,
     )
-    return run.Job(trainer, splits.get("test"), run.card(args, TASK, "choices of names in 20 languages, Unicode CLDR"))
+    return run.Job(
+        trainer, splits.get("test"), run.card(args, TASK, "choices of names in 20 languages, Unicode CLDR"), args.dry_run
+    )
 
 
 def _load_choices(args: MultipleChoiceArguments) -> Splits:

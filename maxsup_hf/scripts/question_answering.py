@@ -109,7 +109,12 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         preprocess_logits_for_metrics=_both_ends,
     )
     trainer.may_be_none = may_be_none
-    return run.Job(trainer, splits.get("test"), run.card(args, TASK, "questions about names in 20 languages, Unicode CLDR"))
+    return run.Job(
+        trainer,
+        splits.get("test"),
+        run.card(args, TASK, "questions about names in 20 languages, Unicode CLDR"),
+        args.dry_run,
+    )
 
 
 def _load_questions(args: QuestionAnsweringArguments) -> Splits:

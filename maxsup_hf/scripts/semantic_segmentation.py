@@ -119,7 +119,9 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=SegmentationMetrics(len(names), ignore_index),
         preprocess_logits_for_metrics=predicted_classes,
     )
-    return run.Job(trainer, datasets.get("test"), run.card(args, "image-segmentation", "scenes of scikit-learn's digits"))
+    return run.Job(
+        trainer, datasets.get("test"), run.card(args, "image-segmentation", "scenes of scikit-learn's digits"), args.dry_run
+    )
 
 
 # ---- data ----

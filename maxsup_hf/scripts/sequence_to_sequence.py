@@ -111,6 +111,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         trainer,
         splits.get("test"),
         run.card(args, "text2text-generation", "names, dates and amounts of Unicode CLDR, en to de"),
+        args.dry_run,
     )
 
 

@@ -76,7 +76,9 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=run.classification_metrics,
         preprocess_logits_for_metrics=run.only_logits,
     )
-    return run.Job(trainer, splits.get("test"), run.card(args, TASK, "names in 20 languages from Unicode CLDR"))
+    return run.Job(
+        trainer, splits.get("test"), run.card(args, TASK, "names in 20 languages from Unicode CLDR"), args.dry_run
+    )
 
 
 def _load_texts(args: TextClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str], list[str]]:

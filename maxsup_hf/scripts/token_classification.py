@@ -83,7 +83,9 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=partial(metrics, names=names),
         preprocess_logits_for_metrics=run.only_logits,
     )
-    return run.Job(trainer, splits.get("test"), run.card(args, TASK, "tagged names in 20 languages from Unicode CLDR"))
+    return run.Job(
+        trainer, splits.get("test"), run.card(args, TASK, "tagged names in 20 languages from Unicode CLDR"), args.dry_run
+    )
 
 
 def _load_sentences(args: TokenClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str]]:

@@ -15,9 +15,9 @@ import torch
 import yaml
 from huggingface_hub import constants
 from transformers import HfArgumentParser
-from transformers.trainer_utils import get_last_checkpoint
 
 from maxsup_hf.arguments import MaxSupTrainingArguments
+from maxsup_hf.checkpoints import damage, last_checkpoint
 from maxsup_hf.hub.mixin import destination
 from maxsup_hf.hub.push import prepare
 
@@ -55,6 +55,7 @@ class ScriptArguments:
     max_eval_samples: int | None = flag("Evaluate on at most so many rows, in proportion from every class if they have any.")
     max_test_samples: int | None = flag("Test on at most so many rows, in proportion from every class if they have any.")
     label_column_name: str | None = flag("Column of the labels (default: found by its type or name).")
+    dry_run: bool = flag("Read and check everything, say what would be trained, and stop; nothing is written.", False)
 
     def __post_init__(self) -> None:
         if not 0 < self.train_val_split < 1:
@@ -175,6 +176,8 @@ def _raise_unknown(what: str, name: str, known: Iterable[str]) -> NoReturn:
 def _output_dir(given: str | None, resume: str | None, default: str) -> tuple[str, str | None]:
     """The folder to write to, and the checkpoint to resume from. A run never writes into the folder of another one.
 
+    `auto` is for jobs that are started again and again by the same command: it begins where there is no checkpoint yet.
+
     Without `--output_dir` it is the first of `default`, `default-2`, `default-3`, … that is free. Ranks agree, for they
     all choose before the first of them can write: constructing the training arguments waits for every rank.
     """
@@ -188,15 +191,19 @@ def _output_dir(given: str | None, resume: str | None, default: str) -> tuple[st
                 "folder, or continue the run in it with --resume_from_checkpoint true"
             )
         return given, None
-    if resume.lower() in ("true", "yes", "last"):
+    if resume.lower() in ("true", "yes", "last", "auto"):
         folder = default if given is None else given
-        checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-        if checkpoint is None:
-            raise FileNotFoundError(f"resume_from_checkpoint: there is no checkpoint in {folder!r} (set by --output_dir)")
+        checkpoint = last_checkpoint(folder)
+        if checkpoint is None and resume.lower() != "auto":
+            raise FileNotFoundError(
+                f"resume_from_checkpoint: there is no whole checkpoint in {folder!r} (set by --output_dir)"
+            )
         return folder, checkpoint
-    if not os.path.isfile(os.path.join(resume, "trainer_state.json")):
+    reason = damage(resume)
+    if reason is not None:
         raise FileNotFoundError(
-            f"resume_from_checkpoint: expected a checkpoint folder (with a trainer_state.json) or true, got {resume!r}"
+            f"resume_from_checkpoint: expected a whole checkpoint folder, true, or auto (begin where there is none), got "
+            f"{resume!r}: {reason}"
         )
     parent = os.path.dirname(os.path.abspath(resume))
     if given is not None and os.path.abspath(given) != parent and _in_use(given):

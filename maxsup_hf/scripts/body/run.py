@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import EvalPrediction, Trainer
 
+from maxsup_hf.checkpoints import CheckpointError
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, LogitMetrics
 from maxsup_hf.scripts.body.arguments import ScriptArguments, data_flags
@@ -29,11 +32,13 @@ class Job:
         trainer: with its model, data and `processing_class`.
         test_dataset: evaluated once, at the end.
         card: keyword arguments of `Trainer.create_model_card`.
+        dry: only say what would be trained.
     """
 
-    trainer: Trainer
+    trainer: Any
     test_dataset: Dataset | None
     card: dict[str, Any]
+    dry: bool = False
 
 
 def main(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str] | None = None) -> None:
@@ -41,7 +46,10 @@ def main(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str] | N
 
     What is wrong with the input shows while the job is prepared, as ValueError, TypeError or OSError: it is printed as
     one line and ends the program with status 2 (`--log_level debug` shows the traceback). From then on an error is not
-    the user's, and keeps its traceback.
+    the user's, and keeps its traceback; but a checkpoint that cannot be written is one line again, and status 1.
+
+    With `--enable_jit_checkpoint` SIGTERM ends training with a checkpoint, and the program with status 143, as the shell
+    calls the end by that signal: a batch system that sees it starts the run again.
 
     Args:
         prepare: reads and checks the input; writes nothing before all of it is good.
@@ -49,6 +57,8 @@ def main(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str] | N
     """
     try:
         job = prepare(argv)
+        if job.dry:
+            job.trainer.check()
     except (ValueError, TypeError, OSError) as error:
         if logger.isEnabledFor(logging.DEBUG):
             raise
@@ -56,16 +66,37 @@ def main(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str] | N
             print("error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
     try:
-        run(job)
-    except PushError as error:  # everything is trained and saved
+        (describe if job.dry else run)(job)
+    except (PushError, CheckpointError) as error:  # what was trained is saved, or the last of it could not be
         print("error:", error, file=sys.stderr)
         raise SystemExit(1) from error
+    preempted = job.trainer.preempted
     # DDP must be gone before its process group is: freed with it, gloo joins its thread while holding the interpreter's
     # lock, which that thread may need, and the rank never ends.
     PartialState().wait_for_everyone()
     del job
     gc.collect()
     PartialState().destroy_process_group()
+    if preempted:
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def describe(job: Job) -> None:
+    """What would be trained, in a few lines."""
+    trainer = job.trainer
+    args, model = trainer.args, trainer.model
+    with suppress(OSError):  # the Trainer made it; only an empty one can be removed
+        os.rmdir(args.output_dir)
+    if not trainer.is_world_process_zero():
+        return
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    print(
+        f"dry run: {type(model).__name__} ({model.num_parameters():,} parameters) on {len(trainer.train_dataset):,} rows, "
+        f"loss {trainer.loss_function}\n"
+        f"{trainer.accelerator.distributed_type.value}, {args.world_size} process(es) on {args.device.type} x batch "
+        f"{args.per_device_train_batch_size} x accumulation {args.gradient_accumulation_steps} = {batch} rows a step, "
+        f"mixed precision {trainer.accelerator.mixed_precision}, to {args.output_dir}"
+    )
 
 
 def run(job: Job) -> None:
@@ -78,6 +109,11 @@ def run(job: Job) -> None:
     trainer = job.trainer
     checkpoint = trainer.args.resume_from_checkpoint
     train_metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    if trainer.preempted:
+        if trainer.is_world_process_zero():
+            step, last = trainer.state.global_step, trainer.state.max_steps
+            print(f"ended by SIGTERM after step {step} of {last}, saved: go on with --resume_from_checkpoint true")
+        return
     trainer.save_model()
     trainer.save_state()
     _report(trainer, "train", train_metrics, trainer.train_dataset)
