@@ -5,8 +5,8 @@ of rows that fits in the cache gets its numbers and, because a formula's coeffic
 gradient, which waits for the backward. So the logits are read once and the gradient is written once. Nothing else of their
 size exists: peak memory is 1 × the logits, or none with `inplace=True`.
 
-Where the gradient cannot be made in the forward (float16, in which α/(K·N) is 0 before a gradient scaler has multiplied it; a
-loss for each row; a second backward) the backward walks over the logits again.
+Where the gradient cannot be made in the forward (float16, in which α/(K·N) is 0 before a gradient scaler has multiplied it;
+a loss for each row; a second backward) the backward walks over the logits again.
 
 The twin is `maxsup_hf.kernels.problem.plain`, which also serves blocks with masked classes.
 """
@@ -253,7 +253,9 @@ class _Job:
         label_term = self.problem.label_scale * sum([c * of[name] for name, c in by_label.items()])
         penalty = self.problem.penalty_scale * sum([c * of[name] for name, c in by_penalty.items()])
         cross_entropy = self.problem.label_scale * of["cross_entropy"]
-        return torch.scalar_tensor(label_term + penalty, dtype=self.wide), torch.scalar_tensor(cross_entropy, dtype=self.wide)
+        return torch.scalar_tensor(label_term + penalty, dtype=self.wide), torch.scalar_tensor(
+            cross_entropy, dtype=self.wide
+        )
 
     def gradient(
         self, z: Tensor, t: Tensor, index: Tensor | None, sums: Mapping[str, Tensor], rows: Rows, e: Tensor, out: Tensor

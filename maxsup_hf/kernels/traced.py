@@ -1,8 +1,8 @@
 """`maxsup_hf.logit_stats.logit_stats` inside the user's `torch.compile`, in the operations that fuse best.
 
 Inductor makes one loop over a row of each layer of reductions, and one of the backward if that is pointwise. So here the
-maximum and the sums that do not need it are one layer, what needs the maximum is the second, and single columns are picked by
-comparing with the number of the class, not by argmax and scatter, which would each be loops of their own and copies.
+maximum and the sums that do not need it are one layer, what needs the maximum is the second, and single columns are picked
+by comparing with the number of the class, not by argmax and scatter, which would each be loops of their own and copies.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class _Traced(torch.autograd.Function):
 
 
 def _stored(x: Tensor) -> Tensor:
-    """(N,) as (N, 1), by a sum too long to be unrolled. So it is written to memory: else it would be computed again, with its
-    divisions, for every number of its row."""
+    """(N,) as (N, 1), by a sum too long to be unrolled. So it is written to memory: else it would be computed again, with
+    its divisions, for every number of its row."""
     first = torch.arange(9, device=x.device) == 0
     return torch.where(first, x[:, None], 0).sum(-1, keepdim=True)

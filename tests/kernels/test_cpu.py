@@ -16,7 +16,10 @@ from maxsup_hf.kernels.formula import linear_coefficients
 from maxsup_hf.logit_stats import masked_classes
 from maxsup_hf.losses import get_spec
 
-SERVED = [name for name in list_losses() if not get_spec(name).needs_logits] + ["maxsup+z_loss", "label_smoothing+logit_penalty"]
+SERVED = [name for name in list_losses() if not get_spec(name).needs_logits] + [
+    "maxsup+z_loss",
+    "label_smoothing+logit_penalty",
+]
 N, K = 12, 7
 
 
@@ -44,7 +47,9 @@ def check(name, logits, labels, rtol=1e-10, atol=1e-12, **options):
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     assert [x.dtype for x in found] == [wide, wide, logits.dtype]
     for x, y in zip(found[:2], expected[:2], strict=True):
-        assert_close(x.double(), y, rtol=max(rtol, 1e-6) if wide == torch.float32 else rtol, atol=1e-6 if rtol > 1e-9 else atol)
+        assert_close(
+            x.double(), y, rtol=max(rtol, 1e-6) if wide == torch.float32 else rtol, atol=1e-6 if rtol > 1e-9 else atol
+        )
     assert_close(found[2].double(), expected[2], rtol=rtol, atol=atol)
     return found
 
@@ -106,7 +111,9 @@ def test_other_dtypes(name, dtype, case, inplace):
 
 
 @pytest.mark.parametrize("case", ["hard", "soft", "ignored", "masked"])
-@pytest.mark.parametrize("options", [dict(reduction="sum"), dict(reduction="none"), dict(num_items_in_batch=torch.tensor(31))])
+@pytest.mark.parametrize(
+    "options", [dict(reduction="sum"), dict(reduction="none"), dict(num_items_in_batch=torch.tensor(31.0))]
+)
 @pytest.mark.parametrize("name", SERVED)
 def test_reductions(name, case, options):
     check(name, *problem(case), **options)
@@ -330,7 +337,9 @@ def test_losses_on_logits_take_the_plain_path():
     for name in others:
         logits, labels = torch.randn(4, 5), torch.randint(5, (4,))
         assert torch.equal(create_loss(name)(logits, labels), create_loss(name)(logits, labels, kernel="plain"))
-        with pytest.raises(ValueError, match=f"kernel='cpu' cannot compute loss '{name}' here: .* needs the logits themselves"):
+        with pytest.raises(
+            ValueError, match=f"kernel='cpu' cannot compute loss '{name}' here: .* needs the logits themselves"
+        ):
             create_loss(name)(logits, labels, kernel="cpu")
 
 
@@ -353,7 +362,13 @@ def test_auto_is_the_kernel_on_the_cpu():
 
 
 def test_linear_formulas_are_not_differentiated():
-    linear = {n for n in SERVED if linear_coefficients(get_spec(n).formula, get_spec(n).numbers, dict.fromkeys(get_spec(n).parameters, 0.5) | create_loss(n).options)}  # noqa: E501
+    linear = {
+        n
+        for n in SERVED
+        if linear_coefficients(
+            get_spec(n).formula, get_spec(n).numbers, dict.fromkeys(get_spec(n).parameters, 0.5) | create_loss(n).options
+        )
+    }
     assert {"cross_entropy", "label_smoothing", "maxsup", "logit_penalty", "confidence_penalty"} <= linear
     assert not {"focal", "poly", "z_loss"} & linear
 
