@@ -25,7 +25,7 @@ def cut(logits: Tensor, target: Tensor, rows: Rows, grad: Tensor | None) -> Iter
 
     Yields:
         Views of logits, target, rows and grad, with the classes in dimension 1: (n, K), or (outer, K, inner) where memory
-        holds the classes outside of something else, as in images (N, K, H, W). What has one number a row has 1 for K.
+        holds the classes outside of something else, as in images (N, K, H, W). With one number a row there is 1 for K.
     """
     outside = logits.ndim > 1 and logits.stride(-1) > logits.stride(-2)
     z, out = _classes_second(logits, outside), None if grad is None else _classes_second(grad, outside)

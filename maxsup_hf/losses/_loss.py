@@ -133,7 +133,7 @@ class Loss(nn.Module):
                 `torch.nn.functional.cross_entropy`, not the penalty.
             votes: (..., P) class indices that the P positions of the last feature map vote for; only for a loss that asks
                 for them (`zipf_label_smoothing` with `dense=True`).
-            kernel: `"auto"`, the fastest that serves (or what the environment variable MAXSUP_HF_KERNEL says); `"plain"`,
+            kernel: `"auto"`, the fastest that serves, or what the environment variable MAXSUP_HF_KERNEL says; `"plain"`,
                 the twin of all kernels; `"cpu"`, row-blocked, for tensors on the CPU outside of torch.compile.
             inplace: the gradient may be written over the logits, which nothing may read afterwards: saves their size in
                 memory. Kernel `"cpu"` does so, others do not need to.

@@ -112,7 +112,7 @@ def test_other_dtypes(name, dtype, case, inplace):
 
 @pytest.mark.parametrize("case", ["hard", "soft", "ignored", "masked"])
 @pytest.mark.parametrize(
-    "options", [dict(reduction="sum"), dict(reduction="none"), dict(num_items_in_batch=torch.tensor(31))]
+    "options", [dict(reduction="sum"), dict(reduction="none"), dict(num_items_in_batch=torch.tensor(31.0))]
 )
 @pytest.mark.parametrize("name", SERVED)
 def test_reductions(name, case, options):

@@ -1,0 +1,355 @@
+"""Time and memory of a loss, forward and backward, beside its neighbours, on this machine.
+
+Everything is timed in one process in interleaved rounds, and a ratio is the median of the rounds' ratios, so that a machine
+that changes its speed changes both sides. Whatever is timed is first compared with the plain path in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from maxsup_hf.losses import create_loss, list_losses
+from maxsup_hf.losses._loss import Loss
+
+SHAPES = "64x10,256x1000,2048x1000,4096x21841,1024x32000,512x128256"
+SMOOTHING = 0.1
+ENOUGH = 2e-3  # seconds that a measurement lasts at least; short runs are repeated
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class Candidate(NamedTuple):
+    """Something to time.
+
+    Attributes:
+        function: (logits, labels) -> loss; for what has no backward, whatever the labels are.
+        ours: whether it computes the loss that is measured, and so must agree with the plain path.
+        inplace: whether it overwrites the logits.
+        backward: whether there is a backward.
+    """
+
+    function: LossFunction
+    ours: bool = False
+    inplace: bool = False
+    backward: bool = True
+
+
+class _Same(torch.autograd.Function):
+    """Logits inside a graph, in memory that was there before."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, logits: Tensor) -> Tensor:
+        return logits.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+class Problem:
+    """Logits and labels of one shape and dtype, and how to run a candidate on them."""
+
+    def __init__(self, rows: int, classes: int, dtype: torch.dtype, device: torch.device):
+        generator = torch.Generator().manual_seed(0)
+        self.source = torch.randn(rows, classes, generator=generator).to(device, dtype)
+        self.labels = torch.randint(classes, (rows,), generator=generator).to(device)
+        self.logits = self.source.detach().requires_grad_()
+        self.overwritten = self.source.new_empty(0)
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.device = device
+
+    def run(self, candidate: Candidate) -> tuple[float, Tensor]:
+        """Seconds, and the loss."""
+        self.logits.grad = None
+        if candidate.inplace:
+            if not len(self.overwritten):
+                self.overwritten = torch.empty_like(self.source)
+            self.overwritten.copy_(self.source)
+        logits = _Same.apply(self.anchor, self.overwritten) if candidate.inplace else self.logits
+        self._wait()
+        start = time.perf_counter()
+        loss = candidate.function(logits, self.labels)
+        if candidate.backward:
+            loss.backward()
+        self._wait()
+        return time.perf_counter() - start, loss.detach()
+
+    def gradient(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
+        """The loss, and its gradient."""
+        _, loss = self.run(candidate)
+        gradient = self.overwritten if candidate.inplace else self.logits.grad
+        assert gradient is not None
+        return loss, gradient
+
+    def peak(self, candidate: Candidate) -> int:
+        """Most bytes alive at once beside what was there before, as counted by the allocator."""
+        self.run(candidate)
+        self.logits.grad = None
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.run(candidate)
+            return torch.cuda.max_memory_allocated() - before
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            self.run(candidate)
+        assert record.profiler is not None and record.profiler.kineto_results is not None
+        events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+        alive = most = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            alive += event.nbytes()
+            most = max(most, alive)
+        return most
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def candidates(loss: Loss, device: torch.device, compiled: bool) -> dict[str, Candidate]:
+    """What is timed: first the loss as it is chosen by default."""
+    values = {name: torch.tensor(value, dtype=torch.float64) for name, value in loss.values(0.0).items()}
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return loss.compute(logits, labels, values).loss
+
+    def in_place(logits: Tensor, labels: Tensor) -> Tensor:
+        return loss.compute(logits, labels, values, inplace=True).loss
+
+    def plain(logits: Tensor, labels: Tensor) -> Tensor:
+        return loss.compute(logits, labels, values, kernel="plain").loss
+
+    def naive_maxsup(logits: Tensor, labels: Tensor) -> Tensor:
+        penalty = logits.max(-1).values.mean() - logits.mean()
+        return cross_entropy(logits, labels) + values["alpha"] * penalty
+
+    def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits, labels, label_smoothing=SMOOTHING)
+
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    smoother = LabelSmoother(epsilon=SMOOTHING)
+    found = {"loss": Candidate(ours, ours=True)}
+    if device.type == "cpu" and not loss.spec.needs_logits:
+        found["loss in place"] = Candidate(in_place, ours=True, inplace=True)
+    found["plain path"] = Candidate(plain, ours=True)
+    found["label smoothing"] = Candidate(smoothed)
+    found["LabelSmoother"] = Candidate(lambda logits, labels: smoother({"logits": logits}, labels))
+    if loss.spec.name == "maxsup":
+        found["naive"] = Candidate(naive_maxsup, ours=True)
+    if compiled:
+        torch._dynamo.reset()
+        found["compiled loss"] = Candidate(torch.compile(ours, fullgraph=True, dynamic=False), ours=True)
+        found["compiled label smoothing"] = Candidate(torch.compile(smoothed, fullgraph=True, dynamic=False))
+    if device.type == "cuda" and find_spec("liger_kernel") is not None:
+        from liger_kernel.transformers import LigerCrossEntropyLoss
+
+        found["Liger"] = Candidate(LigerCrossEntropyLoss(label_smoothing=SMOOTHING))
+    found["copy"] = Candidate(lambda logits, labels: logits.detach().clone(), backward=False)
+    return found
+
+
+def reference(loss: Loss, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Loss and gradient by the plain path in float64, a few rows at a time."""
+    rows, classes = problem.source.shape
+    step = max(1, 2**24 // classes)
+    total, gradient = torch.zeros((), dtype=torch.float64), torch.empty(rows, classes, dtype=torch.float64)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        logits = problem.source[part].double().cpu().requires_grad_()
+        value = loss(logits, problem.labels[part].cpu(), num_items_in_batch=rows, kernel="plain")
+        value.backward()
+        total += value.detach()
+        assert logits.grad is not None
+        gradient[part] = logits.grad
+    return total, gradient
+
+
+def error(problem: Problem, name: str, candidate: Candidate, expected: tuple[Tensor, Tensor]) -> float:
+    """The largest error of a gradient, in units of what one row's label contributes (1/N).
+
+    Raises:
+        ArithmeticError: it is not what the dtype makes of the right one.
+    """
+    loss, gradient = (x.cpu() for x in problem.gradient(candidate))
+    rows, step = len(gradient), torch.finfo(gradient.dtype).eps
+    worst = max(
+        ((g.double() - e).abs().max() for g, e in zip(gradient, expected[1], strict=True)), default=torch.tensor(0.0)
+    )
+    found = rows * float(worst)
+    right, allowed = float(expected[0]), max(1e-5, 4 * step)
+    if not (found < allowed and abs(float(loss) - right) < allowed * abs(right)):
+        raise ArithmeticError(
+            f"{name} is wrong: loss {float(loss):.9g} where {right:.9g} is right, gradient off by {found:.3g}/N"
+        )
+    return found
+
+
+def measure(
+    loss: Loss, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, rounds: int, compiled: bool
+) -> dict:
+    """One row of the table.
+
+    Args:
+        loss: what is measured, with its parameters at the start of training.
+        shape: (N, K).
+        dtype, device: of the logits.
+        rounds: how often every candidate is timed.
+        compiled: whether to time torch.compile too, which needs a C++ compiler on the CPU.
+    """
+    problem = Problem(*shape, dtype, device)
+    every = candidates(loss, device, compiled)
+    expected = reference(loss, problem)
+    errors = {name: error(problem, name, candidate, expected) for name, candidate in every.items() if candidate.ours}
+    del expected
+    size = problem.source.numel() * problem.source.element_size()
+    memory = {name: problem.peak(candidate) / size for name, candidate in every.items()}
+    repeats = {}
+    for name, candidate in every.items():
+        once = min(problem.run(candidate)[0] for _ in range(3))
+        repeats[name] = max(1, min(100, int(ENOUGH / once)))
+    seconds: dict[str, list[float]] = {name: [] for name in every}
+    for _ in range(rounds):
+        for name, candidate in every.items():
+            seconds[name].append(sum(problem.run(candidate)[0] for _ in range(repeats[name])) / repeats[name])
+    breaks = (
+        torch._dynamo.explain(every["loss"].function)(problem.logits, problem.labels).graph_break_count if compiled else None
+    )
+    ours = [name for name, candidate in every.items() if candidate.ours and name not in ("plain path", "naive")]
+    return {
+        "shape": list(shape),
+        "dtype": str(dtype).removeprefix("torch."),
+        "milliseconds": {name: 1e3 * median(times) for name, times in seconds.items()},
+        "ratios": {
+            name: {
+                other: median(a / b for a, b in zip(seconds[name], seconds[other], strict=True))
+                for other in every
+                if other not in ours or other == "loss" != name
+            }
+            for name in ours
+        },
+        # the least there is to do: read the logits, write the gradient
+        "gigabytes_per_second": {name: 2 * size / median(seconds[name]) / 1e9 for name in ours},
+        "peak_memory_over_logits": memory,
+        "gradient_error_times_rows": errors,
+        "graph_breaks": breaks,
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
+        if cpuinfo.is_file() else []  # fmt: skip
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "processor": models[0] if models else platform.processor(),
+        "cores": len(models) or None,
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def table(results: Sequence[dict]) -> str:
+    """The results as a Markdown table; ratios below 1 mean that the loss is faster."""
+    columns = ["label smoothing", "LabelSmoother", "naive", "plain path", "compiled label smoothing", "Liger", "copy"]
+    columns = [column for column in columns if any(column in row["ratios"]["loss"] for row in results)]
+    lines = [
+        [
+            "N×K",
+            "dtype",
+            "",
+            "ms",
+            *(f"/ {column}" for column in columns),
+            "GB/s",
+            "memory / logits",
+            "error·N",
+            "graph breaks",
+        ]
+    ]
+    for row in results:
+        for name, ratios in row["ratios"].items():
+            lines.append(
+                [
+                    "×".join(map(str, row["shape"])), row["dtype"], name, f"{row['milliseconds'][name]:.4g}",
+                    *(f"{ratios[column]:.2f}" if column in ratios else "" for column in columns),
+                    f"{row['gigabytes_per_second'][name]:.3g}", f"{row['peak_memory_over_logits'][name]:.3f}",
+                    f"{row['gradient_error_times_rows'][name]:.1e}",
+                    str(row["graph_breaks"]) if name == "compiled loss" else "",
+                ]
+            )  # fmt: skip
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="maxsup-hf bench", description=(__doc__ or "").partition("\n")[0])
+    found.add_argument("--loss", default="maxsup", choices=list_losses(), metavar="LOSS", help="a registered loss (maxsup)")
+    found.add_argument("--shapes", type=_shapes, default=SHAPES, metavar="NxK,…", help=f"rows x classes ({SHAPES})")
+    found.add_argument("--dtypes", type=_dtypes, default="float32", metavar="DTYPE,…", help="of the logits (float32)")
+    found.add_argument("--rounds", type=int, default=15, help="how often each is timed (15)")
+    found.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    found.add_argument("--threads", type=int, help="threads of torch on the CPU (torch's default)")
+    found.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there too")
+    found.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
+    return found
+
+
+def _shapes(text: str) -> list[tuple[int, int]]:
+    try:
+        found = [(int(n), int(k)) for n, k in (part.split("x") for part in text.split(","))]
+    except ValueError:
+        found = []
+    if not found or not all(n > 0 and k > 1 for n, k in found):
+        raise argparse.ArgumentTypeError(f"expected rows x classes as 64x10,256x1000, at least 2 classes, got {text!r}")
+    return found
+
+
+def _dtypes(text: str) -> list[torch.dtype]:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    for name in text.split(","):
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {name!r}")
+    return [known[name] for name in text.split(",")]
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Entry point of `maxsup-hf bench`; prints a table, and writes JSON if asked to."""
+    args = parser().parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device, loss = torch.device(args.device), create_loss(args.loss)
+    results = []
+    for shape in args.shapes:
+        for dtype in args.dtypes:
+            results.append(measure(loss, shape, dtype, device, args.rounds, args.compile))
+            print(table(results[-1:]), flush=True)
+    report = {
+        "loss": args.loss,
+        "parameters": loss.values(0.0),
+        "rounds": args.rounds,
+        "machine": machine(device),
+        "results": results,
+    }
+    print("\n" + table(results))
+    print("\n" + ", ".join(f"{key}: {value}" for key, value in report["machine"].items()))
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(report, indent=2) + "\n")
+    return report

@@ -1,0 +1,102 @@
+"""`maxsup-hf bench`, on shapes that take no time."""
+
+import json
+
+import pytest
+import torch
+
+from maxsup_hf import bench, cli, create_loss, list_losses
+
+
+def run(*flags):
+    return bench.main([*flags, "--rounds", "2"])
+
+
+def test_report(tmp_path, capsys):
+    path = tmp_path / "made" / "cpu.json"
+    cli.main(["bench", "--shapes", "8x10,300x40", "--dtypes", "float32,bfloat16", "--rounds", "2", "--no-compile",
+              "--output", str(path)])  # fmt: skip
+    report = json.loads(path.read_text())
+    assert report["loss"] == "maxsup" and report["parameters"] == {"alpha": 0.1}
+    assert {"processor", "cores", "threads", "torch"} <= set(report["machine"])
+    assert [(row["shape"], row["dtype"]) for row in report["results"]] == [
+        ([8, 10], "float32"), ([8, 10], "bfloat16"), ([300, 40], "float32"), ([300, 40], "bfloat16"),
+    ]  # fmt: skip
+    for row in report["results"]:
+        assert set(row["ratios"]) == {"loss", "loss in place"}
+        assert set(row["ratios"]["loss"]) == {"label smoothing", "LabelSmoother", "naive", "plain path", "copy"}
+        assert all(ratio > 0 for ratios in row["ratios"].values() for ratio in ratios.values())
+        assert row["graph_breaks"] is None
+        assert all(error < 1e-5 for error in row["gradient_error_times_rows"].values()) or row["dtype"] == "bfloat16"
+        ours, theirs = (row["peak_memory_over_logits"][name] for name in ("loss", "label smoothing"))
+        assert ours < theirs or row["shape"] == [8, 10] or row["dtype"] == "bfloat16"  # a block in float32 is larger
+    out = capsys.readouterr().out
+    assert "| 300×40 | bfloat16 | loss in place |" in out and "threads: " in out
+
+
+def test_compiled(capsys):
+    torch._dynamo.reset()
+    (row,) = run("--shapes", "16x10")["results"]
+    assert row["graph_breaks"] == 0
+    assert "compiled label smoothing" in row["ratios"]["compiled loss"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", list_losses())
+def test_every_loss(name):
+    (row,) = run("--loss", name, "--shapes", "16x10", "--no-compile")["results"]
+    assert row["milliseconds"]["loss"] > 0
+
+
+@pytest.mark.parametrize("what", ["value", "gradient"])
+def test_a_wrong_loss_is_not_timed(what, monkeypatch):
+    right = bench.candidates
+
+    def wrong(*args):
+        found = right(*args)
+        function = found["loss"].function
+        found["loss"] = found["loss"]._replace(
+            function=lambda z, t: function(z, t) + (1e-3 if what == "value" else 1e-3 * (z.sum() - z.sum().detach()))
+        )
+        return found
+
+    monkeypatch.setattr(bench, "candidates", wrong)
+    with pytest.raises(ArithmeticError, match="loss is wrong: loss .* is right, gradient off by"):
+        run("--shapes", "16x10", "--no-compile")
+
+
+def test_the_measure_of_memory():
+    problem = bench.Problem(100, 1000, torch.float32, torch.device("cpu"))
+    clones = bench.Candidate(lambda z, _: z.detach().clone() + z.detach().clone() * 0, backward=False)
+    assert problem.peak(clones) == pytest.approx(3 * 4 * 100 * 1000, rel=1e-4)
+
+
+def test_the_reference_is_the_plain_path_whatever_the_cut(monkeypatch):
+    problem, loss = bench.Problem(50, 20, torch.float32, torch.device("cpu")), create_loss("maxsup")
+    whole = bench.reference(loss, problem)
+    logits = problem.source.double().requires_grad_()
+    value = loss(logits, problem.labels, kernel="plain")
+    value.backward()
+    torch.testing.assert_close(whole, (value.detach(), logits.grad))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shapes", "64"], "expected rows x classes as 64x10"),
+        (["--shapes", "64x1"], "at least 2 classes"),
+        (["--dtypes", "int8"], "expected some of float32, bfloat16, float16, got 'int8'"),
+        (["--loss", "maxup"], "invalid choice: 'maxup'"),
+    ],
+)
+def test_bad_flags(flags, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["bench", *flags])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_flags_of_other_commands_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["losses", "--shapes", "1x2"])
+    assert "unrecognized arguments: --shapes 1x2" in capsys.readouterr().err
