@@ -17,7 +17,7 @@ from maxsup_hf import create_loss
 
 torch.manual_seed(0)
 # Is the second number less than, equal to or more than the first? In words, a random model and tokenizer for your own.
-WORDS = "zero one two three four five six seven eight nine".split()
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 pairs = list(product(range(10), range(10)))
 rows = [{"first": WORDS[a], "second": WORDS[b], "label": int(b == a) + 2 * int(b > a)} for a, b in pairs]
 unseen = Dataset.from_list(rows[::5])

@@ -1,7 +1,7 @@
 """MaxSup in TRL's SFTTrainer, through the mixin: prompts, packing, chat templates and LoRA stay TRL's.
 
-SFTTrainer computes the log-probability of each label in a fused kernel that never makes the logits, so in training this class
-goes past it to `Trainer.compute_loss`, in which the mixin swaps the cross-entropy. Evaluation stays TRL's.
+SFTTrainer computes the log-probability of each label in a fused kernel that never makes the logits, so in training this
+class goes past it to `Trainer.compute_loss`, in which the mixin swaps the cross-entropy. Evaluation stays TRL's.
 """
 
 import pydoc_data.topics
@@ -57,8 +57,8 @@ with tempfile.TemporaryDirectory() as folder:
         gradient_checkpointing=False, save_strategy="no", use_cpu=True,
     )  # fmt: skip
     trainer = MaxSupSFTTrainer(
-        LlamaForCausalLM(config), args, train_dataset=Dataset.from_list(pairs[:70]), eval_dataset=Dataset.from_list(pairs[70:]),
-        processing_class=tokenizer,
+        LlamaForCausalLM(config), args, processing_class=tokenizer, train_dataset=Dataset.from_list(pairs[:70]),
+        eval_dataset=Dataset.from_list(pairs[70:]),
     )  # fmt: skip
     trainer.train()
     print(f"cross-entropy on unseen pages: {trainer.evaluate()['eval_loss']:.3f}")

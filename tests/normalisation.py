@@ -9,6 +9,7 @@ with two processes the reference is that mean.
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -61,10 +62,8 @@ def one_rank(output):
     for name, head in FAMILIES.items():
         for average in (True, False):
             batches = micro_batches(head, [2, 2, 2, 2])[of_rank(state.process_index)]
-            wrap = torch.nn.parallel.DistributedDataParallel
-            found[name, average] = gradients(
-                head, f"{output}.out", batches, average, lambda model: wrap(model, find_unused_parameters=True)
-            )
+            wrap = partial(torch.nn.parallel.DistributedDataParallel, find_unused_parameters=True)
+            found[name, average] = gradients(head, f"{output}.out", batches, average, wrap)
     if state.is_main_process:
         torch.save({"processes": state.num_processes, "gradients": found}, output)
     state.wait_for_everyone()

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -70,7 +71,7 @@ def test_a_line_of_the_readme(line, monkeypatch, tmp_path, capsys):
     flags = [word for word in args.training_script_args if word != "--bf16"]  # that needs the GPU
     importlib.import_module(args.training_script).main([*flags, "--dry_run", *SHORT])
     assert "dry run: " in capsys.readouterr().out
-    assert not any(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_dry_run_on_two_processes(tmp_path):
@@ -104,11 +105,15 @@ def test_a_slurm_job_ends_early_with_a_checkpoint_is_requeued_and_goes_on(tmp_pa
     for name, body in FAKES.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    (tmp_path / "accelerate").write_text(f'#!/bin/bash\nexec {sys.executable} -m accelerate.commands.launch "$@"\n')
+    (tmp_path / "accelerate").write_text(f'#!/bin/bash\nexec {sys.executable} -m accelerate.commands.accelerate_cli "$@"\n')
     (tmp_path / "accelerate").chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = f"main_process_port: {free.getsockname()[1]}\n"
+    (tmp_path / "cpu.yaml").write_text((FOLDER / "cpu.yaml").read_text() + port)
     environment = os.environ | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}", "WORK": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_NNODES": "1",
-        "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "here", "MAXSUP_CONFIG": str(FOLDER / "cpu.yaml"),
+        "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "here", "MAXSUP_CONFIG": str(tmp_path / "cpu.yaml"),
     }  # fmt: skip
     output = tmp_path / "out"
     job = ["bash", str(FOLDER / "slurm.sh"), "text_classification", "--output_dir", str(output), *SHORT]
@@ -123,7 +128,7 @@ def test_a_slurm_job_ends_early_with_a_checkpoint_is_requeued_and_goes_on(tmp_pa
                 break
         first.send_signal(signal.SIGUSR1)
         code = first.wait(120)
-    assert code != 0 and (tmp_path / "requeued").read_text() == "7\n", log.read_text()[-3000:]
+    assert code == 1 and (tmp_path / "requeued").read_text() == "7\n", log.read_text()[-3000:]
     checkpoint = last_checkpoint(output)
     step = int(Path(checkpoint).name.removeprefix("checkpoint-"))
     assert f"ended by SIGTERM after step {step} of 1000000, saved" in log.read_text()
