@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxsup_hf.kernels.blocks import BLOCK, cut
+from maxsup_hf.kernels import blocks
 from maxsup_hf.kernels.formula import differentiate, linear_coefficients
 from maxsup_hf.kernels.problem import ALL, Problem, Rows, evaluate, plain, plain_numbers
 
@@ -46,6 +46,9 @@ def cpu_loss(logits: Tensor, target: Tensor, problem: Problem, rows: Rows = ALL)
             raise ValueError("inplace=True needs a loss that is summed: the gradient of each row's own loss is not kept")
         if logits.is_leaf and logits.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("inplace=True overwrites the logits, but a leaf that requires a gradient must stay as it is")
+    # As numbers: a schedule may have filled its tensors anew when a backward comes back to the formula.
+    values = {name: value.item() if isinstance(value, Tensor) else value for name, value in problem.values.items()}
+    problem = problem._replace(values=values)
     wanted = logits.requires_grad and torch.is_grad_enabled()
     loss, cross_entropy, *_ = _Loss.apply(logits, target, problem, rows, wanted)
     return loss, cross_entropy
@@ -121,7 +124,7 @@ def _walk(logits: Tensor, target: Tensor, problem: Problem, rows: Rows, grad: Te
     # Whether classes are masked shows in the sums at the end, and then all is done again with a look at each block. But what
     # is overwritten cannot be done again, and float16's smallest number is not far from usual ones.
     if grad is not logits and logits.dtype != torch.float16:
-        sums = _joined([job.block(*block) for block in cut(logits, target, rows, grad)])
+        sums = _joined([job.block(*block) for block in blocks.cut(logits, target, rows, grad)])
         numbers = job.numbers(sums)
         if job.coefficients is not None and rows is ALL and not problem.per_row:
             totals = job.totals(numbers, sums)
@@ -129,14 +132,14 @@ def _walk(logits: Tensor, target: Tensor, problem: Problem, rows: Rows, grad: Te
                 return totals
         elif not (job.sees_masks and _may_be_masked(sums["top"], sums["mean"])):
             return evaluate(numbers, problem, rows, logits.shape[:-1])
-    numbers = _joined([job.careful_block(*block) for block in cut(logits, target, rows, grad)])
+    numbers = _joined([job.careful_block(*block) for block in blocks.cut(logits, target, rows, grad)])
     return evaluate(numbers, problem, rows, logits.shape[:-1])
 
 
-def _joined(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    if len(blocks) == 1:
-        return blocks[0]
-    return {name: torch.cat([block[name].flatten() for block in blocks]) for name in blocks[0]}
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name].flatten() for part in parts]) for name in parts[0]}
 
 
 class _Job:
@@ -154,7 +157,7 @@ class _Job:
         self.keeps_z = self.soft or "square" in self.names or "expected" in self.names
         self.sees_masks = self.keeps_z or "mean" in self.names or "classes" in self.names
         # A step on memory outside of the cache is saved by a buffer, which is small beside logits of so many blocks.
-        self.has_room = logits.numel() > 128 * BLOCK * torch.get_num_threads()
+        self.has_room = logits.numel() >= 128 * blocks.BLOCK * torch.get_num_threads()
         self.memory: dict[int, Tensor] = {}
 
     def buffer(self, slot: int, like: Tensor) -> Tensor:
@@ -315,8 +318,7 @@ class _Job:
 
 
 def _coefficients(problem: Problem, classes: int) -> tuple[dict[str, float], dict[str, float]] | None:
-    """Of a formula that is linear where no class is masked, so that `classes` is K, with values that are plain numbers."""
-    values = {name: value.item() if isinstance(value, Tensor) else value for name, value in problem.values.items()}
+    """Of a formula that is linear where no class is masked, so that `classes` is K."""
     names = [name for name in problem.numbers if name != "classes"]
     formula = problem.formula
 
@@ -324,7 +326,7 @@ def _coefficients(problem: Problem, classes: int) -> tuple[dict[str, float], dic
         given = dict(zip(names, numbers, strict=True)) | {"classes": classes}
         return formula(*(given[name] for name in problem.numbers), **values)
 
-    found = linear_coefficients(formula if len(names) == len(problem.numbers) else unmasked, names, values)
+    found = linear_coefficients(formula if len(names) == len(problem.numbers) else unmasked, names, problem.values)
     if found is None:
         return None
     by_label, by_penalty = ({name: c for name, c in term.items() if c != 0} for term in found)

@@ -176,6 +176,24 @@ def test_any_size(n, k, block, seed, name, case, scale):
         blocks.BLOCK = before
 
 
+@pytest.mark.parametrize("case", ["hard", "soft", "ignored", "masked"])
+@pytest.mark.parametrize("name", SERVED)
+def test_so_many_blocks_that_there_is_a_buffer(name, case):
+    logits, labels = problem(case, n=128 * 4 + 3)
+    check(name, logits, labels)
+
+
+def test_a_schedule_that_moves_on_before_the_backward():
+    logits, labels = problem(dtype=torch.float16)
+    expected = results("maxsup", logits, labels, "cpu")[2]
+    alpha = torch.tensor(create_loss("maxsup").values(0.3)["alpha"])
+    logits.requires_grad_()
+    loss = create_loss("maxsup").compute(logits, labels, {"alpha": alpha}, kernel="cpu").loss
+    alpha.fill_(7)
+    loss.backward()
+    assert_close(logits.grad, expected)
+
+
 @pytest.mark.parametrize("classes", [2047, 2048, 2049, 4096, 5000])
 def test_the_first_of_many_maxima(classes):
     logits = torch.randint(4, (6, classes)).double()
