@@ -79,7 +79,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
                 "hc_lowrank": 8,
             }.items()
         },
-    ),  # fmt: skip
+    ),
     # State spaces: heads times their size is what `expand` makes of the hidden size
     (r"^(Bamba|GraniteMoeHybrid)", {"mamba_d_head": 32, "mamba_n_groups": 1}),
     (r"^FalconH1", {"mamba_d_ssm": 64, "mamba_d_head": 32}),
@@ -463,7 +463,7 @@ BATCHES: list[tuple[str, Any]] = [
             "past_values": torch.randn(B, 64),
             "future_values": torch.randn(B, model.config.horizon_length),
         },
-    ),  # fmt: skip
+    ),
     (r"^VideoMAEForPre", _masked_video),
     (r"^Wav2Vec2.*PreTraining", _negatives),
     (
