@@ -173,6 +173,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
 
 # The same for models of either size, the larger ones too.
 EITHER: list[tuple[str, dict[str, Any]]] = [
+    (r"^(LwDetr|RfDetr)", at("backbone_config", FOUR_STAGES) | {"num_queries": 10}),
     (r"^LwDetr", {"projector_scale_factors": [1.0], "num_feature_levels": 1, "backbone_config.image_size": 256}),
     (r"^PPDocLayoutV2", {"class_thresholds": [0.5] * 5, "class_order": [0, 1, 2, 3, 4]}),
     (r"^RfDetr", {"backbone_config.image_size": 112}),
