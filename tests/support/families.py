@@ -173,6 +173,11 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
 
 # The same for models of either size, the larger ones too.
 EITHER: list[tuple[str, dict[str, Any]]] = [
+    (r"^(LwDetr|RfDetr)", at("backbone_config", FOUR_STAGES) | {"num_queries": 10}),
+    (r"^LwDetr", {"projector_scale_factors": [1.0], "num_feature_levels": 1, "backbone_config.image_size": 256}),
+    (r"^PPDocLayoutV2", {"class_thresholds": [0.5] * 5, "class_order": [0, 1, 2, 3, 4]}),
+    (r"^RfDetr", {"backbone_config.image_size": 112}),
+    (r"^SegGpt", {"intermediate_hidden_state_indices": [0, 1], "merge_index": 0}),
     (r"^(DFine|Deimv2|PPDocLayoutV[23]|RTDetr|GroundingDino|MMGroundingDino)", {"num_queries": 10}),
     (r"^Swin.*Masked", {"num_layers": 4}),
 ]
@@ -194,14 +199,6 @@ def _put(config: Any, path: str, value: Any) -> None:
         config[name] = value
     elif config is not None:
         setattr(config, name, value)
-
-
-def fix_model(model: PreTrainedModel) -> None:
-    """Moshi leaves its depth decoder's weights at N(0, 1): logits in the thousands, which its loss takes in float32."""
-    if type(model).__name__.startswith("Moshi"):
-        for parameter in model.parameters():
-            if parameter.ndim == 3:
-                parameter.data.mul_(0.05)
 
 
 def pixels(model: PreTrainedModel, *shape: int) -> torch.Tensor:
@@ -446,8 +443,36 @@ def _negatives(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _one_former(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    config = model.config
+    queries = config.num_queries - config.text_encoder_n_ctx
+    texts = torch.randint(3, 50, (B, queries, config.text_encoder_context_length))
+    tasks = torch.rand(B, config.task_seq_len)
+    return {"input_ids": None, "pixel_values": torch.randn(B, 3, 64, 64), "task_inputs": tasks, "text_inputs": texts}
+
+
+def _robot(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    config = model.config
+    image = config.vlm_config.vision_config.image_size
+    words = torch.cat([torch.full((B, 256), config.vlm_config.image_token_id), inputs["input_ids"]], 1)
+    return {
+        "input_ids": words,
+        "state": torch.randn(B, config.max_state_dim),
+        "actions": torch.randn(B, config.chunk_size, config.max_action_dim),
+        "pixel_values": torch.randn(B, 1, 3, image, image),
+        "pixel_attention_mask": torch.ones(B, 1, dtype=torch.bool),
+    }
+
+
 # Class name -> what is added to the general batch; None takes an input away.
 BATCHES: list[tuple[str, Any]] = [
+    (r"^Qwen3OmniMoeTalkerFor", lambda model, inputs: {"input_ids": None, "inputs_embeds": torch.randn(B, S, 32)}),
+    (
+        r"GroundingDino",
+        lambda model, inputs: {"input_ids": inputs["input_ids"] * (torch.arange(S) % 4 > 0)},
+    ),  # 0: next class
+    (r"^OneFormer", _one_former),
+    (r"^PI0", _robot),
     (r"^Albert.*PreTraining", lambda model, inputs: {"sentence_order_label": torch.tensor([0, 1, 1])}),
     (r"AudioFrameClassification", _frames),
     (
@@ -455,7 +480,7 @@ BATCHES: list[tuple[str, Any]] = [
         lambda model, inputs: {"labels": torch.randint(model.config.vocab_size, (int(inputs["bool_masked_pos"].sum()),))},
     ),
     (r"^FlavaForPre", lambda model, inputs: {"input_ids_masked": inputs["input_ids"], "mlm_labels": inputs["input_ids"]}),
-    (r"^(Mask2Former|MaskFormer|Eomt|Videomt)", _masks),
+    (r"^(Mask2Former|MaskFormer|OneFormer|Eomt|Videomt)", _masks),
     (r"^PatchTS", _past),
     (
         r"^TimesFm",
@@ -496,7 +521,7 @@ BATCHES: list[tuple[str, Any]] = [
         lambda model, inputs: {"pixel_values": pixels(model), "labels": torch.randint(2, (B, 224, 224)).float()},
     ),
     (
-        r"^Csm",
+        r"^CsmFor",
         lambda model, inputs: {"input_ids": torch.randint(3, 50, (B, S, 4)), "labels": torch.randint(3, 50, (B, S, 4))},
     ),
     (r"^Dia", _dia),
