@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupSeq2SeqTrainingArguments, MaxSupTrainingArguments
     from maxsup_hf.compute_loss import compute_loss_func
+    from maxsup_hf.fused_linear import fused_linear_loss
     from maxsup_hf.losses import create_loss, list_losses, ls_decomposition, register_loss
     from maxsup_hf.losses.maxsup import maxsup_loss
     from maxsup_hf.mixup import MixupCollator
@@ -26,6 +27,7 @@ _HOME = {
     "MixupCollator": "mixup",
     "compute_loss_func": "compute_loss",
     "create_loss": "losses",
+    "fused_linear_loss": "fused_linear",
     "list_losses": "losses",
     "ls_decomposition": "losses",
     "maxsup_loss": "losses.maxsup",
@@ -43,6 +45,7 @@ __all__ = [
     "MixupCollator",
     "compute_loss_func",
     "create_loss",
+    "fused_linear_loss",
     "list_losses",
     "ls_decomposition",
     "maxsup_loss",

@@ -1,0 +1,150 @@
+"""A registered loss from hidden states and the weight of an output embedding, without ever making the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maxsup_hf.kernels.linear import Head, Question, linear_loss
+from maxsup_hf.losses import Loss, LossOutput, create_loss
+
+
+def fused_linear_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    loss: str = "maxsup",
+    *,
+    progress: float = 0.0,
+    num_items_in_batch: Tensor | float | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    logit_softcap: float | None = None,
+    logit_scale: float | None = None,
+    **loss_kwargs: Any,
+) -> Tensor:
+    """The loss on logits = hidden·weightᵀ + bias, a chunk of rows at a time: the logits never exist as a whole.
+
+        loss = fused_linear_loss(hidden[:, :-1], model.lm_head.weight, labels[:, 1:], loss="maxsup")
+
+    Memory beside the gradients is that of a chunk, a sixteenth of the logits or less. Gradients of hidden states, weight and
+    bias are made in the forward, each only if it is required. Ignored rows are left out before the product.
+
+    Args:
+        hidden: (..., D), floating; what predicts a label stands at the label's place (shift them for a causal model).
+        weight: (V, D), of the same dtype: a language model's `lm_head.weight`. A DTensor is gathered.
+        labels: (...) integer class indices.
+        bias: (V,) or `None`; a class whose bias is −inf is masked.
+        loss: registered name, or a sum of names, of a loss on row numbers.
+        progress: share of training that is done, in [0, 1]; sets scheduled parameters.
+        num_items_in_batch: what to divide the sum by, instead of the number of counted rows.
+        reduction: `"mean"` or `"sum"`.
+        ignore_index: label of rows that take no part. Default −100.
+        logit_softcap: c of c·tanh(logits/c) (`final_logit_softcapping` of Gemma), or `None`.
+        logit_scale: what logits are multiplied by before that (`logit_scale` of Cohere, 1/`logits_scaling` of Granite).
+        **loss_kwargs: parameters of the loss, as for `create_loss`.
+
+    Returns:
+        0-dim loss, float32 (float64 for float64 hidden states), differentiable once. All rows ignored: 0, with gradients of
+        zeros. Under autocast products are in its dtype, as those of a linear layer; all else is float32.
+
+    Raises:
+        ValueError: an unknown loss, or one that needs the logits; shapes or labels that do not fit; another reduction.
+        TypeError: dtypes that do not fit.
+        RuntimeError: (from backward) a second derivative, or a second backward.
+    """
+    made = create_loss(loss, **loss_kwargs)
+    head = Head(weight, bias, 1.0 if logit_scale is None else float(logit_scale), logit_softcap)
+    return fused_output(
+        made, made.values(progress), hidden, labels, head,
+        num_items_in_batch=num_items_in_batch, reduction=reduction, ignore_index=ignore_index,
+    ).loss  # fmt: skip
+
+
+def fused_output(
+    loss: Loss,
+    values: Mapping[str, Any],
+    hidden: Tensor,
+    labels: Tensor,
+    head: Head,
+    *,
+    num_items_in_batch: Tensor | float | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+) -> LossOutput:
+    """As `fused_linear_loss`, for a loss that is made, with its parameters' values; also the cross-entropy."""
+    check_serves(loss)
+    head = head._replace(weight=_whole(head.weight), bias=_whole(head.bias))
+    if reduction not in ("mean", "sum") or (num_items_in_batch is not None and reduction == "sum"):
+        raise ValueError(
+            "reduction must be 'mean' (which num_items_in_batch may divide) or 'sum': a fused loss is summed while it is "
+            f"made. Got {reduction!r}" + ("" if num_items_in_batch is None else " with num_items_in_batch")
+        )
+    _check(hidden, head, labels)
+    rows, target = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    counted = (target != ignore_index).nonzero().squeeze(1)
+    _check_labels(target[counted], len(head.weight), ignore_index)
+    question = Question(loss.spec.formula, loss.spec.numbers, {**values, **loss.options})
+    total, cross_entropy = linear_loss(rows, target, counted, head, question, _product_dtype(hidden))
+    divisor: Any = 1
+    if reduction == "mean":
+        divisor = len(counted) if num_items_in_batch is None else num_items_in_batch
+        divisor = torch.as_tensor(divisor, dtype=total.dtype, device=total.device)
+        divisor = torch.where(divisor == 0, 1, divisor)
+    return LossOutput(total / divisor, cross_entropy / divisor)
+
+
+def check_serves(loss: Loss) -> None:
+    """Refuse a loss that row numbers are not enough for.
+
+    Raises:
+        ValueError: names the loss.
+    """
+    if loss.spec.needs_logits:
+        raise ValueError(
+            f"fused_linear_loss computes a loss from row numbers, without logits, but {loss.spec.name!r} needs the logits "
+            "themselves: take another loss, or leave fused_linear_loss out"
+        )
+
+
+def _whole(parameter: Any) -> Any:
+    """Under FSDP or tensor parallelism a parameter is a DTensor; its gradient finds the way back by itself."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _check(hidden: Tensor, head: Head, labels: Tensor) -> None:
+    weight = head.weight
+    if not hidden.is_floating_point():
+        raise TypeError(f"hidden must be floating point, got {hidden.dtype}")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integer class indices, got {labels.dtype}: a fused loss knows no soft labels")
+    if weight.ndim != 2 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"weight must be (V, {hidden.shape[-1]}) for hidden {tuple(hidden.shape)}, got {tuple(weight.shape)}"
+        )
+    if hidden.dtype != weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        raise TypeError(f"hidden and weight must have one dtype, got {hidden.dtype} and {weight.dtype}: cast one of them")
+    if labels.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"labels must have shape {tuple(hidden.shape[:-1])}, one for each row of hidden, got {tuple(labels.shape)}"
+        )
+    if head.bias is not None and head.bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape ({len(weight)},), got {tuple(head.bias.shape)}")
+
+
+def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
+    """On the CPU only: elsewhere the host would wait, and the device itself fails on an index out of range."""
+    if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"labels must lie in [0, {classes}), or be ignore_index={ignore_index}, got values from "
+            f"{int(labels.min())} to {int(labels.max())}"
+        )
