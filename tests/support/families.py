@@ -165,6 +165,19 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (r"^HiggsAudio", {"audio_token_id": 50, "audio_delay_token_id": 51, "num_codebooks": 4, "codebook_size": 64}),
     (r"^Moshi", at("audio_encoder_config", MIMI) | {"audio_vocab_size": 64, "depth_decoder_config.input_size": 32}),
     (r"^SEW", {"conv_dim": (32, 32, 32), "conv_stride": (5, 4, 4), "conv_kernel": (10, 4, 4), "num_feat_extract_layers": 3}),
+    (
+        r"^VibeVoice",
+        {
+            f"{part}.{name}": value
+            for part in (
+                "acoustic_tokenizer_encoder_config",
+                "semantic_tokenizer_encoder_config",
+                "audio_config",
+                "semantic_model_config",
+            )
+            for name, value in {"depths": (1, 1, 1), "downsampling_ratios": (2, 2), "num_filters": 8}.items()
+        },
+    ),
     # Time series
     (r"^PatchTSTForClass", {"num_targets": 2}),
     (r"^(Informer|TimeSeriesTransformer)", {"prediction_length": 4, "context_length": 8}),
@@ -451,6 +464,11 @@ def _one_former(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any
     return {"input_ids": None, "pixel_values": torch.randn(B, 3, 64, 64), "task_inputs": tasks, "text_inputs": texts}
 
 
+def _object_masks(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    size = inputs["pixel_values"].shape[-2:]
+    return {"labels": [target | {"masks": torch.ones(1, *size)} for target in inputs["labels"]]}
+
+
 def _robot(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     config = model.config
     image = config.vlm_config.vision_config.image_size
@@ -472,6 +490,7 @@ BATCHES: list[tuple[str, Any]] = [
         lambda model, inputs: {"input_ids": inputs["input_ids"] * (torch.arange(S) % 4 > 0)},
     ),  # 0: next class
     (r"^OneFormer", _one_former),
+    (r"^RfDetrForInst", _object_masks),
     (r"^PI0", _robot),
     (r"^Albert.*PreTraining", lambda model, inputs: {"sentence_order_label": torch.tensor([0, 1, 1])}),
     (r"AudioFrameClassification", _frames),
