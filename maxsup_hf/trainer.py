@@ -25,6 +25,9 @@ from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.seam import Seam
 from maxsup_hf.votes import Votes
 
+# How heads of transformers, and its Trainer, say that they are not to be trained.
+UNTRAINABLE = ("not trainable", "support training", "did not return a loss", "ForCausalLMLoss() missing")
+
 
 class MaxSupMixin(HubMixin, CheckpointMixin):
     """Goes before any Trainer class: `class MyTrainer(MaxSupMixin, SomeTrainer): ...`
@@ -147,7 +150,15 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
             with seam.swapped(model):
                 loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
         except Exception as error:
-            if soft_labels is None or seam.outputs or should_reduce_batch_size(error):
+            if seam.outputs or should_reduce_batch_size(error):
+                raise
+            if isinstance(error, NotImplementedError) or any(words in str(error) for words in UNTRAINABLE):
+                raise ValueError(
+                    f"loss={self.args.loss!r} was asked for, but {type(self.model).__name__} is a head that transformers "
+                    f"gives no loss for these labels ({type(error).__name__}: {error}). Use a head whose loss is a cross-entropy "
+                    "over classes"
+                ) from error
+            if soft_labels is None:
                 raise
             raise ValueError(
                 f"loss={self.args.loss!r} was asked for with soft labels, but {type(self.model).__name__} failed on the "

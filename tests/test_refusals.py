@@ -92,3 +92,19 @@ def test_liger(config, tmp_path):
         check_liger(args)
     args.liger_kernel_config = {"cross_entropy": False, "fused_linear_cross_entropy": False}
     check_liger(args)
+
+
+@pytest.mark.parametrize(
+    "error", [NotImplementedError("Training is not implemented yet"), ValueError("X is not trainable, no labels please")]
+)
+def test_a_head_that_transformers_gives_no_loss(error, tmp_path):
+    model = tiny.vit()
+
+    def forward(*args, **kwargs):
+        raise error
+
+    model.forward = forward
+    trainer = MaxSupTrainer(model, MaxSupTrainingArguments(str(tmp_path), use_cpu=True))
+    with pytest.raises(ValueError, match="ViTForImageClassification is a head that transformers gives no loss") as caught:
+        trainer.compute_loss(model.train(), tiny.batch("vit"))
+    assert caught.value.__cause__ is error
