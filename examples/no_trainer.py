@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
@@ -41,7 +41,10 @@ def main():
 
     set_seed(0)
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(), log_with=args.tracker, project_config=ProjectConfiguration(str(output))
+        cpu=not torch.accelerator.is_available(),
+        log_with=args.tracker,
+        project_config=ProjectConfiguration(str(output)),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),  # the order follows from the epoch
     )
     if args.tracker:
         accelerator.init_trackers("no_trainer", config={"loss": args.loss, "steps": args.steps})
@@ -57,7 +60,8 @@ def main():
     loss = create_loss(args.loss)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=args.steps)
-    loader = DataLoader(train, batch_size=args.batch_size, shuffle=True, drop_last=True)
+    own = torch.Generator().manual_seed(0)  # so that the loader draws nothing from the model's
+    loader = DataLoader(train, batch_size=args.batch_size, shuffle=True, drop_last=True, generator=own)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)  # the scheduler steps once for all devices
 
     first = 0

@@ -27,7 +27,7 @@ model.print_trainable_parameters()
 
 with tempfile.TemporaryDirectory() as folder:
     args = MaxSupTrainingArguments(
-        folder, max_steps=200, learning_rate=2e-2, per_device_train_batch_size=64, save_strategy="no", loss="maxsup",
+        folder, max_steps=200, learning_rate=5e-3, per_device_train_batch_size=64, save_strategy="no", loss="maxsup",
         label_names=["labels"],  # the Trainer cannot read them from the wrapper
     )  # fmt: skip
     trainer = MaxSupTrainer(model, args, train_dataset=rows[:1500], eval_dataset=rows[1500:])

@@ -128,12 +128,11 @@ def run(folder, given, delay=None):
     for process in ranks:
         process.join(60)
     codes = {process.exitcode for process in ranks}
-    killed = codes == ({-signal.SIGKILL} if given.signal == "KILL" else {ASKED})
+    by_signal = -signal.Signals[f"SIG{given.signal}"]  # TERM too, after training: then it is nobody's who would save
+    killed = codes == {ASKED} or (by_signal in codes and codes <= {by_signal, 0})
     if not killed and codes != {0}:
         for process in ranks:
             process.kill()
-        if given.signal == "KILL" and codes == {-signal.SIGKILL, 0}:  # killed at the very end, when one rank had ended
-            return None
         raise SystemExit(f"a run ended with {codes}:\n{folder.with_suffix('.log').read_text()[-3000:]}")
     return None if killed else time.monotonic() - at
 

@@ -1,6 +1,6 @@
 """Every `accelerate launch` line of the examples' README is one that accelerate and the script take."""
 
-import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
@@ -81,6 +82,19 @@ def test_a_dry_run_on_two_processes(tmp_path):
     result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "2 process(es) on cpu x batch 32 x accumulation 1 = 64 rows a step" in result.stdout
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None or not torch.cuda.is_available(),
+    reason="needs pip install deepspeed, and a GPU",
+)
+@pytest.mark.parametrize("name", ["deepspeed_zero2", "deepspeed_zero3"])
+def test_deepspeed_trains(name, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", FOLDER / f"{name}.yaml"]
+    launch += ["--num_processes", "1", "--main_process_port", "0", "-m", "maxsup_hf.scripts.text_classification"]
+    command = [*launch, "--bf16", "--max_steps", "2", "--output_dir", "out", *SHORT]
+    result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_a_dry_run_finds_what_is_wrong(tmp_path, monkeypatch):
