@@ -155,8 +155,8 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
             if isinstance(error, NotImplementedError) or any(words in str(error) for words in UNTRAINABLE):
                 raise ValueError(
                     f"loss={self.args.loss!r} was asked for, but {type(self.model).__name__} is a head that transformers "
-                    f"gives no loss for these labels ({type(error).__name__}: {error}). Use a head whose loss is a cross-entropy "
-                    "over classes"
+                    f"gives no loss for these labels ({type(error).__name__}: {error}). Use a head whose loss is a "
+                    "cross-entropy over classes"
                 ) from error
             if soft_labels is None:
                 raise
