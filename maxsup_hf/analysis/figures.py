@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec
+from typing import Any, Concatenate, NamedTuple, ParamSpec, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -191,7 +191,7 @@ def within_class(
     drawn = list(zip(arrays, names, styles(losses), strict=True))
     if len(classes) <= most:
         order = np.argsort(np.nan_to_num(np.nanmean(_some(arrays), axis=0), nan=np.inf), kind="stable")
-        ax.figure.set_size_inches(WIDTH, max(HEIGHT, 1 + 0.2 * len(classes)))
+        _figure(ax).set_size_inches(WIDTH, max(HEIGHT, 1 + 0.2 * len(classes)))
         for v, name, style in drawn:
             ax.plot(v[order], np.arange(len(order)), color=style.color, marker=style.marker, linestyle="none", label=name)
         ax.set(yticks=np.arange(len(order)), yticklabels=[_short(classes[k]) for k in order])
@@ -215,7 +215,7 @@ def spread(ax: Axes, values: Mapping[str, Sequence[float]], label: str) -> None:
         label: of the metric.
     """
     losses = loss_order(list(values))
-    ax.figure.set_size_inches(WIDTH, 0.8 + 0.38 * len(losses))
+    _figure(ax).set_size_inches(WIDTH, 0.8 + 0.38 * len(losses))
     for i, (loss, style) in enumerate(zip(losses, styles(losses), strict=True)):
         found = np.array([v for v in values[loss] if v == v])
         runs: dict[str, Any] = {"color": style.color, "markerfacecolor": "none", "linestyle": "none", "alpha": 0.8}
@@ -354,6 +354,10 @@ def heat_panels(image: ArrayLike, heats: Sequence[ArrayLike | None], titles: Seq
 
 
 # ---- shared ----
+
+
+def _figure(ax: Axes) -> Figure:
+    return cast(Figure, ax.figure)
 
 
 def _legend_above(ax: Axes, count: int) -> None:
