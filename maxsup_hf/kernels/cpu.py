@@ -156,8 +156,7 @@ class _Job:
         self.soft = target.is_floating_point()
         self.keeps_z = self.soft or "square" in self.names or "expected" in self.names
         self.sees_masks = self.keeps_z or "mean" in self.names or "classes" in self.names
-        # A step on memory outside of the cache is saved by a buffer, which is small beside logits of so many blocks.
-        self.has_room = logits.numel() >= 128 * blocks.BLOCK * torch.get_num_threads()
+        self.size = logits.numel()
         self.memory: dict[int, Tensor] = {}
 
     def buffer(self, slot: int, like: Tensor) -> Tensor:
@@ -184,7 +183,8 @@ class _Job:
                 return {}
         if z is not logits and not self.keeps_z:
             e = z
-        elif out is not None and out.dtype == self.wide and (overwrites or not self.has_room):
+        # A step on memory outside of the cache is saved by a buffer, if it is small beside the logits.
+        elif out is not None and out.dtype == self.wide and (overwrites or self.size < 128 * z.numel()):
             e = out
         else:
             e = self.buffer(1, z)
