@@ -101,7 +101,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     collator = _collator(args, len(names))
     model = build_model(AutoModelForImageClassification, config, args, training_args.seed)
     processor = _image_processor(args, config)
-    transform = partial(_to_pixels, column=image_column, processor=processor)
+    transform = partial(to_pixels, column=image_column, processor=processor)
     datasets = {split: dataset.with_transform(transform) for split, dataset in splits.items()}
     training_args.remove_unused_columns = False  # the image column is no argument of the model, but becomes one
     trainer = MaxSupTrainer(
@@ -128,12 +128,12 @@ def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | 
         names=IMAGE_NAMES,
         taken=[label_column],
     )
-    splits = {split: _as_images(dataset, column, split) for split, dataset in splits.items()}
+    splits = {split: as_images(dataset, column, split) for split, dataset in splits.items()}
     splits, names = classification_splits(args, splits, [column], label_column, config)
     return splits, column, names
 
 
-def _as_images(dataset: Dataset, column: str, split: str) -> Dataset:
+def as_images(dataset: Dataset, column: str, split: str) -> Dataset:
     """Paths become images, and the first one is opened: the rest decode while training reads them."""
     check_column(dataset, column, "image_column_name", split)
     feature = dataset.features[column]
@@ -165,7 +165,7 @@ def _image_processor(args: ImageClassificationArguments, config: PretrainedConfi
     return ViTImageProcessorPil(size={"height": height, "width": width})  # without torchvision, as it always is there
 
 
-def _to_pixels(batch: dict[str, list[Any]], column: str, processor: Any) -> dict[str, Any]:
+def to_pixels(batch: dict[str, list[Any]], column: str, processor: Any) -> dict[str, Any]:
     images = [image.convert("RGB") for image in batch[column]]
     return {**processor(images, return_tensors="pt"), "labels": batch["labels"]}
 

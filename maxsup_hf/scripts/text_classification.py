@@ -64,7 +64,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         tokenizer = build_tokenizer(args, config, texts)
         config = set_classes(config or default_config(tokenizer), names)
         length = max_length(args, config, tokenizer)
-        splits = {split: _tokenize(dataset, columns, tokenizer, length) for split, dataset in splits.items()}
+        splits = {split: tokenize(dataset, columns, tokenizer, length) for split, dataset in splits.items()}
     model = build_model(AutoModelForSequenceClassification, config, args, training_args.seed)
     trainer = MaxSupTrainer(
         model,
@@ -84,7 +84,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 def _load_texts(args: TextClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str], list[str]]:
     splits = load_splits(args, names_in_languages)
     label_column = find_label_column(splits["train"], args.label_column_name)
-    columns = _text_columns(splits["train"], args.text_column_name, label_column)
+    columns = text_columns(splits["train"], args.text_column_name, label_column)
     for split, dataset in splits.items():
         for column in columns:
             check_strings(dataset, column, "text_column_name", split)
@@ -92,7 +92,7 @@ def _load_texts(args: TextClassificationArguments, config: PretrainedConfig | No
     return splits, columns, names
 
 
-def _text_columns(train: Dataset, given: str | None, label_column: str) -> list[str]:
+def text_columns(train: Dataset, given: str | None, label_column: str) -> list[str]:
     """The column of the texts, or the two columns of a pair."""
     named: list[str | None] = [name.strip() for name in given.split(",")] if given else [None]
     if len(named) > 2:
@@ -103,7 +103,7 @@ def _text_columns(train: Dataset, given: str | None, label_column: str) -> list[
     ]
 
 
-def _tokenize(dataset: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+def tokenize(dataset: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
     """Token ids beside the labels. Padding is left to the collator, which pads to the longest text of a batch."""
 
     def encode(batch: dict[str, list[str]]) -> Any:
