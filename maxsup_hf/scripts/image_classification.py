@@ -20,6 +20,7 @@ from transformers import (
     default_data_collator,
 )
 
+from maxsup_hf.callbacks import FeatureGeometryCallback
 from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.scripts.body import run
 from maxsup_hf.scripts.body.arguments import ScriptArguments, flag, parse
@@ -66,6 +67,7 @@ class ImageClassificationArguments(ScriptArguments):
     image_column_name: str | None = flag("Column of the images, or of paths to them (default: found by its type or name).")
     image_processor_name: str | None = flag("Image processor: a Hub id or a folder (default: that of the model).")
     image_size: int = flag("Height and width in pixels that the default model takes; images are resized to it.", 32)
+    log_feature_geometry: bool = flag(run.GEOMETRY_HELP, False)
     mixup_alpha: float = flag("Mix images in training, with shares drawn from Beta(alpha, alpha) (Mixup); 0 is off.", 0.0)
     cutmix_alpha: float = flag("Paste boxes of one image into another in training (CutMix), as --mixup_alpha.", 0.0)
     mixup_prob: float = flag("Probability of mixing, where it is on.", 1.0)
@@ -114,6 +116,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=run.classification_metrics,
         preprocess_logits_for_metrics=run.only_logits,
     )
+    if args.log_feature_geometry:
+        trainer.add_callback(FeatureGeometryCallback(trainer))
     return run.Job(trainer, datasets.get("test"), run.card(args, TASK, "handwritten digits of scikit-learn"), args.dry_run)
 
 

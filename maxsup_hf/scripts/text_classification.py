@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from maxsup_hf.callbacks import FeatureGeometryCallback
 from maxsup_hf.checks import read_column
 from maxsup_hf.scripts.body import recipes, run
 from maxsup_hf.scripts.body.arguments import flag, parse
@@ -41,6 +42,7 @@ class TextClassificationArguments(TextArguments):
     text_column_name: str | None = flag(
         "Column of the texts; two names with a comma between them for pairs (default: found by its type or name)."
     )
+    log_feature_geometry: bool = flag(run.GEOMETRY_HELP, False)
 
 
 def prepare(argv: Sequence[str] | None = None) -> run.Job:
@@ -76,6 +78,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=run.classification_metrics,
         preprocess_logits_for_metrics=run.only_logits,
     )
+    if args.log_feature_geometry:
+        trainer.add_callback(FeatureGeometryCallback(trainer))
     return run.Job(
         trainer, splits.get("test"), run.card(args, TASK, "names in 20 languages from Unicode CLDR"), args.dry_run
     )
