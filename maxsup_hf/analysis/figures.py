@@ -24,8 +24,8 @@ except ImportError as error:
 
 from maxsup_hf.metrics import ReliabilityCurve
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 GREY = "#777777"
 WIDTH, HEIGHT = 4.2, 3.1  # inches
@@ -69,10 +69,13 @@ LOSS_STYLES: dict[str, Style] = {
     "ls_error_amplification": Style(ORANGE, "-.", "*", "\\\\\\"),
 }
 # For what is no loss of this list: losses of a user's own, models of which it is not known what they were trained with.
+# No yellow, which white paper swallows; line and marker change from one to the next, for greyscale.
+OTHER_MARKERS = "dH1*+."
 OTHER_STYLES = tuple(
-    Style(color, line, marker, hatch)
-    for line, marker, hatch in (("-", "d", "/"), ("--", "H", "\\"), (":", "1", "."))
-    for color in (GREY, YELLOW, GREEN, PURPLE, VERMILION, SKY)
+    Style(
+        (GREY, GREEN, PURPLE, VERMILION, SKY)[i % 5], ("-", "--", ":")[i % 3], OTHER_MARKERS[i % 6], ("/", "\\", ".")[i % 3]
+    )
+    for i in range(15)
 )
 RIGHT, WRONG = Style(BLUE, "-", "o", ""), Style(VERMILION, "--", "X", "////")
 CLASS_STYLES = (Style(BLUE, "-", "o", ""), Style(ORANGE, "--", "s", ""), Style(BLACK, ":", "^", ""))
@@ -101,9 +104,8 @@ def styles(losses: Sequence[str | None]) -> list[Style]:
             same = [found[k] for k in range(i) if loss is not None and losses[k] == loss]
             style = same[0] if same else next(others)
         if before:
-            again = OTHER_STYLES[(6 * before) % len(OTHER_STYLES)]
             dashes = (0, (3 + 2 * before, 1, 1, 1))
-            style = Style(style.color, dashes, again.marker, style.hatch + "-" * before)
+            style = Style(style.color, dashes, OTHER_MARKERS[before % 6], style.hatch + "-" * before)
         found.append(style)
     return found
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -37,13 +37,22 @@ def save_rows(folder: str | Path, batches: Iterable[Rows], about: dict[str, Any]
             save_file({name: x.contiguous() for name, x in shard._asdict().items()}, partial / files[-1])
         (partial / INDEX).write_text(json.dumps({**about, "files": files}, indent=1) + "\n", encoding="utf-8")
         if not has_rows(folder):  # unless another process was faster
+            shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def has_rows(folder: str | Path) -> bool:
-    return (Path(folder) / INDEX).is_file()
+    """Whether a folder holds all that `save_rows` wrote; a file that was cut short is found out."""
+    folder = Path(folder)
+    try:
+        for name in json.loads((folder / INDEX).read_text(encoding="utf-8"))["files"]:
+            with safe_open(folder / name, framework="pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return True
 
 
 def load_rows(folder: str | Path) -> Iterator[Rows]:
