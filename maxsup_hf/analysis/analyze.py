@@ -417,19 +417,20 @@ def _image(pixels: torch.Tensor, scale: tuple[Sequence[float], Sequence[float]] 
 
 
 def choose_rows(measured: Sequence[Measured], count: int) -> list[int]:
-    """Rows to show: up to half of them wrong for some model, the most confident first, then right ones of distinct classes.
+    """Rows to show: half of them wrong for some model, the most confident first, then right ones of distinct classes.
 
     Args:
         measured: of each model, on the same rows.
-        count: how many; fewer where there are not so many rows or classes.
+        count: how many. Where too few are right, more are wrong; fewer where there are not so many rows or classes.
     """
     right: NDArray[np.bool_] = np.logical_and.reduce([m.right for m in measured])
     order = np.argsort(-np.mean([m.confidence for m in measured], axis=0), kind="stable")
-    wrong = [int(i) for i in order[~right[order]]][: count // 2]
+    wrong = [int(i) for i in order[~right[order]]]
     first_of_class: dict[int, int] = {}
     for i in order[right[order]]:
         first_of_class.setdefault(int(measured[0].labels[i]), int(i))
-    return (wrong + list(first_of_class.values()))[:count]
+    shown_right = list(first_of_class.values())[: count - min(len(wrong), count // 2)]
+    return wrong[: count - len(shown_right)] + shown_right
 
 
 # ---- writing ----

@@ -105,7 +105,7 @@ def styles(losses: Sequence[str | None]) -> list[Style]:
             style = same[0] if same else next(others)
         if before:
             dashes = (0, (3 + 2 * before, 1, 1, 1))
-            style = Style(style.color, dashes, OTHER_MARKERS[before % 6], style.hatch + "-" * before)
+            style = Style(style.color, dashes, OTHER_MARKERS[i % 6], style.hatch + "-" * before)
         found.append(style)
     return found
 
