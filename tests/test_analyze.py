@@ -274,7 +274,7 @@ def bad_input(tmp_path):
         "no such data": ([moods, "--dataset", "none.csv"], "dataset: there is no file 'none.csv'"),
         "no such data set": ([moods, "--dataset", "nobody/none"], "dataset: 'nobody/none' could not be loaded"),
         "no such split": ([moods, "--dataset", "moods.csv", "--split", "dev"], "'moods.csv' has no split 'dev'"),
-        "texts for images": ([digits, "--dataset", "moods.csv"], "image_column_name: 'text, row 0 of the train data'"),
+        "texts for images": ([digits, "--dataset", "moods.csv"], "image_column_name: the column could not be found"),
         "a used folder": ([moods, "--output_dir", "full"], "output_dir: 'full' is not empty"),
         "too many names": ([moods, "--names", "a,b"], "names: expected 1 names, one for each model, got 2"),
         "no rows": ([moods, "--max_samples", "0"], "max_samples must be at least 2, got 0"),

@@ -3,6 +3,7 @@
 import json
 import math
 
+import datasets
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -10,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
 from maxsup_hf.callbacks import FeatureGeometryCallback
 from maxsup_hf.metrics import feature_geometry
+from maxsup_hf.scripts import image_classification, text_classification
 from tests import tiny
 from tests.launch import two_processes
 
@@ -121,3 +123,11 @@ def test_two_ranks_know_what_one_does(tmp_path):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["processes"] == 2
         assert [found[key] for key in KEYS] == pytest.approx([alone[key] for key in KEYS], rel=1e-5)
+
+
+@pytest.mark.parametrize("script", [image_classification, text_classification])
+def test_the_scripts_have_a_flag_for_it(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    for given in ([], ["--log_feature_geometry", "true"]):
+        job = script.prepare(["--max_eval_samples", "60", "--output_dir", str(tmp_path / "run"), *given])
+        assert (KEYS[1] in job.trainer.evaluate()) == bool(given)
