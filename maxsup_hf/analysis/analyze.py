@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from maxsup_hf.analysis import figures
-from maxsup_hf.analysis.attribution import attribute
+from maxsup_hf.analysis.attribution import Attribution, attribute
 from maxsup_hf.analysis.classes import match_classes
 from maxsup_hf.analysis.features import Classifier, Rows, extract, find_classifier, forward
 from maxsup_hf.analysis.measure import Measured, choose_triples, measure, plane, project, rows_of
@@ -187,14 +187,15 @@ def analyze(
         measured = [each.measured for each in seen]
         notes += _notes(measured[0], common, to_common)
         chosen = choose_triples(np.mean([m.confusion for m in measured], axis=0)) if chosen is None else chosen
-        output_dir = Path(output_dir)
+        maps = _attribute(seen, images)
+        output_dir = Path(output_dir)  # from here on nothing is expected to fail, and only now something is written
         drawing = output_dir / "figures"
         sections = [
             _summary(seen, data),
             Section("Calibration", [CALIBRATION], figures=_compared(seen, common, drawing)),
             *_histograms(seen, drawing),
             *_planes(seen, chosen, common, drawing, notes),
-            _maps(seen, common, images, drawing, batch_size),
+            _maps(seen, maps, common, drawing),
         ]
     pictures = [picture for section in sections for picture in section.figures]
     result = Analysis(output_dir, subjects, common, measured, chosen, notes)
@@ -361,34 +362,46 @@ def _planes(
     return sections
 
 
-def _maps(seen: Sequence[_Seen], classes: Sequence[str], count: int, folder: Path, batch_size: int) -> Section:
-    section = Section("Where the models looked", [MAPS])
+@dataclass(frozen=True)
+class _Maps:
+    """Images that were looked at: `rows` of the data, a batch of them for each model, and what each model's maps are."""
+
+    rows: Sequence[int]
+    batches: Sequence[Mapping[str, Any]]
+    found: Sequence[Attribution | None]
+
+
+def _attribute(seen: Sequence[_Seen], count: int) -> _Maps:
     rows = choose_rows([each.measured for each in seen], count)
-    batches = [each.subject.collate([each.subject.dataset[i] for i in rows]) if rows else {} for each in seen]
-    if not all("pixel_values" in batch for batch in batches):
-        return section
-    maps = [
-        attribute(each.subject.model, batch, forward(each.subject.model, batch).argmax(1).cpu())
-        for each, batch in zip(seen, batches, strict=True)
-    ]
+    batches = [each.subject.collate([each.subject.dataset[i] for i in rows]) for each in seen if rows]
+    if not rows or not all("pixel_values" in batch for batch in batches):
+        return _Maps([], [], [])
+    found = []
+    for each, batch in zip(seen, batches, strict=True):
+        found.append(attribute(each.subject.model, batch, forward(each.subject.model, batch).argmax(1)))
+    return _Maps(rows, batches, found)
+
+
+def _maps(seen: Sequence[_Seen], maps: _Maps, classes: Sequence[str], folder: Path) -> Section:
     text = [
         f"{each.subject.name}: no layer has a map in the shape of the image."
         if found is None
         else f"{each.subject.name}: {found.method} of {found.layer}, {found.maps.shape[1]} × {found.maps.shape[2]} places."
-        for each, found in zip(seen, maps, strict=True)
+        for each, found in zip(seen, maps.found, strict=False)
     ]
     pictures = []
-    for k, row in enumerate(rows):
-        for image, group in _by_image(seen, batches, k):
-            titles = [f"{classes[seen[0].measured.labels[row]]} (row {row})"]
+    for k, row in enumerate(maps.rows):
+        label = classes[seen[0].measured.labels[row]]
+        for image, group in _by_image(seen, maps.batches, k):
+            said = []
             for i in group:
                 m = seen[i].measured
-                titles.append(f"{seen[i].subject.name}:\n{classes[m.predicted[row]]}, {100 * m.confidence[row]:.0f} %")
-            heats = [None if (found := maps[i]) is None else found.maps[k].numpy() for i in group]
+                said.append(f"{seen[i].subject.name}:\n{classes[m.predicted[row]]}, {100 * m.confidence[row]:.0f} %")
+            heats = [None if (found := maps.found[i]) is None else found.maps[k].numpy() for i in group]
             name = f"map-{k + 1}" + ("" if len(group) == len(seen) else f"-{_slug(group[0], seen[group[0]])}")
-            path = figures.save(figures.heat_panels(image, heats, titles), folder, name)
-            pictures.append(Picture(path, f"Row {row}, a {titles[0].rpartition(' (')[0]}: " + "; ".join(titles[1:])))
-    return Section(section.title, [MAPS, *text], figures=pictures)
+            drawn = figures.heat_panels(image, heats, [f"{label} (row {row})", *said])
+            pictures.append(Picture(figures.save(drawn, folder, name), f"Row {row}, label {label}: {'; '.join(said)}"))
+    return Section("Where the models looked", [MAPS, *text], figures=pictures)
 
 
 def _by_image(
