@@ -1,7 +1,7 @@
 """A causal language model whose vocabulary is spread over ranks (tensor parallelism), trained without gathered logits.
 
-transformers' plans gather the logits on every rank: `"lm_head": "colwise_gather_output"`. With `"colwise"` each rank keeps the
-logits of its own part of the vocabulary, and `vocab_parallel_loss` needs no more than that.
+transformers' plans gather the logits on every rank: `"lm_head": "colwise_gather_output"`. With `"colwise"` each rank keeps
+the logits of its own part of the vocabulary, and `vocab_parallel_loss` needs no more than that.
 """
 
 import os
