@@ -52,10 +52,17 @@ def load_class_folders(argument: str, path: str) -> Dataset:
         argument: the flag that names the folder, for messages.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such folder, or it cannot be loaded.
+        FileNotFoundError, ValueError: there is no such folder, it holds splits in place of classes, or it cannot be loaded.
     """
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{argument}: there is no folder {path!r}; expected one with a subfolder of images a class")
+    inside = sorted(folder for folder in Path(path).iterdir() if folder.is_dir())
+    usual = [name for names in USUAL_NAMES.values() for name in names]
+    if inside and all(folder.name.lower() in usual and any(x.is_dir() for x in folder.iterdir()) for folder in inside):
+        raise ValueError(
+            f"{argument}: {path!r} holds a folder for each split ({', '.join(x.name for x in inside)}), not for each class; "
+            f"give one of them ({argument} {inside[0]}), or all as --dataset_name {path}"
+        )
     with loading(argument, path):
         # named as one split, or datasets would make its own of subfolders that are called train or test
         files = {"train": str(Path(path) / "**")}
