@@ -31,8 +31,8 @@ TEXT_FORMATS = {**FORMATS, ".txt": ("text", {"sample_by": "document"})}  # one t
 
 
 @contextmanager
-def loading(argument: str, value: Any) -> Iterator[None]:
-    """Put the argument's name on whatever goes wrong while its value is loaded.
+def loading(argument: str, value: Any, hint: str = "") -> Iterator[None]:
+    """Put the argument's name, and at the end a hint, on whatever goes wrong while its value is loaded.
 
     Raises:
         ValueError: in place of the libraries' own errors.
@@ -42,7 +42,7 @@ def loading(argument: str, value: Any) -> Iterator[None]:
     except (OSError, ValueError, DatasetsError, pa.ArrowException, StopIteration) as error:
         cause = error.__cause__ or error
         reason = str(cause).strip() or type(cause).__name__
-        raise ValueError(f"{argument}: {str(value)!r} could not be loaded: {reason}") from error
+        raise ValueError(f"{argument}: {str(value)!r} could not be loaded: {reason}{hint}") from error
 
 
 def load_class_folders(argument: str, path: str) -> Dataset:
@@ -119,7 +119,8 @@ def _load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[s
     empty = ValueError(f"{argument}: {path!r} is empty; it must have at least one row")
     if Path(path).stat().st_size == 0:
         raise empty
-    with loading(argument, path):
+    separator = {".csv": "commas", ".tsv": "tabs"}.get(extension)
+    with loading(argument, path, f"; are its columns separated by {separator}?" if separator else ""):
         try:
             return load_dataset(builder, data_files={"train": path}, split="train", **options)
         except ValueError as error:
