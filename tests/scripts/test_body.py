@@ -315,7 +315,7 @@ def test_names_in_languages():
         (
             ["--train_file", "broken.csv"],
             ValueError,
-            "train_file: 'broken.csv' could not be loaded: .*EOF inside string; are its columns separated by commas",
+            "train_file: 'broken.csv' could not be loaded: .*EOF inside string.*; are its columns separated by commas",
         ),
         (["--train_file", "broken.jsonl"], ValueError, "'broken.jsonl' could not be loaded: JSON parse error"),
         (["--train_file", "broken.parquet"], ValueError, "'broken.parquet' could not be loaded: Parquet"),
