@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     card = commands.add_parser("card", help="write the model card of a training anew, from what it recorded")
     card.add_argument("folder", metavar="DIR", help="the output_dir of a training")
+    card.add_argument("--benchmark", metavar="OWNER/NAME", help="also write a result for this benchmark's leaderboard")
+    card.add_argument("--task_id", help="the task's name in the benchmark")
+    card.add_argument("--metric", default="test_accuracy", help="which result it is (test_accuracy)")
+    card.add_argument("--benchmark_revision", metavar="SHA", help="of the benchmark's data")
     card.set_defaults(command=_card)
 
     push = commands.add_parser("push", help="push a trained model to the Hugging Face Hub")
@@ -84,10 +88,15 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _card(args: argparse.Namespace) -> None:
-    from maxsup_hf.hub.card import write_card
+    from maxsup_hf.hub.card import write_benchmark_result, write_card
 
     try:
+        if (args.benchmark is None) != (args.task_id is None):
+            raise ValueError("a result for a benchmark needs both --benchmark and --task_id")
         print(write_card(args.folder))
+        if args.benchmark is not None:
+            given = args.benchmark, args.task_id, args.metric, args.benchmark_revision
+            print(write_benchmark_result(args.folder, *given))
     except ValueError as error:
         print("error:", error, file=sys.stderr)
         raise SystemExit(2) from error
