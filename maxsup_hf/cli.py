@@ -59,11 +59,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     push.add_argument("--create-pr", action="store_true", help="make a pull request instead of a commit")
     push.set_defaults(command=_push)
 
+    analyze = commands.add_parser("analyze", help="look at trained classifiers: figures and a report", add_help=False)
+    analyze.set_defaults(command=_analyze)
+
     bench = commands.add_parser("bench", help="measure time and memory of a loss on this machine", add_help=False)
     bench.set_defaults(command=_bench)
 
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in (_bench, _compare):
+    if rest and args.command not in (_analyze, _bench, _compare):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     args.command(args)
@@ -119,6 +122,10 @@ def _push(args: argparse.Namespace) -> None:
         print("error:", error, file=sys.stderr)
         raise SystemExit(1) from error
     print(f"pushed to {info.pr_url or info.commit_url}")
+
+
+def _analyze(args: argparse.Namespace) -> None:
+    import_module("maxsup_hf.analyze").main(args.rest)
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -304,12 +304,12 @@ def class_plane(
         points: (N, 2), from `maxsup_hf.analysis.project`.
         labels: (N,) integers in [0, 3).
         classes: three names.
-        templates: (3, 2), the classifier's rows in the same coordinates; marked where they are near enough to show.
+        templates: (3, 2), the classifier's rows in the same coordinates, marked with a white edge.
         title: the model's name.
     """
     xy, y = np.asarray(points, dtype=np.float64), np.asarray(labels)
     for k, (name, style) in enumerate(zip(classes, CLASS_STYLES, strict=True)):
-        look: dict[str, Any] = {"s": 12, "alpha": 0.6, "linewidths": 0.7, "edgecolors": style.color, "rasterized": True}
+        look: dict[str, Any] = {"s": 12, "alpha": 0.8, "linewidths": 0.7, "edgecolors": style.color, "rasterized": True}
         face = style.color if k == 0 else "none"
         ax.scatter(*xy[y == k].T, marker=style.marker, facecolors=face, label=_short(name), **look)
     if templates is not None:
@@ -334,7 +334,8 @@ def heat_panels(image: ArrayLike, heats: Sequence[ArrayLike | None], titles: Seq
     with rc_context(LOOK):
         columns = min(len(titles), 3)
         rows = -(-len(titles) // columns)
-        fig = Figure(figsize=(WIDTH, rows * (WIDTH / columns + 0.3)))
+        lines = 1 + max(title.count("\n") for title in titles)
+        fig = Figure(figsize=(WIDTH, rows * (WIDTH / columns + 0.15 + 0.15 * lines)))
         axes = np.atleast_1d(fig.subplots(rows, columns)).ravel()
         for ax in axes:
             ax.set_axis_off()

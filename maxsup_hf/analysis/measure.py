@@ -70,17 +70,17 @@ def measure(rows: Callable[[], Iterator[Rows]], weight: Tensor, missing: str = "
     nearest = NearestCentre(geometry.class_means())
     for features, logits, _ in rows():
         nearest.update(features, logits.argmax(1))
-    labels, predicted, confidence, top = (torch.cat(parts).numpy() for parts in zip(*kept, strict=True))
+    of_rows = [torch.cat(parts).numpy() for parts in zip(*kept, strict=True)]
     with np.errstate(invalid="ignore"):
         mean_confusion = confusion.numpy() / found["count_per_class"][:, None]
     return Measured(
         metrics=calibration.compute() | logit_metrics.compute(),
         geometry=found | nearest.compute(),
         curve=calibration.curve(),
-        labels=labels,
-        predicted=predicted,
-        confidence=confidence,
-        top=top,
+        labels=of_rows[0],
+        predicted=of_rows[1],
+        confidence=of_rows[2],
+        top=of_rows[3],
         confusion=mean_confusion,
     )
 

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
 
 MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 PACKAGES = ("maxsup-hf", "torch", "transformers", "datasets", "numpy", "scikit-learn", "matplotlib", "captum")
@@ -94,7 +95,7 @@ def write_report(
         if any(len(row) != len(table.header) for row in table.rows):
             raise ValueError(f"table {table.caption!r}: every row needs {len(table.header)} cells, as its header has")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.filters["data_uri"] = data_uri
+    environment.filters |= {"data_uri": data_uri, "breakable": breakable}
     source = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     text = environment.from_string(source).render(
         title=title,
@@ -114,6 +115,11 @@ def data_uri(path: Path) -> str:
     if media is None:
         raise ValueError(f"pictures must be {' or '.join(MEDIA_TYPES)}, got {path.name!r}")
     return f"data:{media};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def breakable(text: str) -> Markup:
+    """Text that a narrow column may break after an underscore, not within a word."""
+    return escape(text).replace("_", Markup("_<wbr>"))
 
 
 def versions() -> dict[str, str]:

@@ -20,8 +20,6 @@ HIGHER = {
     **dict.fromkeys(("loss", "nll", "perplexity", "brier", "ece", "adaptive_ece", "classwise_ece", "mce"), False),
     "accuracy": True,
     "error_auroc": True,
-    "feature_within": True,  # both as in arXiv 2502.15798, Table 2: less collapse, and classes well apart
-    "feature_r2": True,
 }  # fmt: skip
 SELECTED_BY = ("mean_iou", "f1", "chrf", "accuracy", "loss")  # the first of them that a task has
 SHOWN = (

@@ -83,8 +83,8 @@ def test_note(found: Mapping[str, Any]) -> str:
         )
     return (
         f"Mean ± standard deviation over {seeds} seeds. Bold: the best mean, where it differs from that of every other loss "
-        f"by a two-sided {name} over the seeds, p < {found['level']:g} after Holm's correction for all pairs of losses. Where "
-        "nothing is bold in a column, no loss was shown to be the best one."
+        f"by a two-sided {name} over the seeds, p < {found['level']:g} after Holm's correction for all pairs of losses. "
+        "Where nothing is bold in a column, no loss was shown to be the best one."
         + (" With so few seeds only large and steady differences can be significant." if seeds < 6 else "")
     )
 

@@ -94,7 +94,7 @@ def load_splits(
     elif args.dataset_name:
         splits = _load_named(args)
     else:
-        load = partial(_load_file, formats=formats) if kinds == {"file"} else load_folder
+        load = partial(load_file, formats=formats) if kinds == {"file"} else load_folder
         splits = {name.partition("_")[0]: load(name, getattr(args, name)) for name in flags}
     for split, dataset in splits.items():
         if len(dataset) == 0:
@@ -102,7 +102,16 @@ def load_splits(
     return splits
 
 
-def _load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[str, Any]]]) -> Dataset:
+def load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[str, Any]]] = FORMATS) -> Dataset:
+    """The rows of a file.
+
+    Args:
+        argument: the flag that names the file, for messages.
+        formats: as in `load_splits`.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it cannot be loaded, or is empty.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{argument}: there is no file {path!r}")
     extension = Path(path).suffix.lower()
@@ -121,15 +130,24 @@ def _load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[s
     raise empty
 
 
-def _load_named(args: ScriptArguments) -> Splits:
-    name = args.dataset_name
-    assert name is not None
-    with loading("dataset_name", name):
+def load_named(argument: str, name: str, configuration: str | None = None) -> DatasetDict:
+    """All splits of a data set on the Hub, or of a local folder; a single one that has no name is called train.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    with loading(argument, name):
         if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):  # Dataset.save_to_disk
             loaded = load_from_disk(name)
         else:
-            loaded = load_dataset(name, args.dataset_config_name)
-    found = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
+            loaded = load_dataset(name, configuration)
+    return loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
+
+
+def _load_named(args: ScriptArguments) -> Splits:
+    name = args.dataset_name
+    assert name is not None
+    found = load_named("dataset_name", name, args.dataset_config_name)
     splits = {}
     for split in SPLITS:
         given = getattr(args, f"{split}_split_name")

@@ -23,6 +23,11 @@ from maxsup_hf.scripts.body.arguments import ScriptArguments, data_flags
 
 logger = logging.getLogger(__name__)
 
+GEOMETRY_HELP = (
+    "Log feature_within and feature_r2 (within-class variation and separability of the features) at each evaluation, which "
+    "takes one more pass over its data."
+)
+
 
 @dataclass
 class Job:
