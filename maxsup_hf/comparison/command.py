@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from maxsup_hf.arguments import parse_loss_kwargs
-from maxsup_hf.comparison import results, tables
+from maxsup_hf.comparison import report, results, tables
 from maxsup_hf.comparison.execute import execute
 from maxsup_hf.comparison.plan import Plan, check_grid, keep_plan, load_plan, share_strength
 from maxsup_hf.comparison.statistics import TESTS
@@ -139,6 +139,7 @@ def _report(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> i
     results.save(found, folder)
     text = tables.markdown(found)
     (folder / "table.md").write_text(text, encoding="utf-8")
+    report.write(found, folder)
     finished = sum(run["state"] == "finished" for run in found["runs"])
     print(text)
     print(f"{finished} of {len(found['runs'])} runs finished; saved to {folder}")

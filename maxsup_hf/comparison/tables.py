@@ -24,6 +24,11 @@ def metric_name(metric: str, higher: bool | None = None) -> str:
     return name if higher is None else f"{name} {'↑' if higher else '↓'}"
 
 
+def shown(metrics: Mapping[str, Any]) -> list[str]:
+    """The main metrics. Where there is the NLL, the evaluation loss is the same."""
+    return [metric for metric in SHOWN if metric in metrics and not (metric == "loss" and "nll" in metrics)]
+
+
 def results_table(found: Mapping[str, Any], which: str) -> Table | None:
     """Mean ± standard deviation of the main metrics, a row for each loss; bold where the best stands out.
 
@@ -34,18 +39,18 @@ def results_table(found: Mapping[str, Any], which: str) -> Table | None:
     metrics = found.get("tables", {}).get(which)
     if not metrics:
         return None
-    shown = [metric for metric in SHOWN if metric in metrics and not _repeats(metric, metrics)]
-    losses = [loss for loss in found["losses"] if any(loss in metrics[metric]["values"] for metric in shown)]
+    chosen = shown(metrics)
+    losses = [loss for loss in found["losses"] if any(loss in metrics[metric]["values"] for metric in chosen)]
     bold = {
         (row, column)
-        for column, metric in enumerate(shown, 1)
+        for column, metric in enumerate(chosen, 1)
         for row, loss in enumerate(losses)
         if metrics[metric]["significant"] and metrics[metric]["best"] == loss
     }
     rows = [
-        [_label(loss, found, which), *(_cell(metrics[metric]["summary"].get(loss)) for metric in shown)] for loss in losses
+        [_label(loss, found, which), *(_cell(metrics[metric]["summary"].get(loss)) for metric in chosen)] for loss in losses
     ]
-    header = ["loss", *(metric_name(metric, metrics[metric]["higher_is_better"]) for metric in shown)]
+    header = ["loss", *(metric_name(metric, metrics[metric]["higher_is_better"]) for metric in chosen)]
     return Table(header, rows, bold=bold)
 
 
@@ -165,11 +170,6 @@ def chosen_note(found: Mapping[str, Any]) -> str:
     )
 
 
-def _repeats(metric: str, metrics: Mapping[str, Any]) -> bool:
-    """For one class a row the evaluation loss is the NLL; one of them is enough."""
-    return metric == "loss" and "nll" in metrics
-
-
 def _label(loss: str, found: Mapping[str, Any], which: str) -> str:
     point = found["chosen"].get(loss, {}).get("kwargs", {}) if which == "chosen" else {}
     strength = {key.rpartition(".")[2]: value for key, value in point.items()}
@@ -177,15 +177,15 @@ def _label(loss: str, found: Mapping[str, Any], which: str) -> str:
 
 
 def _strength(strength: Mapping[str, Any]) -> str:
-    shown = []
+    parts = []
     for key, value in strength.items():
         if key.endswith("_end") or key == "schedule":
             continue
         end = strength.get(f"{key}_end")
         schedule = f", {strength['schedule']}" if "schedule" in strength and end is not None else ""
         name = "α" if key == "alpha" else key
-        shown.append(f"{name} = {value}" if end in (None, value) else f"{name} {value} → {end}{schedule}")
-    return ", ".join(shown)
+        parts.append(f"{name} = {value}" if end in (None, value) else f"{name} {value} → {end}{schedule}")
+    return ", ".join(parts)
 
 
 def _cell(summary: Mapping[str, Any] | None) -> str:
