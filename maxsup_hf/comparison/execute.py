@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from tqdm.auto import tqdm
 
+from maxsup_hf.comparison.parent import VARIABLE
 from maxsup_hf.comparison.plan import DETAILS, PROGRESS, Plan, Run, run_folder
 
 INPUT_ERROR = 2  # status of a script whose input is wrong: it would be for every run
@@ -143,7 +144,7 @@ def _why(process: Process) -> str:
 
 def _environment(plan: Plan, jobs: int, slot: int) -> dict[str, str]:
     """Jobs share the cores, and the GPUs where there are several."""
-    found = dict(os.environ, MAXSUP_STDIN_IS_PARENT="1", TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
+    found = os.environ | {VARIABLE: "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     if jobs > 1:
         found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
         devices = [] if plan.accelerate_config else _visible_gpus()

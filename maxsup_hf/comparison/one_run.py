@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import import_module
@@ -27,6 +26,7 @@ from maxsup_hf.analysis.measure import measure
 from maxsup_hf.analysis.store import model_fingerprint
 from maxsup_hf.callbacks import FeatureGeometryCallback
 from maxsup_hf.checks import read_column
+from maxsup_hf.comparison.parent import end_with_parent
 from maxsup_hf.comparison.plan import DETAILS, PROGRESS
 from maxsup_hf.scripts.body import run
 from maxsup_hf.scripts.body.splits import stratified_indices
@@ -76,7 +76,7 @@ class Progress(TrainerCallback):
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     task, share, *flags = argv
-    _end_with_parent()
+    end_with_parent()
     script = import_module(f"maxsup_hf.scripts.{task.replace('-', '_')}")
     sys.argv = [str(script.__file__), *flags]  # what the run records as its command does the same training
 
@@ -86,19 +86,6 @@ def main(argv: Sequence[str]) -> None:
         return job
 
     run.main(prepare, flags, act=partial(_watched, task=task))
-
-
-def _end_with_parent() -> None:
-    """End when the comparison has ended, however it did: it holds the other end of stdin."""
-    if os.environ.pop("MAXSUP_STDIN_IS_PARENT", None) is None:
-        return
-
-    def wait() -> None:
-        while sys.stdin.buffer.read(1):
-            pass
-        os._exit(143)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _hold_out(job: run.Job, share: float) -> None:
