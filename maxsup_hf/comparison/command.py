@@ -26,9 +26,19 @@ OURS = {  # flags of the scripts that a comparison sets itself
     "--push_to_hub": "use `maxsup-hf push` afterwards", "--disable_tqdm": "there is one bar for all runs",
 }  # fmt: skip
 DATA = ("dataset_name", *(f"{split}_{kind}" for kind in ("file", "dir") for split in ("train", "validation", "test")))
-# Where no data are brought, so that the whole comparison takes minutes on two cores, and a test set is left
-QUICK: dict[str, tuple[str, ...]] = {}
-EMBEDDED = ("--train_val_split", "0.3")
+# Where no data are brought: a share of them is left for a test, and each run is short, so that the whole comparison takes
+# minutes on two cores and its models still make errors to be compared by. The user's own flags win.
+EMBEDDED = {"train_val_split": 0.3}
+QUICK: dict[str, dict[str, float]] = {
+    "image-classification": {"train_val_split": 0.5, "max_train_samples": 300, "per_device_train_batch_size": 32},
+    "language-modeling": {"max_train_samples": 160},
+    "multiple-choice": {"max_train_samples": 600, "max_eval_samples": 800},
+    "question-answering": {"max_train_samples": 1400, "max_eval_samples": 1000},
+    "semantic-segmentation": {"max_train_samples": 100},
+    "sequence-to-sequence": {"max_train_samples": 1200, "num_train_epochs": 3, "max_eval_samples": 200},
+    "text-classification": {"max_train_samples": 3000},
+    "token-classification": {"max_train_samples": 1000, "max_eval_samples": 1000},
+}
 
 
 def parser(tasks: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -121,8 +131,8 @@ def prepare(args: argparse.Namespace, task: str, flags: Sequence[str]) -> tuple[
     check_grid(losses, grid)
     embedded = not any(flag.partition("=")[0] in {f"--{name}" for name in (*DATA, "config")} for flag in flags)
     if embedded:
-        flags = [*_unless_given(EMBEDDED, flags), *_unless_given(QUICK.get(task, ()), flags), *flags]
-    flags = [*_unless_given(("--save_strategy", "no"), flags), *flags]
+        flags = _with_defaults(EMBEDDED | QUICK.get(task, {}), flags)
+    flags = _with_defaults({"save_strategy": "no"}, flags)
     share = args.hold_out_test if args.hold_out_test is not None else 0.5 if grid or embedded else 0.0
     if not 0 <= share < 1:
         raise ValueError(f"hold_out_test must be at least 0 and less than 1, got {share}")
@@ -213,10 +223,10 @@ def _seeds(text: str) -> tuple[int, ...]:
     return found
 
 
-def _unless_given(defaults: Sequence[str], flags: Sequence[str]) -> list[str]:
+def _with_defaults(defaults: Mapping[str, Any], flags: Sequence[str]) -> list[str]:
     given = {flag.partition("=")[0] for flag in flags}
-    pairs = zip(defaults[::2], defaults[1::2], strict=True)
-    return [word for name, value in pairs if name not in given for word in (name, value)]
+    missing = {f"--{name}": str(value) for name, value in defaults.items() if f"--{name}" not in given}
+    return [word for pair in missing.items() for word in pair] + list(flags)
 
 
 def _default_jobs(embedded: bool) -> int:

@@ -129,7 +129,7 @@ def fairness(plan: Plan, finished: Sequence[Mapping[str, Any]]) -> dict[str, Any
         seeds[str(seed)] = {"runs": len(runs), "batch_count": runs[0]["batch_count"]}
         for what, words in (
             ("initial_weights", "initial weights"),
-            ("batches", "batches in another order or of other rows"),
+            ("batches", "batches, or the same in another order,"),
         ):
             seeds[str(seed)][what] = runs[0][what]
             other = [run["name"] for run in runs if run[what] != runs[0][what]]

@@ -110,8 +110,6 @@ def test_an_interruption_ends_the_processes_and_keeps_what_is_finished(tmp_path,
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    import threading
-
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         execute.execute(plan(), tmp_path, 1)
