@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     train.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the task")
     train.set_defaults(command=_train)
 
+    compare = commands.add_parser("compare", help="train with several losses and seeds, and report", add_help=False)
+    compare.set_defaults(command=_compare)
+
     losses = commands.add_parser("losses", help="list the losses with their parameters and defaults")
     losses.set_defaults(command=_losses)
 
@@ -67,20 +70,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench.set_defaults(command=_bench)
 
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in (_analyze, _bench):
+    if rest and args.command not in (_analyze, _bench, _compare):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     args.command(args)
 
 
-def _task(name: str) -> str:
+def find_task(name: str) -> str:
+    """The task of this name, with - or _.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
     known = tasks()
     dashed = name.replace("_", "-")
     if dashed in known:
         return dashed
     close = difflib.get_close_matches(dashed, known, n=1, cutoff=0.3)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise argparse.ArgumentTypeError(f"unknown task {name!r}; {hint}Tasks: {', '.join(known)}")
+    raise ValueError(f"unknown task {name!r}; {hint}Tasks: {', '.join(known)}")
+
+
+def _task(name: str) -> str:
+    try:
+        return find_task(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -124,6 +139,12 @@ def _analyze(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     import_module("maxsup_hf.bench").main(args.rest)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from maxsup_hf.comparison.command import main as compare
+
+    compare(args.rest, tasks(), find_task)
 
 
 def _losses(args: argparse.Namespace) -> None:
