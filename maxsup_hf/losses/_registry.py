@@ -30,7 +30,7 @@ class LossSpec:
 
     Attributes:
         name: what users type; `"a+b"` for a sum of losses.
-        formula: (arguments, **parameters and options) -> (term on the label, penalty), each (N,).
+        formula: `(arguments, **parameters and options) -> (term on the label, penalty)`, each (N,).
         arguments: what the formula takes, in its order: names of row numbers and of `INPUTS`.
         parameters: its numbers.
         options: its words and switches, with what each may be.
@@ -140,7 +140,7 @@ def register_loss(
     state: type | None = None,
     **ends: float | None,
 ) -> Callable[[Formula], Formula]:
-    """Decorator that puts a formula on `create_loss`, the `--loss` flag and everything built on them.
+    """Decorator that puts a formula on `create_loss`, the `--loss` flag and everything built on them::
 
         @register_loss("half_maxsup")
         def half_maxsup(cross_entropy, top, mean, *, alpha=0.1):
