@@ -128,7 +128,8 @@ def run(args: argparse.Namespace) -> Path:
     Raises:
         ValueError, TypeError, OSError, ImportError: bad input, in one line; nothing was written.
     """
-    from maxsup_hf.analysis.analyze import Subject, analyze  # which needs matplotlib
+    from maxsup_hf.analysis.analyze import analyze  # which needs matplotlib
+    from maxsup_hf.analysis.seen import Subject
 
     _check(args)
     loaded = [_load_model(source, args) for source in args.models]

@@ -57,7 +57,7 @@ def main() -> None:
     if not analysis.exists():
         maxsup_hf("analyze", str(folder), *analyze, "--output_dir", str(analysis))
     (folder / "figures").mkdir(exist_ok=True)
-    for figure in (analysis / "figures").glob("*.png"):  # whose names end with the number and name of the model, the only one
+    for figure in (analysis / "figures").glob("*.png"):  # named after the model where it is of one alone
         shutil.copy(figure, folder / "figures" / f"{figure.stem.removesuffix(f'-1-{args.name}')}.png")
     maxsup_hf("card", str(folder))
     shutil.rmtree(HERE / args.name, ignore_errors=True)

@@ -87,7 +87,7 @@ def load_record(folder: str | Path) -> dict[str, Any]:
 
 def _last_evaluation(history: list[dict[str, Any]]) -> dict[str, float]:
     """The last evaluation's metrics; a callback's geometry of it is an entry of its own."""
-    found = {}
+    found: dict[str, float] = {}
     for sign in ("eval_", "feature_"):
         entries = [entry for entry in history if any(key.startswith(sign) for key in entry)]
         found |= _measured(entries[-1]) if entries else {}
