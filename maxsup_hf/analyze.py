@@ -35,6 +35,7 @@ from transformers.models.auto.modeling_auto import (
 from maxsup_hf.analysis.store import data_fingerprint
 from maxsup_hf.checks import read_column
 from maxsup_hf.hub.record import RECORD
+from maxsup_hf.scripts.body.arguments import first_free, in_use
 from maxsup_hf.scripts.body.columns import check_strings, find_column, is_image
 from maxsup_hf.scripts.body.embedded import digits, names_in_languages
 from maxsup_hf.scripts.body.labels import class_names, find_label_column, label_names, without_hidden_test
@@ -102,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, … (default: an accelerator where there is one)")
     add("--cache_dir", help="where features and logits are kept (default: maxsup_hf/features in the Hugging Face cache)")
     add("--no_cache", action="store_true", help="keep no features and logits")
-    add("--output_dir", default="outputs/analysis", help="new folder for the report (default: outputs/analysis)")
+    add("--output_dir", help="new folder for the report (default: outputs/analysis, or the first of -2, -3, … that is free)")
     return flags
 
 
@@ -176,8 +177,9 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if not 0 < args.train_val_split < 1:
         raise ValueError(f"train_val_split must lie between 0 and 1 (both excluded), got {args.train_val_split}")
-    folder = Path(args.output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if args.output_dir is None:
+        args.output_dir = first_free("outputs/analysis")
+    elif in_use(args.output_dir):
         raise FileExistsError(f"output_dir: {args.output_dir!r} is not empty; name another folder")
 
 
