@@ -54,8 +54,8 @@ def experiments(data: Path) -> dict[str, list[str]]:
             "--max_eval_samples", "750", "--max_test_samples", "3000",
         ],
         "sst2": [
-            "text-classification", "--losses", THREE, *sst2, *fine_tune, "--num_train_epochs", "1", "--learning_rate", "1e-4",
-            "--max_train_samples", "1600",
+            "text-classification", "--losses", THREE, *sst2, *fine_tune, "--num_train_epochs", "1",
+            "--learning_rate", "1e-4", "--max_train_samples", "1600",
         ],
         "wnut17": [
             "token-classification", "--losses", THREE, *wnut17, *fine_tune, "--num_train_epochs", "1",
@@ -64,7 +64,8 @@ def experiments(data: Path) -> dict[str, list[str]]:
         # The default causal model (1 M parameters), 300 steps.
         "shakespeare": [
             "language-modeling", "--losses", THREE, "--train_file", f"{data}/tiny_shakespeare/train.parquet",
-            "--validation_file", f"{data}/tiny_shakespeare/validation.parquet", "--max_steps", "300", "--eval_strategy", "no",
+            "--validation_file", f"{data}/tiny_shakespeare/validation.parquet", "--max_steps", "300",
+            "--eval_strategy", "no",
         ],
         # English to German by the default encoder-decoder, 300 steps; label smoothing's home ground.
         "multi30k": [
