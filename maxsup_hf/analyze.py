@@ -38,12 +38,13 @@ from maxsup_hf.hub.record import RECORD
 from maxsup_hf.scripts.body.arguments import first_free, in_use
 from maxsup_hf.scripts.body.columns import check_strings, find_column, is_image
 from maxsup_hf.scripts.body.embedded import digits, names_in_languages
+from maxsup_hf.scripts.body.images import as_images, check_images
 from maxsup_hf.scripts.body.labels import class_names, find_label_column, label_names, without_hidden_test
 from maxsup_hf.scripts.body.loading import FORMATS, USUAL_NAMES, Splits, load_file, load_named, loading
 from maxsup_hf.scripts.body.models import hub_options, load_config
 from maxsup_hf.scripts.body.splits import hold_out_validation, stratified_indices
 from maxsup_hf.scripts.body.tokenizers import build_tokenizer, max_length
-from maxsup_hf.scripts.image_classification import IMAGE_NAMES, as_images, to_pixels
+from maxsup_hf.scripts.image_classification import IMAGE_NAMES, to_pixels
 from maxsup_hf.scripts.text_classification import TextClassificationArguments, text_columns, tokenize
 
 IMAGE, TEXT = "image-classification", "text-classification"
@@ -204,7 +205,8 @@ def load_data(task: str, args: argparse.Namespace) -> tuple[Data, list[str]]:
                 dataset, "image_column_name", args.image_column_name, fits=is_image, names=IMAGE_NAMES, taken=[label_column]
             )
         ]
-        dataset = as_images(dataset, columns[0], split)
+        dataset = as_images(dataset, columns[0], "image_column_name", split)
+        check_images(dataset, columns[0], "image_column_name", split)
     else:
         columns = text_columns(dataset, args.text_column_name, label_column)
         for column in columns:
