@@ -4,7 +4,7 @@
     python model_cards/publish.py cifar10-maxsup --data DATA --push me/cifar10-maxsup
 
 The card and its figures are copied to a folder of the name here. DATA is as for experiments.py. What is done is kept in the
-folder `runs`, and a second call goes on with the next step.
+folder `runs`, and a second call goes on with the next step. Other flags go to the training.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from pathlib import Path
 
 from experiments import minilm
 
-HERE = Path(__file__).parent
 SHOWN = ("accuracy", "nll", "ece", "confidence_when_wrong", "feature_within", "feature_r2")
 
 
@@ -48,22 +47,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path())
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--push", metavar="REPO", help="owner/name on the Hub")
-    args = parser.parse_args()
+    parser.add_argument("--cards", type=Path, default=Path(__file__).parent, help="folder of cards (this one)")
+    args, more = parser.parse_known_args()
     train, analyze = models(args.data)[args.name]
     folder, analysis = args.runs / args.name, args.runs / f"{args.name}-analysis"
     if not (folder / "run.json").exists():
         maxsup_hf("train", *train, "--loss", "maxsup", "--save_strategy", "no", "--log_feature_geometry", "true",
-                  "--output_dir", str(folder))  # fmt: skip
+                  "--output_dir", str(folder), *more)  # fmt: skip
     if not analysis.exists():
         maxsup_hf("analyze", str(folder), *analyze, "--output_dir", str(analysis))
     (folder / "figures").mkdir(exist_ok=True)
     for figure in (analysis / "figures").glob("*.png"):  # named after the model where it is of one alone
         shutil.copy(figure, folder / "figures" / f"{figure.stem.removesuffix(f'-1-{args.name}')}.png")
     maxsup_hf("card", str(folder))
-    shutil.rmtree(HERE / args.name, ignore_errors=True)
-    shutil.copytree(folder / "figures", HERE / args.name / "figures")
-    shutil.copy(folder / "README.md", HERE / args.name / "README.md")
-    shutil.copy(folder / "run.json", HERE / args.name / "run.json")
+    shutil.rmtree(args.cards / args.name, ignore_errors=True)
+    shutil.copytree(folder / "figures", args.cards / args.name / "figures")
+    shutil.copy(folder / "README.md", args.cards / args.name / "README.md")
+    shutil.copy(folder / "run.json", args.cards / args.name / "run.json")
     results = json.loads((folder / "all_results.json").read_text())
     found = {k: next((results[p + k] for p in ("test_", "eval_", "") if p + k in results), None) for k in SHOWN}
     print(f"| [{args.name}]({args.name}) | " + " | ".join("" if v is None else f"{v:.4f}" for v in found.values()) + " |")
