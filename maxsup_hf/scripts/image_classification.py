@@ -29,6 +29,7 @@ from maxsup_hf.scripts.body.images import as_images, check_images
 from maxsup_hf.scripts.body.labels import classification_splits, find_label_column
 from maxsup_hf.scripts.body.loading import Splits, load_splits, loading
 from maxsup_hf.scripts.body.models import build_model, hub_options, load_config, set_classes
+from maxsup_hf.scripts.body.recipes import Recipes
 from maxsup_hf.trainer import MaxSupTrainer
 
 TASK = "image-classification"
@@ -55,6 +56,7 @@ FINE_TUNING = {
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
 }
+RECIPES = Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
 
 
 @dataclass
@@ -86,14 +88,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(
-        ImageClassificationArguments,
-        argv,
-        task=TASK,
-        embedded=EMBEDDED,
-        from_scratch=FROM_SCRATCH,
-        fine_tuning=FINE_TUNING,
-    )
+    args, training_args = parse(ImageClassificationArguments, argv, TASK, RECIPES)
     config = load_config(args)
     with training_args.main_process_first(desc="loading the data"):
         splits, image_column, names = _load_images(args, config)

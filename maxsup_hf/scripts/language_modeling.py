@@ -53,6 +53,7 @@ FROM_SCRATCH = {
 }
 EMBEDDED = {**FROM_SCRATCH, "save_total_limit": 2}
 FINE_TUNING = {**recipes.FINE_TUNING, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8}
+RECIPES = recipes.Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
 
 VOCABULARY_SIZE = 2_000
 DEFAULT_BLOCK = 128  # of the default models
@@ -86,14 +87,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(
-        LanguageModelingArguments,
-        argv,
-        task=TASK,
-        embedded=EMBEDDED,
-        from_scratch=FROM_SCRATCH,
-        fine_tuning=FINE_TUNING,
-    )
+    args, training_args = parse(LanguageModelingArguments, argv, TASK, RECIPES)
     config = load_config(args)
     if config is not None and not args.mlm:
         _check_causal(config, args)

@@ -77,14 +77,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(
-        QuestionAnsweringArguments,
-        argv,
-        task=TASK,
-        embedded=EMBEDDED,
-        from_scratch=recipes.FROM_SCRATCH,
-        fine_tuning=recipes.FINE_TUNING,
-    )
+    args, training_args = parse(QuestionAnsweringArguments, argv, TASK, recipes.TEXTS._replace(embedded=EMBEDDED))
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits = _load_questions(args)

@@ -31,6 +31,7 @@ from maxsup_hf.scripts.body.images import as_images
 from maxsup_hf.scripts.body.loading import Splits, load_splits, loading
 from maxsup_hf.scripts.body.masks import count_classes, find_columns, load_pair_folder, to_array
 from maxsup_hf.scripts.body.models import build_model, hub_options, load_config, set_classes
+from maxsup_hf.scripts.body.recipes import Recipes
 from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
 from maxsup_hf.trainer import MaxSupTrainer
 
@@ -57,6 +58,7 @@ FINE_TUNING = {
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
 }
+RECIPES = Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
 
 
 @dataclass
@@ -89,14 +91,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(
-        SemanticSegmentationArguments,
-        argv,
-        task=TASK,
-        embedded=EMBEDDED,
-        from_scratch=FROM_SCRATCH,
-        fine_tuning=FINE_TUNING,
-    )
+    args, training_args = parse(SemanticSegmentationArguments, argv, TASK, RECIPES)
     config = load_config(args) or _default_config()
     # UPerNet calls it otherwise; the Trainer, which counts the pixels of a batch, reads the usual name
     ignore_index = getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", 255))

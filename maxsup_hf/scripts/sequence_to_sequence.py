@@ -49,6 +49,7 @@ WRITES = {"predict_with_generate": True}
 FROM_SCRATCH = {**recipes.FROM_SCRATCH, **WRITES, "learning_rate": 3e-3}
 EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 4, "save_total_limit": 2, "max_target_length": 48}
 FINE_TUNING = {**recipes.FINE_TUNING, **WRITES, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 32}
+RECIPES = recipes.Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
 
 
 @dataclass
@@ -78,15 +79,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(
-        SequenceToSequenceArguments,
-        argv,
-        task=TASK,
-        embedded=EMBEDDED,
-        from_scratch=FROM_SCRATCH,
-        fine_tuning=FINE_TUNING,
-        training_class=MaxSupSeq2SeqTrainingArguments,
-    )
+    args, training_args = parse(SequenceToSequenceArguments, argv, TASK, RECIPES, MaxSupSeq2SeqTrainingArguments)
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, columns = _load_pairs(args)

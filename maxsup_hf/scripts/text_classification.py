@@ -51,14 +51,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(
-        TextClassificationArguments,
-        argv,
-        task=TASK,
-        embedded=recipes.EMBEDDED,
-        from_scratch=recipes.FROM_SCRATCH,
-        fine_tuning=recipes.FINE_TUNING,
-    )
+    args, training_args = parse(TextClassificationArguments, argv, TASK, recipes.TEXTS)
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, columns, names = _load_texts(args, config)

@@ -12,6 +12,7 @@ from maxsup_hf.scripts.body.arguments import parse
 from maxsup_hf.scripts.body.columns import find_column, is_string
 from maxsup_hf.scripts.body.embedded import LANGUAGES, digits, names_in_languages
 from maxsup_hf.scripts.body.labels import encode_labels, find_label_column
+from maxsup_hf.scripts.body.recipes import Recipes
 from maxsup_hf.scripts.body.splits import hold_out_validation, stratified_indices
 from tests.scripts.conftest import texts, write
 
@@ -20,10 +21,12 @@ def flags(*argv):
     return parse(
         text_classification.TextClassificationArguments,
         list(argv),
-        task="text-classification",
-        embedded={"num_train_epochs": 11, "learning_rate": 0.25, "weight_decay": 0.5},
-        from_scratch={"num_train_epochs": 12},
-        fine_tuning={"num_train_epochs": 13},
+        "text-classification",
+        Recipes(
+            embedded={"num_train_epochs": 11, "learning_rate": 0.25, "weight_decay": 0.5},
+            from_scratch={"num_train_epochs": 12},
+            fine_tuning={"num_train_epochs": 13},
+        ),
     )
 
 

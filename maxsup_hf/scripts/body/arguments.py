@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -20,6 +20,7 @@ from maxsup_hf.arguments import MaxSupTrainingArguments
 from maxsup_hf.checkpoints import damage, last_checkpoint
 from maxsup_hf.hub.mixin import destination
 from maxsup_hf.hub.push import prepare
+from maxsup_hf.scripts.body.recipes import Recipes
 
 
 def flag(help: str, default: Any = None) -> Any:
@@ -83,11 +84,8 @@ Arguments = TypeVar("Arguments", bound=ScriptArguments)
 def parse(
     arguments_class: type[Arguments],
     argv: Sequence[str] | None,
-    *,
     task: str,
-    embedded: Mapping[str, Any],
-    from_scratch: Mapping[str, Any],
-    fine_tuning: Mapping[str, Any],
+    recipes: Recipes,
     training_class: type[Any] = MaxSupTrainingArguments,
 ) -> tuple[Arguments, Any]:
     """Read the flags of a script.
@@ -99,9 +97,7 @@ def parse(
         arguments_class: the script's own flags.
         argv: the command line without the program; `None` is `sys.argv[1:]`.
         task: `"image-classification"`; names the program in `--help` and the default output folder.
-        embedded: flag -> value, recipe for a random model on the embedded data.
-        from_scratch: recipe for a random model on the user's data.
-        fine_tuning: recipe with `--model_name_or_path`.
+        recipes: of the task.
         training_class: the dataclass of the training arguments.
 
     Returns:
@@ -129,7 +125,8 @@ def parse(
     given, unknown = parser.parse_known_args(without_help)
     if unknown:
         _raise_unknown("argument", unknown[0], parser._option_string_actions)
-    recipe = fine_tuning if given.model_name_or_path else from_scratch if data_flags(given) else embedded
+    on_own_data = recipes.fine_tuning if given.model_name_or_path else recipes.from_scratch
+    recipe = on_own_data if given.model_name_or_path or data_flags(given) else recipes.embedded
     output_dir, checkpoint = _output_dir(given.output_dir, given.resume_from_checkpoint, f"outputs/{task}")
     parser.set_defaults(**{**recipe, **config, "output_dir": output_dir})
     args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)

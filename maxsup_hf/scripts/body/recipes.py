@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Recipes(NamedTuple):
+    """Training arguments that a task starts from, flag -> value.
+
+    Attributes:
+        embedded: for a random model on the embedded data.
+        from_scratch: for a random model on the user's data.
+        fine_tuning: with `--model_name_or_path`.
+    """
+
+    embedded: Mapping[str, Any]
+    from_scratch: Mapping[str, Any]
+    fine_tuning: Mapping[str, Any]
+
+
 EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 50}
 FROM_SCRATCH = {
     **EVERY_EPOCH,
@@ -22,3 +40,4 @@ FINE_TUNING = {
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
 }
+TEXTS = Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
