@@ -77,6 +77,13 @@ class MaxSupArgumentsMixin:
             'or alpha=0.1,alpha_end=0.2; of a sum those of each: \'{"maxsup": {"alpha": 0.1}, "z_loss": {"lam": 1e-4}}\''
         },
     )
+    fused_linear_loss: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute the loss of a language model from its hidden states and output embedding in chunks: the logits "
+            "of a whole batch are never made. Less memory, the same gradients; evaluation is untouched."
+        },
+    )
     resume_with_other_loss: bool = field(
         default=False,
         metadata={"help": "Allow resume_from_checkpoint with another loss or other loss_kwargs than the checkpoint's."},
@@ -96,7 +103,9 @@ class MaxSupArgumentsMixin:
             epochs = math.ceil(getattr(self, "num_train_epochs", 1))
             for key in [key for key, value in self.loss_kwargs.items() if str(value).startswith("epoch")]:
                 self.loss_kwargs.setdefault(f"{prefix_of(key)}epochs", epochs)
-        create_loss(self.loss, **self.loss_kwargs)
+        loss = create_loss(self.loss, **self.loss_kwargs)
+        if self.fused_linear_loss:
+            loss.check_row_numbers("fused_linear_loss")
         super().__post_init__()  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,6 +126,8 @@ class MaxSupTrainingArguments(MaxSupArgumentsMixin, TrainingArguments):
         loss: registered name of the training loss. Default `"maxsup"`.
         loss_kwargs: its parameters, as a dict, a JSON string or `"key=value,…"`. Default: the loss's own defaults; for
             `maxsup` alpha rises linearly from 0.1 to 0.2 over training (arXiv 2502.15798).
+        fused_linear_loss: train language models without making their logits, see `maxsup_hf.fused_linear_loss`. Default
+            False.
         resume_with_other_loss: allow resuming a checkpoint of another loss or other loss_kwargs. Default False: refused.
         Everything else: see `transformers.TrainingArguments`.
     """

@@ -73,6 +73,22 @@ def check_liger(args: Any) -> None:
         )
 
 
+def check_fused(args: Any, model: nn.Module) -> None:
+    """Refuse ways to run a model in which its output embedding cannot be left to the loss.
+
+    Raises:
+        ValueError: torch.compile, DataParallel, or DeepSpeed ZeRO-3.
+    """
+    stage = getattr(getattr(args, "hf_deepspeed_config", None), "is_zero3", lambda: False)
+    for found, fix in (
+        (args.torch_compile or hasattr(model, "_orig_mod"), "torch.compile: leave torch_compile out"),
+        (args.n_gpu > 1, "torch's DataParallel: start one process for each GPU with `accelerate launch` or torchrun"),
+        (stage(), "DeepSpeed ZeRO-3, which shards each layer by itself: use ZeRO-2 or FSDP"),
+    ):
+        if found:
+            raise ValueError(f"fused_linear_loss cannot be combined with {fix}, or leave fused_linear_loss out")
+
+
 def check_float_labels(labels: Tensor, model: nn.Module) -> None:
     """Floating labels are class probabilities, one row of K that sums to 1 for each prediction.
 

@@ -7,6 +7,7 @@ adds the parts of the loss.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallba
 
 from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupTrainingArguments, parse_loss_kwargs
 from maxsup_hf.checkpoints import CheckpointMixin
-from maxsup_hf.checks import check_float_labels, check_head, check_liger, check_train_dataset, head_problem
+from maxsup_hf.checks import check_float_labels, check_fused, check_head, check_liger, check_train_dataset, head_problem
 from maxsup_hf.counting import IGNORE_INDEX, LabelCount, Shares, count_labels
 from maxsup_hf.hub.mixin import HubMixin
+from maxsup_hf.lazy_logits import NeedsLogitsError, lazy, output_embedding
 from maxsup_hf.loss_state import load_loss, save_loss
 from maxsup_hf.losses import create_loss
 from maxsup_hf.mixup import MixupCollator
@@ -91,6 +93,9 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         self.check_output()
         check_head(self.model, self.args.loss)
         check_train_dataset(self.train_dataset, self.model)
+        if self.args.fused_linear_loss:
+            output_embedding(self.model)
+            check_fused(self.args, self.model)
         if self.loss_function.state is not None and self.args.n_gpu > 1:
             raise ValueError(
                 f"loss={self.args.loss!r} learns from batch to batch, which torch's DataParallel does in threads that do "
@@ -147,8 +152,13 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         seam.soft_labels = soft_labels
         seam.shares = Shares(counts, self._totals, self._loss_shifts_labels)
         try:
-            with seam.swapped(model):
+            fused = lazy(output_embedding(self.model)) if self.args.fused_linear_loss else nullcontext()
+            with seam.swapped(model), fused:
                 loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
+        except NeedsLogitsError as error:
+            raise ValueError(
+                f"fused_linear_loss cannot serve {type(self.model).__name__}, which {error}: leave fused_linear_loss out"
+            ) from error
         except Exception as error:
             if seam.outputs or should_reduce_batch_size(error):
                 raise
