@@ -41,11 +41,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     train.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the task")
     train.set_defaults(command=_train)
 
+    compare = commands.add_parser("compare", help="train with several losses and seeds, and report", add_help=False)
+    compare.set_defaults(command=_compare)
+
     losses = commands.add_parser("losses", help="list the losses with their parameters and defaults")
     losses.set_defaults(command=_losses)
 
     card = commands.add_parser("card", help="write the model card of a training anew, from what it recorded")
     card.add_argument("folder", metavar="DIR", help="the output_dir of a training")
+    card.add_argument("--benchmark", metavar="OWNER/NAME", help="also write a result for this benchmark's leaderboard")
+    card.add_argument("--task_id", help="the task's name in the benchmark")
+    card.add_argument("--metric", default="test_accuracy", help="which result it is (test_accuracy)")
+    card.add_argument("--benchmark_revision", metavar="SHA", help="of the benchmark's data")
     card.set_defaults(command=_card)
 
     push = commands.add_parser("push", help="push a trained model to the Hugging Face Hub")
@@ -56,24 +63,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     push.add_argument("--create-pr", action="store_true", help="make a pull request instead of a commit")
     push.set_defaults(command=_push)
 
+    analyze = commands.add_parser("analyze", help="look at trained classifiers: figures and a report", add_help=False)
+    analyze.set_defaults(command=_analyze)
+
     bench = commands.add_parser("bench", help="measure time and memory of a loss on this machine", add_help=False)
     bench.set_defaults(command=_bench)
 
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command is not _bench:
+    if rest and args.command not in (_analyze, _bench, _compare):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     args.command(args)
 
 
-def _task(name: str) -> str:
+def find_task(name: str) -> str:
+    """The task of this name, with - or _.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
     known = tasks()
     dashed = name.replace("_", "-")
     if dashed in known:
         return dashed
     close = difflib.get_close_matches(dashed, known, n=1, cutoff=0.3)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise argparse.ArgumentTypeError(f"unknown task {name!r}; {hint}Tasks: {', '.join(known)}")
+    raise ValueError(f"unknown task {name!r}; {hint}Tasks: {', '.join(known)}")
+
+
+def _task(name: str) -> str:
+    try:
+        return find_task(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -81,10 +103,15 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _card(args: argparse.Namespace) -> None:
-    from maxsup_hf.hub.card import write_card
+    from maxsup_hf.hub.card import write_benchmark_result, write_card
 
     try:
+        if (args.benchmark is None) != (args.task_id is None):
+            raise ValueError("a result for a benchmark needs both --benchmark and --task_id")
         print(write_card(args.folder))
+        if args.benchmark is not None:
+            given = args.benchmark, args.task_id, args.metric, args.benchmark_revision
+            print(write_benchmark_result(args.folder, *given))
     except ValueError as error:
         print("error:", error, file=sys.stderr)
         raise SystemExit(2) from error
@@ -106,8 +133,18 @@ def _push(args: argparse.Namespace) -> None:
     print(f"pushed to {info.pr_url or info.commit_url}")
 
 
+def _analyze(args: argparse.Namespace) -> None:
+    import_module("maxsup_hf.analyze").main(args.rest)
+
+
 def _bench(args: argparse.Namespace) -> None:
     import_module("maxsup_hf.bench").main(args.rest)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from maxsup_hf.comparison.command import main as compare
+
+    compare(args.rest, tasks(), find_task)
 
 
 def _losses(args: argparse.Namespace) -> None:

@@ -74,9 +74,9 @@ def vocab_parallel_loss(
     rows = local_logits.reshape(-1, local_logits.shape[-1])
     valid, target = split_ignored(labels.reshape(-1), ignore_index)
     ones = valid.to(upcast(rows).dtype)
-    scale = torch.autograd.grad(  # what a row's value is multiplied by: reduction knows, and it is linear
-        reduce(ones.requires_grad_(), valid, reduction, num_items_in_batch), ones
-    )[0]
+    with torch.enable_grad():  # what a row's value is multiplied by: reduction knows, and it is linear
+        total = reduce(ones.requires_grad_(), valid, reduction, num_items_in_batch)
+    (scale,) = torch.autograd.grad(total, ones)
     values = {**made.values(progress), **made.options}
     return _Parallel.apply(rows, target, scale, vocab_start, group, made.spec.formula, made.spec.numbers, values)
 

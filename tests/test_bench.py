@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from maxsup_hf import bench, cli, create_loss, list_losses
+from maxsup_hf.bench import linear, logits
 
 
 def run(*flags):
@@ -50,7 +51,7 @@ def test_every_loss(name):
 
 @pytest.mark.parametrize("what", ["value", "gradient"])
 def test_a_wrong_loss_is_not_timed(what, monkeypatch):
-    right = bench.candidates
+    right = logits.candidates
 
     def wrong(*args):
         found = right(*args)
@@ -60,24 +61,47 @@ def test_a_wrong_loss_is_not_timed(what, monkeypatch):
         )
         return found
 
-    monkeypatch.setattr(bench, "candidates", wrong)
+    monkeypatch.setattr(logits, "candidates", wrong)
     with pytest.raises(ArithmeticError, match="loss is wrong: loss .* is right, gradient off by"):
         run("--shapes", "16x10", "--no-compile")
 
 
+def test_fused_linear(tmp_path, capsys):
+    report = run("--linear_shapes", "300x32x500", "--output", str(tmp_path / "linear.json"))
+    assert report["results"] == [] and json.loads((tmp_path / "linear.json").read_text()) == report
+    (row,) = report["linear_results"]
+    assert row["shape"] == [300, 32, 500] and row["logits_bytes"] == 300 * 500 * 4
+    assert set(row["ratios"]) == set(linear.NEIGHBOURS) and row["ignored_to_full"] > 0
+    assert row["peak_bytes"]["fused"] < row["peak_bytes"]["unfused"] < row["peak_bytes"]["unfused label smoothing"]
+    assert row["gradient_error"] < 1e-5
+    assert "| 300×32×500 | float32 |" in capsys.readouterr().out
+
+
+def test_a_wrong_fused_loss_is_not_timed(monkeypatch):
+    right = linear.candidates
+
+    def wrong(loss, problem):
+        found = right(loss, problem)
+        return found | {"fused": lambda: found["fused"]() + 1e-3 * (problem.weight.sum() - problem.weight.sum().detach())}
+
+    monkeypatch.setattr(linear, "candidates", wrong)
+    with pytest.raises(ArithmeticError, match="gradient of weight off by"):
+        run("--linear_shapes", "30x8x50")
+
+
 def test_the_measure_of_memory():
-    problem = bench.Problem(100, 1000, torch.float32, torch.device("cpu"))
-    clones = bench.Candidate(lambda z, _: z.detach().clone() + z.detach().clone() * 0, backward=False)
+    problem = logits.Problem(100, 1000, torch.float32, torch.device("cpu"))
+    clones = logits.Candidate(lambda z, _: z.detach().clone() + z.detach().clone() * 0, backward=False)
     assert problem.peak(clones) == pytest.approx(3 * 4 * 100 * 1000, rel=1e-4)
 
 
 def test_the_reference_is_the_plain_path_whatever_the_cut(monkeypatch):
-    problem, loss = bench.Problem(50, 20, torch.float32, torch.device("cpu")), create_loss("maxsup")
-    whole = bench.reference(loss, problem)
-    logits = problem.source.double().requires_grad_()
-    value = loss(logits, problem.labels, kernel="plain")
+    problem, loss = logits.Problem(50, 20, torch.float32, torch.device("cpu")), create_loss("maxsup")
+    whole = logits.reference(loss, problem)
+    leaf = problem.source.double().requires_grad_()
+    value = loss(leaf, problem.labels, kernel="plain")
     value.backward()
-    torch.testing.assert_close(whole, (value.detach(), logits.grad))
+    torch.testing.assert_close(whole, (value.detach(), leaf.grad))
 
 
 @pytest.mark.parametrize(
@@ -85,6 +109,7 @@ def test_the_reference_is_the_plain_path_whatever_the_cut(monkeypatch):
     [
         (["--shapes", "64"], "expected rows x classes as 64x10"),
         (["--shapes", "64x1"], "at least 2 classes"),
+        (["--linear_shapes", "64x10"], "expected rows x width x classes as 2048x512x32000"),
         (["--dtypes", "int8"], "expected some of float32, bfloat16, float16, got 'int8'"),
         (["--loss", "maxup"], "invalid choice: 'maxup'"),
     ],

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
+from maxsup_hf.kernels.traced import traced_stats
 from maxsup_hf.logit_stats import NUMBERS, logit_stats, reference_logit_stats
 from tests import plain
 
@@ -107,7 +108,7 @@ def test_large_logits_keep_their_digits():
     assert logit_stats(logits, torch.tensor([0]))["cross_entropy"].item() == pytest.approx(exact, rel=1e-6)
 
 
-@pytest.mark.parametrize("stats", [logit_stats, reference_logit_stats])
+@pytest.mark.parametrize("stats", [logit_stats, reference_logit_stats, traced_stats])
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (100, 0), (1000, 0), (1, 1000)])
 def test_gradients_at_large_logits_keep_their_digits(scale, offset, stats):
     """Float32 ends in the seventh digit: of the softmax, not of logits that are a thousand times larger."""

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from maxsup_hf import create_loss, ls_decomposition
+from tests.chromium import chromium, needs_chromium
 
 SPACE = Path(__file__).parents[1] / "examples" / "space"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on PATH (Debian: apt-get install chromium)")
 RUN = """
 const answers = CASES.map(([z, label, alpha]) => [losses(z, label, alpha), decomposition(z, label, alpha)]);
 """
@@ -46,13 +45,6 @@ def test_arithmetic_in_node():
     script = f"const {{losses, decomposition}} = require({str(SPACE / 'app.js')!r});\nconst CASES = {json.dumps(cases())};"
     script += RUN + "console.log(JSON.stringify(answers));"
     check(json.loads(subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True).stdout))
-
-
-def chromium(*flags, profile):
-    quiet = ("gpu", "quic", "background-networking", "component-update", "sync")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--no-first-run", f"--user-data-dir={profile}"]
-    command += [*(f"--disable-{name}" for name in quiet), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @needs_chromium

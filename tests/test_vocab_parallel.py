@@ -43,6 +43,8 @@ def on_a_rank(rank, world, store, results):
                 forward = len(calls)
                 (2 * value).backward()
                 found[dtype, name, case] = value.detach(), mine.grad, forward, len(calls) - forward
+                with torch.no_grad():  # as in evaluation
+                    assert torch.equal(vocab_parallel_loss(mine, labels, loss=name, vocab_start=start, **kwargs), value)
     torch.save(found, f"{results}.{rank}")
     dist.barrier()
     dist.destroy_process_group()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from jinja2 import ChainableUndefined, Environment
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -53,6 +53,40 @@ def write_card(folder: str | Path) -> Path:
     front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     path.write_text(f"---\n{front}---\n\n{text}\n", encoding="utf-8")
     read_card(path)
+    return path
+
+
+def write_benchmark_result(
+    folder: str | Path, dataset_id: str, task_id: str, metric: str = "test_accuracy", revision: str | None = None
+) -> Path:
+    """Write a measured result in the Hub's format for benchmarks, with which it shows on the benchmark's leaderboard.
+
+    Args:
+        folder: `output_dir` of a training.
+        dataset_id: of the benchmark on the Hub.
+        task_id: of the task in the benchmark's `eval.yaml`.
+        metric: which result, a key of `all_results.json`.
+        revision: sha of the benchmark's data that was evaluated on.
+
+    Returns:
+        `.eval_results/{dataset}_{task}.yaml` in the folder; written anew if it is there.
+
+    Raises:
+        ValueError: no such result, or a dataset's id or a task's that is none.
+    """
+    results = load_record(folder).get("results", {})
+    if metric not in results:
+        raise ValueError(
+            f"metric must be one of the run's results, {', '.join(results) or 'of which there are none'}; got {metric!r}"
+        )
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset_id):
+        raise ValueError(f"benchmark must be a data set's id on the Hub, as owner/name, got {dataset_id!r}")
+    if not re.fullmatch(r"[\w.-]+", task_id):
+        raise ValueError(f"task_id must be the name of a task in the benchmark's eval.yaml, got {task_id!r}")
+    entry = EvalResultEntry(dataset_id=dataset_id, task_id=task_id, value=results[metric], dataset_revision=revision)
+    path = Path(folder) / ".eval_results" / f"{dataset_id.partition('/')[2]}_{task_id}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
     return path
 
 

@@ -14,13 +14,14 @@ The twin is `maxsup_hf.kernels.problem.plain`, which also serves blocks with mas
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from maxsup_hf.kernels import blocks
-from maxsup_hf.kernels.formula import differentiate, linear_coefficients
+from maxsup_hf.kernels.formula import Formula, differentiate, linear_coefficients
 from maxsup_hf.kernels.problem import ALL, Problem, Rows, evaluate, plain, plain_numbers
 
 
@@ -152,7 +153,7 @@ class _Job:
         self.problem, self.names = problem, problem.names
         self.classes = logits.shape[-1]
         self.wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        self.coefficients = _coefficients(problem, self.classes)
+        self.coefficients = _coefficients(problem.formula, problem.numbers, tuple(problem.values.items()), self.classes)
         self.soft = target.is_floating_point()
         self.keeps_z = self.soft or "square" in self.names or "expected" in self.names
         self.sees_masks = self.keeps_z or "mean" in self.names or "classes" in self.names
@@ -317,16 +318,19 @@ class _Job:
         return {name: x.view(sums["top"].shape) for name, x in gradients.items() if name != "classes"}
 
 
-def _coefficients(problem: Problem, classes: int) -> tuple[dict[str, float], dict[str, float]] | None:
-    """Of a formula that is linear where no class is masked, so that `classes` is K."""
-    names = [name for name in problem.numbers if name != "classes"]
-    formula = problem.formula
+@lru_cache(maxsize=64)
+def _coefficients(
+    formula: Formula, numbers: tuple[str, ...], values: tuple[tuple[str, Any], ...], classes: int
+) -> tuple[dict[str, float], dict[str, float]] | None:
+    """Of a formula that is linear where no class is masked, so that `classes` is K. They are found anew for new values only:
+    on small batches that would take as long as all else."""
+    names = [name for name in numbers if name != "classes"]
 
-    def unmasked(*numbers: Any, **values: Any) -> Any:
-        given = dict(zip(names, numbers, strict=True)) | {"classes": classes}
-        return formula(*(given[name] for name in problem.numbers), **values)
+    def unmasked(*given: Any, **values: Any) -> Any:
+        found = dict(zip(names, given, strict=True)) | {"classes": classes}
+        return formula(*(found[name] for name in numbers), **values)
 
-    found = linear_coefficients(formula if len(names) == len(problem.numbers) else unmasked, names, problem.values)
+    found = linear_coefficients(unmasked, names, dict(values))
     if found is None:
         return None
     by_label, by_penalty = ({name: c for name, c in term.items() if c != 0} for term in found)
@@ -373,6 +377,7 @@ def _add_product(total: Tensor, x: Tensor, factor: Any) -> None:
 
 
 def _add_at(total: Tensor, index: Tensor, amount: Any) -> None:
-    if not isinstance(amount, Tensor):
-        amount = torch.full(index.shape, amount, dtype=total.dtype)
-    total.scatter_add_(1, index, amount)
+    if isinstance(amount, Tensor):
+        total.scatter_add_(1, index, amount)
+    else:
+        total.scatter_(1, index, amount, reduce="add")

@@ -118,8 +118,11 @@ class _Linear(torch.autograd.Function):
             if overwrite:
                 finish_gradient(z, of_rows, slopes, t, of_rows["index"])
             else:
-                lse, expected, count = of_rows["exp"].log() + of_rows["top"], numbers.get("expected"), of_rows.get("count")
-                write_gradient(z, z, slopes, lse, t, of_rows["index"], expected=expected, count=count, softcap=head.softcap)
+                expected, count = numbers.get("expected"), of_rows.get("count")
+                write_gradient(
+                    z, z, slopes, of_rows["top"], of_rows["exp"], t, of_rows["index"],
+                    expected=expected, count=count, softcap=head.softcap,
+                )  # fmt: skip
             made.add(chunk, h, weight, z.to(dtype))
             if of_mean is not None:
                 assert mean is not None

@@ -83,7 +83,8 @@ def write_gradient(
     z: Tensor,
     out: Tensor,
     slopes: Mapping[str, Tensor],
-    lse: Tensor,
+    top: Tensor,
+    exp: Tensor,
     label_at: Tensor,
     top_at: Tensor,
     *,
@@ -100,13 +101,14 @@ def write_gradient(
         z: (N, K) logits or a shard of them.
         out: (N, K), may be `z` itself.
         slopes: name of a number -> (N,) what its derivative is multiplied by.
-        lse, expected, count: (N,) of whole rows; the latter two where `expected` and `mean` have a slope.
+        top, exp, expected, count: (N,) of whole rows, as in `row_sums`; the latter two where they have a slope.
         label_at, top_at: (N,) columns of the label and of the top, any valid ones where these are in another shard.
         label_here, top_here: (N,) bool, whether they are in this one; `None` is everywhere.
         valid: (N,) bool; other rows get zeros, whatever they hold.
         softcap: c where `z` is c·tanh(x/c) and the derivative is wanted with respect to x.
     """
-    by_softmax, at_label, at_top = _by_place(slopes, lse)
+    by_softmax, at_label, at_top = _by_place(slopes, exp)
+    share = exp.reciprocal()
     at_label = at_label if label_here is None else torch.where(label_here, at_label, 0)
     at_top = at_top if top_here is None else torch.where(top_here, at_top, 0)
     masks = any(name in slopes for name in MASKABLE)
@@ -117,7 +119,8 @@ def write_gradient(
         bend = None if softcap is None else 1 - (x / softcap).square_()
         taken = x > mask_limit(z.dtype) if masks else None
         inside = torch.where(taken, x, 0) if taken is not None else x
-        g = torch.sub(x, lse[part, None], out=x if in_place else None).exp_()
+        # not exp(z − lse): of large logits the difference has lost the digits that the softmax is made of
+        g = torch.sub(x, top[part, None], out=x if in_place else None).exp_().mul_(share[part, None])
         if "expected" in slopes:
             assert expected is not None
             by = slopes["expected"][part, None]

@@ -39,7 +39,7 @@ class _Traced(torch.autograd.Function):
         exp_sum = e.sum(-1)
         log_sum = exp_sum.log()
         values["top"] = top.squeeze(-1)
-        values["lse"] = lse = log_sum + values["top"]
+        values["lse"] = log_sum + values["top"]
         values["expected"] = expected = (e * kept).sum(-1) / exp_sum
         if target.is_floating_point():
             t = target.to(z.dtype)
@@ -51,26 +51,28 @@ class _Traced(torch.autograd.Function):
         if "classes" in numbers:
             ctx.mark_non_differentiable(values["classes"])
         ctx.numbers = numbers
-        ctx.save_for_backward(logits, target, place, lse, index, count, expected)
+        ctx.save_for_backward(logits, target, place, values["top"], exp_sum, index, count, expected)
         return tuple(values[name] for name in numbers)
 
     @staticmethod
     def backward(ctx, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        logits, target, place, lse, index, count, expected = ctx.saved_tensors
+        logits, target, place, top, exp_sum, index, count, expected = ctx.saved_tensors
         g = {name: grad for name, grad in zip(ctx.numbers, upstream, strict=True) if name != "classes"}
         z = upcast(logits)
         soft = target.to(z.dtype) if target.is_floating_point() else None
-        nothing = torch.zeros_like(lse)
+        nothing = torch.zeros_like(top)
         ce = g.get("cross_entropy", nothing)
-        by_softmax = _stored(g.get("lse", nothing) + (ce if soft is None else ce * soft.sum(-1)))
+        share = 1 / exp_sum
+        by_softmax = _stored(share * (g.get("lse", nothing) + (ce if soft is None else ce * soft.sum(-1))))
         by_target = _stored(g.get("label", nothing) - ce)
         # A row that nothing depends on (an ignored one) gives zeros even where its logits are NaN or infinite.
         used = torch.stack([x != 0 for x in g.values()]).any(0)
-        least = _stored(torch.where(used, torch.full_like(lse, masked_below(logits.dtype)), math.inf))
+        least = _stored(torch.where(used, torch.full_like(top, masked_below(logits.dtype)), math.inf))
 
-        grad = torch.exp(z - lse[:, None])
+        # not exp(z − lse): of large logits the difference has lost the digits that the softmax is made of
+        grad = torch.exp(z - top[:, None])
         if "expected" in g:
-            by_expected = _stored(g["expected"])
+            by_expected = _stored(share * g["expected"])
             grad = grad * (by_softmax + by_expected * (1 + z.clamp_min(masked_below(logits.dtype)) - expected[:, None]))
         else:
             grad = grad * by_softmax

@@ -20,6 +20,7 @@ from transformers import (
     default_data_collator,
 )
 
+from maxsup_hf.callbacks import FeatureGeometryCallback
 from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.scripts.body import run
 from maxsup_hf.scripts.body.arguments import ScriptArguments, flag, parse
@@ -66,6 +67,7 @@ class ImageClassificationArguments(ScriptArguments):
     image_column_name: str | None = flag("Column of the images, or of paths to them (default: found by its type or name).")
     image_processor_name: str | None = flag("Image processor: a Hub id or a folder (default: that of the model).")
     image_size: int = flag("Height and width in pixels that the default model takes; images are resized to it.", 32)
+    log_feature_geometry: bool = flag(run.GEOMETRY_HELP, False)
     mixup_alpha: float = flag("Mix images in training, with shares drawn from Beta(alpha, alpha) (Mixup); 0 is off.", 0.0)
     cutmix_alpha: float = flag("Paste boxes of one image into another in training (CutMix), as --mixup_alpha.", 0.0)
     mixup_prob: float = flag("Probability of mixing, where it is on.", 1.0)
@@ -101,7 +103,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     collator = _collator(args, len(names))
     model = build_model(AutoModelForImageClassification, config, args, training_args.seed)
     processor = _image_processor(args, config)
-    transform = partial(_to_pixels, column=image_column, processor=processor)
+    transform = partial(to_pixels, column=image_column, processor=processor)
     datasets = {split: dataset.with_transform(transform) for split, dataset in splits.items()}
     training_args.remove_unused_columns = False  # the image column is no argument of the model, but becomes one
     trainer = MaxSupTrainer(
@@ -114,6 +116,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=run.classification_metrics,
         preprocess_logits_for_metrics=run.only_logits,
     )
+    if args.log_feature_geometry:
+        trainer.add_callback(FeatureGeometryCallback(trainer))
     return run.Job(trainer, datasets.get("test"), run.card(args, TASK, "handwritten digits of scikit-learn"), args.dry_run)
 
 
@@ -128,12 +132,12 @@ def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | 
         names=IMAGE_NAMES,
         taken=[label_column],
     )
-    splits = {split: _as_images(dataset, column, split) for split, dataset in splits.items()}
+    splits = {split: as_images(dataset, column, split) for split, dataset in splits.items()}
     splits, names = classification_splits(args, splits, [column], label_column, config)
     return splits, column, names
 
 
-def _as_images(dataset: Dataset, column: str, split: str) -> Dataset:
+def as_images(dataset: Dataset, column: str, split: str) -> Dataset:
     """Paths become images, and the first one is opened: the rest decode while training reads them."""
     check_column(dataset, column, "image_column_name", split)
     feature = dataset.features[column]
@@ -165,7 +169,7 @@ def _image_processor(args: ImageClassificationArguments, config: PretrainedConfi
     return ViTImageProcessorPil(size={"height": height, "width": width})  # without torchvision, as it always is there
 
 
-def _to_pixels(batch: dict[str, list[Any]], column: str, processor: Any) -> dict[str, Any]:
+def to_pixels(batch: dict[str, list[Any]], column: str, processor: Any) -> dict[str, Any]:
     images = [image.convert("RGB") for image in batch[column]]
     return {**processor(images, return_tensors="pt"), "labels": batch["labels"]}
 

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from maxsup_hf.callbacks import FeatureGeometryCallback
 from maxsup_hf.checks import read_column
 from maxsup_hf.scripts.body import recipes, run
 from maxsup_hf.scripts.body.arguments import flag, parse
@@ -41,6 +42,7 @@ class TextClassificationArguments(TextArguments):
     text_column_name: str | None = flag(
         "Column of the texts; two names with a comma between them for pairs (default: found by its type or name)."
     )
+    log_feature_geometry: bool = flag(run.GEOMETRY_HELP, False)
 
 
 def prepare(argv: Sequence[str] | None = None) -> run.Job:
@@ -64,7 +66,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         tokenizer = build_tokenizer(args, config, texts)
         config = set_classes(config or default_config(tokenizer), names)
         length = max_length(args, config, tokenizer)
-        splits = {split: _tokenize(dataset, columns, tokenizer, length) for split, dataset in splits.items()}
+        splits = {split: tokenize(dataset, columns, tokenizer, length) for split, dataset in splits.items()}
     model = build_model(AutoModelForSequenceClassification, config, args, training_args.seed)
     trainer = MaxSupTrainer(
         model,
@@ -76,6 +78,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=run.classification_metrics,
         preprocess_logits_for_metrics=run.only_logits,
     )
+    if args.log_feature_geometry:
+        trainer.add_callback(FeatureGeometryCallback(trainer))
     return run.Job(
         trainer, splits.get("test"), run.card(args, TASK, "names in 20 languages from Unicode CLDR"), args.dry_run
     )
@@ -84,7 +88,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 def _load_texts(args: TextClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str], list[str]]:
     splits = load_splits(args, names_in_languages)
     label_column = find_label_column(splits["train"], args.label_column_name)
-    columns = _text_columns(splits["train"], args.text_column_name, label_column)
+    columns = text_columns(splits["train"], args.text_column_name, label_column)
     for split, dataset in splits.items():
         for column in columns:
             check_strings(dataset, column, "text_column_name", split)
@@ -92,7 +96,7 @@ def _load_texts(args: TextClassificationArguments, config: PretrainedConfig | No
     return splits, columns, names
 
 
-def _text_columns(train: Dataset, given: str | None, label_column: str) -> list[str]:
+def text_columns(train: Dataset, given: str | None, label_column: str) -> list[str]:
     """The column of the texts, or the two columns of a pair."""
     named: list[str | None] = [name.strip() for name in given.split(",")] if given else [None]
     if len(named) > 2:
@@ -103,7 +107,7 @@ def _text_columns(train: Dataset, given: str | None, label_column: str) -> list[
     ]
 
 
-def _tokenize(dataset: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+def tokenize(dataset: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
     """Token ids beside the labels. Padding is left to the collator, which pads to the longest text of a batch."""
 
     def encode(batch: dict[str, list[str]]) -> Any:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
+
+from tests.hub.xet import XetStore
 
 TOKENS = {"hf_writer": ("me", "write"), "hf_reader": ("me", "read")}
 ORGANISATIONS = ("my-org",)
@@ -74,9 +77,11 @@ class Hub:
         requests: "METHOD /path" of everything that was asked, in order.
         received: every byte that was sent in a body.
         faults: `Fault`s, of which the first that strikes is taken.
+        xet: store of large files, where clients have hf_xet and may use it; `None`, they are sent over LFS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, xet: XetStore | None = None) -> None:
+        self.xet = xet
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
@@ -296,6 +301,15 @@ def lfs_verify(h: _Handler, body: bytes, oid: str) -> Answer:
     return _json({})
 
 
+def xet_token(h: _Handler, body: bytes, name: str, kind: str, revision: str) -> Answer:
+    h.repo(name, write=kind == "write")
+    if h.hub.xet is None:
+        raise _Refusal(404, "no Xet here")
+    answer, headers = h.hub.xet.connection()
+    status, content, more = _json(answer)
+    return status, content, headers | more
+
+
 def commit(h: _Handler, body: bytes, name: str, revision: str) -> Answer:
     repo = h.repo(name, write=True)
     h.revision(repo, revision)
@@ -308,6 +322,9 @@ def commit(h: _Handler, body: bytes, name: str, revision: str) -> Answer:
         elif entry["key"] == "file":
             files[value["path"]] = base64.b64decode(value["content"])
         elif entry["key"] == "lfsFile":
+            if value["oid"] not in h.hub.objects and h.hub.xet is not None:
+                with tempfile.TemporaryDirectory() as folder:
+                    h.hub.objects[value["oid"]] = h.hub.xet.read(value["oid"], value["size"], folder)
             if value["oid"] not in h.hub.objects:
                 raise _Refusal(400, f"LFS object {value['oid']} was not uploaded")
             files[value["path"]] = h.hub.objects[value["oid"]]
@@ -363,7 +380,11 @@ def resolve(h: _Handler, body: bytes, name: str, revision: str, path: str) -> An
     files = repo.files(h.revision(repo, revision))
     if path not in files:
         raise _Refusal(404, f"Entry not found: {path}", "EntryNotFound")
-    headers = {"ETag": f'"{hashlib.sha256(files[path]).hexdigest()}"', "X-Repo-Commit": repo.head(revision)}
+    sha256 = hashlib.sha256(files[path]).hexdigest()
+    headers = {"ETag": f'"{sha256}"', "X-Repo-Commit": repo.head(revision)}
+    if h.hub.xet is not None and (xet_hash := h.hub.xet.hashes().get(sha256)):
+        route = f"{h.hub.url}/api/models/{name}/xet-read-token/{revision}"
+        headers |= {"X-Xet-Hash": xet_hash, "X-Xet-Refresh-Route": route}
     return 200, files[path], headers
 
 
@@ -381,6 +402,7 @@ ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
     ("POST", f"/{NAME}.git/info/lfs/objects/batch", lfs_batch),
     ("PUT", "/lfs/([0-9a-f]{64})", lfs_put),
     ("POST", "/lfs/([0-9a-f]{64})/verify", lfs_verify),
+    ("GET", f"/api/models/{NAME}/xet-(read|write)-token/{REV}", xet_token),
     ("POST", f"/api/models/{NAME}/commit/{REV}", commit),
     ("POST", f"/api/models/{NAME}/branch/(.+)", branch),
     ("GET", f"/api/models/{NAME}/refs", refs),

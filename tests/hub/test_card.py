@@ -8,10 +8,12 @@ import sys
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli
-from maxsup_hf.hub.card import write_card
+from maxsup_hf.hub.card import write_benchmark_result, write_card
+from maxsup_hf.hub.record import load_record
 from tests import tiny
 
 
@@ -78,6 +80,37 @@ def test_new_results_and_figures_come_in(run):
     assert "| metric | validation | test |\n| --- | --- | --- |\n| accuracy | 0.75 | 0.7 |" in text and "runtime" not in text
     assert "![reliability diagram](figures/reliability_diagram.png)" in text
     assert {r.dataset_split for r in ModelCard.load(run / "README.md").data.eval_results} == {"validation", "test"}
+
+
+def test_a_benchmarks_result(run, capsys):
+    sha = "5" * 40
+    flags = ["--benchmark", "my-org/birds", "--task_id", "species", "--metric", "eval_accuracy"]
+    cli.main(["card", str(run), *flags, "--benchmark_revision", sha])
+    path = run / ".eval_results" / "birds_species.yaml"
+    assert str(path) in capsys.readouterr().out
+    (entry,) = huggingface_hub.parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    found = write_benchmark_result(run, "my-org/birds", "species", "eval_accuracy")
+    assert found == path and sha not in path.read_text(), "written anew"
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == ("my-org/birds", "species", sha)
+    assert entry.value == load_record(run)["results"]["eval_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--benchmark", "my-org/birds"], "needs both --benchmark and --task_id"),
+        (["--benchmark", "birds", "--task_id", "a", "--metric", "eval_accuracy"], "as owner/name, got 'birds'"),
+        (["--benchmark", "my-org/birds", "--task_id", "a/b", "--metric", "eval_accuracy"], "a task in the benchmark's"),
+        (
+            ["--benchmark", "my-org/birds", "--task_id", "a", "--metric", "eval_f1"],
+            "one of the run's results, eval_accuracy",
+        ),
+    ],
+)
+def test_no_result_for_a_benchmark(flags, message, run, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["card", str(run), *flags])
+    assert message in capsys.readouterr().err
 
 
 def test_a_users_card_is_kept_and_extended(tmp_path):

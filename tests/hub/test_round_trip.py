@@ -1,10 +1,13 @@
 """Train, push, and load in another process, with the real client over HTTP."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
+
+from tests.hub.xet import XetStore
 
 LOAD = """
 import sys, torch
@@ -20,9 +23,13 @@ def run(environment, *command, cwd):
                           timeout=300)  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["end", "all_checkpoints"])
-def test_what_is_pushed_loads_with_equal_logits(strategy, hub, hub_environment, tmp_path, pytestconfig):
+@pytest.mark.parametrize(("strategy", "transfer"), [("end", "lfs"), ("all_checkpoints", "lfs"), ("end", "xet")])
+def test_what_is_pushed_loads_with_equal_logits(strategy, transfer, hub, hub_environment, tmp_path, pytestconfig):
     root = pytestconfig.rootpath
+    if transfer == "xet":
+        pytest.importorskip("hf_xet", reason="Xet needs hf_xet, which huggingface_hub installs on x86_64 and arm64 only")
+        hub.xet = XetStore(tmp_path / "xet-store")
+        hub_environment["HF_HUB_DISABLE_XET"] = "0"
     flags = ["--hub_model_id", '"me/tiny"', "--hub_strategy", f'"{strategy}"']
     trained = run(hub_environment, "-m", "tests.hub.train", tmp_path / "out", *flags, cwd=root)
     assert trained.returncode == 0, trained.stderr[-3000:]
@@ -36,3 +43,8 @@ def test_what_is_pushed_loads_with_equal_logits(strategy, hub, hub_environment, 
     loaded = run(hub_environment, "-c", LOAD, "me/tiny", tmp_path / "pixels.pt", tmp_path / "logits.pt", cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr[-3000:]
     assert torch.equal(torch.load(tmp_path / "logits.pt"), torch.load(tmp_path / "out" / "logits.pt"))
+    by_lfs = [request for request in hub.requests if request.startswith("PUT /lfs/")]
+    by_xet = [request for request in hub.requests if re.search("/xet-(read|write)-token/", request)]
+    assert (bool(by_lfs), bool(by_xet)) == (transfer == "lfs", transfer == "xet")
+    if transfer == "xet":  # and the model came from the store, too
+        assert not [request for request in hub.requests if re.match("GET .*/resolve/.*model.safetensors", request)]

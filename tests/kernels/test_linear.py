@@ -262,3 +262,22 @@ def test_derivatives_that_there_are_none_of():
         value.backward()
     with pytest.raises(ValueError, match="reduction must be 'mean'.*Got 'none'"):
         fused_linear_loss(*tensors[:2], labels, reduction="none")
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "label_smoothing", "maxsup"])
+def test_gradients_at_large_logits_keep_their_digits(name):
+    """As in tests/test_logit_stats.py; the products here are exact in float32."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randint(-40, 40, (64, 8), generator=generator).float()
+    weight = torch.randint(-40, 40, (50, 8), generator=generator).float()
+    labels = torch.arange(64) % 50
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x, w = (t.to(dtype, copy=True).requires_grad_() for t in (hidden, weight))
+        if dtype == torch.float32:
+            fused_linear_loss(x, w, labels, loss=name).backward()
+        else:
+            create_loss(name)(x @ w.t(), labels, kernel="plain").backward()
+        found.append((x.grad.double(), w.grad.double()))
+    for ours, exact in zip(*found, strict=True):
+        assert (ours - exact).norm() <= 5e-7 * exact.norm()

@@ -312,7 +312,11 @@ def test_names_in_languages():
         (["--train_file", "no.csv"], FileNotFoundError, "train_file: there is no file 'no.csv'"),
         (["--train_file", "good.csv", "--validation_file", "no.csv"], FileNotFoundError, "validation_file: .*'no.csv'"),
         (["--train_file", "notes.txt"], ValueError, r"'notes.txt' must end in one of \.csv"),
-        (["--train_file", "broken.csv"], ValueError, "train_file: 'broken.csv' could not be loaded: .*EOF inside string"),
+        (
+            ["--train_file", "broken.csv"],
+            ValueError,
+            "train_file: 'broken.csv' could not be loaded: .*EOF inside string.*; are its columns separated by commas",
+        ),
         (["--train_file", "broken.jsonl"], ValueError, "'broken.jsonl' could not be loaded: JSON parse error"),
         (["--train_file", "broken.parquet"], ValueError, "'broken.parquet' could not be loaded: Parquet"),
         (["--train_file", "nothing.csv"], ValueError, "'nothing.csv' is empty"),

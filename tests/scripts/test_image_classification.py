@@ -55,6 +55,20 @@ def test_image_folders_with_a_test_set(tmp_path):
     assert set(job.test_dataset.with_format(None)["labels"]) == {1}
 
 
+def test_a_folder_of_splits_is_not_one_of_classes(tmp_path):
+    """The classes are found below, so that training would go on data with the validation set in it."""
+    for split in ("train", "validation"):
+        image_folder(tmp_path / "photos" / split, ("cat", "dog"))
+    photos = str(tmp_path / "photos")
+    with pytest.raises(ValueError, match=r"a folder for each split \(train, validation\).*or all as --dataset_name"):
+        image_classification.prepare(["--train_dir", photos, "--output_dir", "x"])
+    job = image_classification.prepare(["--dataset_name", photos, "--output_dir", "x"])
+    assert len(job.trainer.train_dataset) == len(job.trainer.eval_dataset)
+    image_folder(tmp_path / "vehicles", ("train", "bus"))
+    job = image_classification.prepare(["--train_dir", str(tmp_path / "vehicles"), "--output_dir", "x"])
+    assert set(job.trainer.model.config.label2id) == {"train", "bus"}
+
+
 def test_parquet_and_fine_tuning_in_the_order_of_the_head():
     images = [picture(i) for i in range(8)]
     table = datasets.Dataset.from_dict({"img": images, "kind": ["a", "b"] * 4}).cast_column("img", datasets.Image())

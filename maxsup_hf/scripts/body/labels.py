@@ -73,12 +73,12 @@ def encode_labels(
     """
     if hidden_test:
         splits = without_hidden_test(splits, column)
-    found = {split: _label_names(dataset, column, split) for split, dataset in splits.items()}
+    found = {split: label_names(dataset, column, split) for split, dataset in splits.items()}
     if len(set(found["train"])) < 2:
         raise ValueError(
             f"column {column!r} of the training data has a single class, {found['train'][0]!r}; training needs at least two"
         )
-    names = _class_names(splits["train"], column, found["train"])
+    names = class_names(splits["train"], column, found["train"])
     if sorted(order) == sorted(names):
         names = list(order)
     index = {name: i for i, name in enumerate(names)}
@@ -108,15 +108,16 @@ def _labels_hidden(dataset: Dataset, column: str) -> bool:
     return column not in dataset.column_names or set(pc.unique(read_column(dataset, column)).to_pylist()) <= {None, -1}
 
 
-def _class_names(dataset: Dataset, column: str, found: Sequence[str]) -> list[str]:
+def class_names(dataset: Dataset, column: str, found: Sequence[str]) -> list[str]:
+    """Names of all classes: those of a ClassLabel, or the sorted distinct ones that were found."""
     feature = dataset.features[column]
     if isinstance(feature, ClassLabel):
         return list(feature.names)
     return sorted(set(found), key=int if feature.dtype.startswith(("int", "uint")) else None)
 
 
-def _label_names(dataset: Dataset, column: str, split: str) -> list[str]:
-    """The name of each row's class, after a look at the column's type and values."""
+def label_names(dataset: Dataset, column: str, split: str) -> list[str]:
+    """The name of each row's class, after a look at the column's type and values; errors as in `encode_labels`."""
     check_column(dataset, column, "label_column_name", split)
     feature = dataset.features[column]
     where = f"column {column!r} of the {split} data"

@@ -31,8 +31,8 @@ TEXT_FORMATS = {**FORMATS, ".txt": ("text", {"sample_by": "document"})}  # one t
 
 
 @contextmanager
-def loading(argument: str, value: Any) -> Iterator[None]:
-    """Put the argument's name on whatever goes wrong while its value is loaded.
+def loading(argument: str, value: Any, hint: str = "") -> Iterator[None]:
+    """Put the argument's name, and at the end a hint, on whatever goes wrong while its value is loaded.
 
     Raises:
         ValueError: in place of the libraries' own errors.
@@ -42,7 +42,7 @@ def loading(argument: str, value: Any) -> Iterator[None]:
     except (OSError, ValueError, DatasetsError, pa.ArrowException, StopIteration) as error:
         cause = error.__cause__ or error
         reason = str(cause).strip() or type(cause).__name__
-        raise ValueError(f"{argument}: {str(value)!r} could not be loaded: {reason}") from error
+        raise ValueError(f"{argument}: {str(value)!r} could not be loaded: {reason}{hint}") from error
 
 
 def load_class_folders(argument: str, path: str) -> Dataset:
@@ -52,10 +52,17 @@ def load_class_folders(argument: str, path: str) -> Dataset:
         argument: the flag that names the folder, for messages.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such folder, or it cannot be loaded.
+        FileNotFoundError, ValueError: there is no such folder, it holds splits in place of classes, or it cannot be loaded.
     """
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{argument}: there is no folder {path!r}; expected one with a subfolder of images a class")
+    inside = sorted(folder for folder in Path(path).iterdir() if folder.is_dir())
+    usual = [name for names in USUAL_NAMES.values() for name in names]
+    if inside and all(folder.name.lower() in usual and any(x.is_dir() for x in folder.iterdir()) for folder in inside):
+        raise ValueError(
+            f"{argument}: {path!r} holds a folder for each split ({', '.join(x.name for x in inside)}), not for each class; "
+            f"give one of them ({argument} {inside[0]}), or all as --dataset_name {path}"
+        )
     with loading(argument, path):
         # named as one split, or datasets would make its own of subfolders that are called train or test
         files = {"train": str(Path(path) / "**")}
@@ -94,7 +101,7 @@ def load_splits(
     elif args.dataset_name:
         splits = _load_named(args)
     else:
-        load = partial(_load_file, formats=formats) if kinds == {"file"} else load_folder
+        load = partial(load_file, formats=formats) if kinds == {"file"} else load_folder
         splits = {name.partition("_")[0]: load(name, getattr(args, name)) for name in flags}
     for split, dataset in splits.items():
         if len(dataset) == 0:
@@ -102,7 +109,16 @@ def load_splits(
     return splits
 
 
-def _load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[str, Any]]]) -> Dataset:
+def load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[str, Any]]] = FORMATS) -> Dataset:
+    """The rows of a file.
+
+    Args:
+        argument: the flag that names the file, for messages.
+        formats: as in `load_splits`.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it cannot be loaded, or is empty.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{argument}: there is no file {path!r}")
     extension = Path(path).suffix.lower()
@@ -112,7 +128,8 @@ def _load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[s
     empty = ValueError(f"{argument}: {path!r} is empty; it must have at least one row")
     if Path(path).stat().st_size == 0:
         raise empty
-    with loading(argument, path):
+    separator = {".csv": "commas", ".tsv": "tabs"}.get(extension)
+    with loading(argument, path, f"; are its columns separated by {separator}?" if separator else ""):
         try:
             return load_dataset(builder, data_files={"train": path}, split="train", **options)
         except ValueError as error:
@@ -121,15 +138,24 @@ def _load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[s
     raise empty
 
 
-def _load_named(args: ScriptArguments) -> Splits:
-    name = args.dataset_name
-    assert name is not None
-    with loading("dataset_name", name):
+def load_named(argument: str, name: str, configuration: str | None = None) -> DatasetDict:
+    """All splits of a data set on the Hub, or of a local folder; a single one that has no name is called train.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    with loading(argument, name):
         if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):  # Dataset.save_to_disk
             loaded = load_from_disk(name)
         else:
-            loaded = load_dataset(name, args.dataset_config_name)
-    found = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
+            loaded = load_dataset(name, configuration)
+    return loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
+
+
+def _load_named(args: ScriptArguments) -> Splits:
+    name = args.dataset_name
+    assert name is not None
+    found = load_named("dataset_name", name, args.dataset_config_name)
     splits = {}
     for split in SPLITS:
         given = getattr(args, f"{split}_split_name")

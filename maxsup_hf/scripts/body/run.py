@@ -23,6 +23,11 @@ from maxsup_hf.scripts.body.arguments import ScriptArguments, data_flags
 
 logger = logging.getLogger(__name__)
 
+GEOMETRY_HELP = (
+    "Log feature_within and feature_r2 (within-class variation and separability of the features) at each evaluation, which "
+    "takes one more pass over its data."
+)
+
 
 @dataclass
 class Job:
@@ -41,7 +46,11 @@ class Job:
     dry: bool = False
 
 
-def main(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str] | None = None) -> None:
+def main(
+    prepare: Callable[[Sequence[str] | None], Job],
+    argv: Sequence[str] | None = None,
+    act: Callable[[Job], None] | None = None,
+) -> None:
     """Run a script from the command line.
 
     What is wrong with the input shows while the job is prepared, as ValueError, TypeError or OSError: it is printed as
@@ -54,6 +63,7 @@ def main(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str] | N
     Args:
         prepare: reads and checks the input; writes nothing before all of it is good.
         argv: the command line without the program; `None` is `sys.argv[1:]`.
+        act: instead of `run`.
     """
     try:
         job = prepare(argv)
@@ -66,7 +76,7 @@ def main(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str] | N
             print("error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
     try:
-        (describe if job.dry else run)(job)
+        (describe if job.dry else act or run)(job)
     except (PushError, CheckpointError) as error:  # what was trained is saved, or the last of it could not be
         print("error:", error, file=sys.stderr)
         raise SystemExit(1) from error

@@ -1,18 +1,11 @@
-"""Time and memory of a loss, forward and backward, beside its neighbours, on this machine.
-
-Everything is timed in one process in interleaved rounds, and a ratio is the median of the rounds' ratios, so that a machine
-that changes its speed changes both sides. Whatever is timed is first compared with the plain path in float64.
-"""
+"""A loss on logits, forward and backward, beside its neighbours. Whatever is timed is first compared with the plain path in
+float64."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -20,12 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from maxsup_hf.losses import create_loss, list_losses
-from maxsup_hf.losses._loss import Loss
+from maxsup_hf.bench.timing import interleaved, markdown, peak_bytes, ratio, stopwatch
+from maxsup_hf.losses import Loss
 
-SHAPES = "64x10,256x1000,2048x1000,4096x21841,1024x32000,512x128256"
 SMOOTHING = 0.1
-ENOUGH = 2e-3  # seconds that a measurement lasts at least; short runs are repeated
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -78,13 +69,14 @@ class Problem:
                 self.overwritten = torch.empty_like(self.source)
             self.overwritten.copy_(self.source)
         logits = _Same.apply(self.anchor, self.overwritten) if candidate.inplace else self.logits
-        self._wait()
-        start = time.perf_counter()
-        loss = candidate.function(logits, self.labels)
-        if candidate.backward:
-            loss.backward()
-        self._wait()
-        return time.perf_counter() - start, loss.detach()
+
+        def work() -> Tensor:
+            loss = candidate.function(logits, self.labels)
+            if candidate.backward:
+                loss.backward()
+            return loss.detach()
+
+        return stopwatch(work, self.device)
 
     def gradient(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
         """The loss, and its gradient."""
@@ -97,26 +89,7 @@ class Problem:
         """Most bytes alive at once beside what was there before, as counted by the allocator."""
         self.run(candidate)
         self.logits.grad = None
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self.run(candidate)
-            return torch.cuda.max_memory_allocated() - before
-        from torch.profiler import ProfilerActivity, profile
-
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-            self.run(candidate)
-        assert record.profiler is not None and record.profiler.kineto_results is not None
-        events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-        alive = most = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            alive += event.nbytes()
-            most = max(most, alive)
-        return most
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        return peak_bytes(partial(self.run, candidate), self.device)
 
 
 def candidates(loss: Loss, device: torch.device, compiled: bool) -> dict[str, Candidate]:
@@ -217,14 +190,7 @@ def measure(
     del expected
     size = problem.source.numel() * problem.source.element_size()
     memory = {name: problem.peak(candidate) / size for name, candidate in every.items()}
-    repeats = {}
-    for name, candidate in every.items():
-        once = min(problem.run(candidate)[0] for _ in range(3))
-        repeats[name] = max(1, min(100, int(ENOUGH / once)))
-    seconds: dict[str, list[float]] = {name: [] for name in every}
-    for _ in range(rounds):
-        for name, candidate in every.items():
-            seconds[name].append(sum(problem.run(candidate)[0] for _ in range(repeats[name])) / repeats[name])
+    seconds = interleaved({name: partial(problem.run, candidate) for name, candidate in every.items()}, rounds)
     breaks = (
         torch._dynamo.explain(every["loss"].function)(problem.logits, problem.labels).graph_break_count if compiled else None
     )
@@ -235,7 +201,7 @@ def measure(
         "milliseconds": {name: 1e3 * median(times) for name, times in seconds.items()},
         "ratios": {
             name: {
-                other: median(a / b for a, b in zip(seconds[name], seconds[other], strict=True))
+                other: ratio(seconds[name], seconds[other])
                 for other in every
                 if other not in ours or other == "loss" != name
             }
@@ -246,23 +212,6 @@ def measure(
         "peak_memory_over_logits": memory,
         "gradient_error_times_rows": errors,
         "graph_breaks": breaks,
-    }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
-        if cpuinfo.is_file() else []  # fmt: skip
-    return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "processor": models[0] if models else platform.processor(),
-        "cores": len(models) or None,
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
     }
 
 
@@ -294,62 +243,4 @@ def table(results: Sequence[dict]) -> str:
                     str(row["graph_breaks"]) if name == "compiled loss" else "",
                 ]
             )  # fmt: skip
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="maxsup-hf bench", description=(__doc__ or "").partition("\n")[0])
-    found.add_argument("--loss", default="maxsup", choices=list_losses(), metavar="LOSS", help="a registered loss (maxsup)")
-    found.add_argument("--shapes", type=_shapes, default=SHAPES, metavar="NxK,…", help=f"rows x classes ({SHAPES})")
-    found.add_argument("--dtypes", type=_dtypes, default="float32", metavar="DTYPE,…", help="of the logits (float32)")
-    found.add_argument("--rounds", type=int, default=15, help="how often each is timed (15)")
-    found.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    found.add_argument("--threads", type=int, help="threads of torch on the CPU (torch's default)")
-    found.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there too")
-    found.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
-    return found
-
-
-def _shapes(text: str) -> list[tuple[int, int]]:
-    try:
-        found = [(int(n), int(k)) for n, k in (part.split("x") for part in text.split(","))]
-    except ValueError:
-        found = []
-    if not found or not all(n > 0 and k > 1 for n, k in found):
-        raise argparse.ArgumentTypeError(f"expected rows x classes as 64x10,256x1000, at least 2 classes, got {text!r}")
-    return found
-
-
-def _dtypes(text: str) -> list[torch.dtype]:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    for name in text.split(","):
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {name!r}")
-    return [known[name] for name in text.split(",")]
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Entry point of `maxsup-hf bench`; prints a table, and writes JSON if asked to."""
-    args = parser().parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device, loss = torch.device(args.device), create_loss(args.loss)
-    results = []
-    for shape in args.shapes:
-        for dtype in args.dtypes:
-            results.append(measure(loss, shape, dtype, device, args.rounds, args.compile))
-            print(table(results[-1:]), flush=True)
-    report = {
-        "loss": args.loss,
-        "parameters": loss.values(0.0),
-        "rounds": args.rounds,
-        "machine": machine(device),
-        "results": results,
-    }
-    print("\n" + table(results))
-    print("\n" + ", ".join(f"{key}: {value}" for key, value in report["machine"].items()))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
-    return report
+    return markdown(lines)

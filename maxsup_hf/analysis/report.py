@@ -1,0 +1,131 @@
+"""One HTML file with everything in it: text, tables and figures. Nothing is fetched when it is opened."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+PACKAGES = ("maxsup-hf", "torch", "transformers", "datasets", "numpy", "scikit-learn", "matplotlib", "captum")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they will be read; the first of each row is its name.
+
+    Attributes:
+        header: of the columns.
+        rows: of as many cells each.
+        caption: above the table.
+        bold: (row, column) of what stands out, counted from 0.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    bold: Collection[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file that `figures.save` wrote: svg or png.
+
+    Attributes:
+        path: of the file.
+        caption: below the picture.
+        alt: what it shows, for who cannot see it. Default: the caption.
+    """
+
+    path: Path
+    caption: str
+    alt: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what belongs to it; all text is plain, and escaped.
+
+    Attributes:
+        title: the heading.
+        text: paragraphs.
+        tables, figures: in this order after the text.
+        files: name -> text that unfolds: configs, logs.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    figures: Sequence[Picture] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    sections: Sequence[Section],
+    *,
+    summary: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    footer: Sequence[str] | None = None,
+) -> Path:
+    """Write the report.
+
+    Args:
+        path: of the HTML file.
+        title: heading and window title.
+        sections: what it says.
+        summary: paragraphs below the title.
+        notes: what a reader must not miss, set apart.
+        footer: last paragraphs. Default: the versions of the packages.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: a table whose rows have other lengths than its header, or a picture that is neither svg nor png.
+    """
+    for table in (table for section in sections for table in section.tables):
+        if any(len(row) != len(table.header) for row in table.rows):
+            raise ValueError(f"table {table.caption!r}: every row needs {len(table.header)} cells, as its header has")
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["data_uri"] = data_uri
+    source = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
+    text = environment.from_string(source).render(
+        title=title,
+        sections=sections,
+        summary=summary,
+        notes=notes,
+        footer=[versions_line()] if footer is None else footer,
+    )
+    path = Path(path)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def data_uri(path: Path) -> str:
+    """A picture as an address that holds it. As an image, not as markup: ids inside of several SVGs would collide."""
+    media = MEDIA_TYPES.get(path.suffix.lower())
+    if media is None:
+        raise ValueError(f"pictures must be {' or '.join(MEDIA_TYPES)}, got {path.name!r}")
+    return f"data:{media};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def versions_line() -> str:
+    return "Made with " + ", ".join(f"{name} {v}" for name, v in versions().items()) + "."

@@ -1,0 +1,105 @@
+"""Time and memory of a loss, forward and backward, beside its neighbours, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maxsup_hf.bench import linear, logits
+from maxsup_hf.bench.timing import machine
+from maxsup_hf.fused_linear import check_serves
+from maxsup_hf.losses import create_loss, list_losses
+
+SHAPES = "64x10,256x1000,2048x1000,4096x21841,1024x32000,512x128256"
+LINEAR_SHAPES = "2048x512x32000,2048x512x128256"
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="maxsup-hf bench", description=(__doc__ or "").partition("\n")[0])
+    found.add_argument("--loss", default="maxsup", choices=list_losses(), metavar="LOSS", help="a registered loss (maxsup)")
+    found.add_argument("--shapes", type=_shapes, metavar="NxK,…", help=f"rows x classes of logits ({SHAPES})")
+    found.add_argument(
+        "--linear_shapes", type=_linear_shapes, metavar="NxDxV,…",
+        help=f"rows x width x classes of the fused linear loss ({LINEAR_SHAPES}); if only one kind of shapes is given, the "
+        "other is left out",
+    )  # fmt: skip
+    found.add_argument("--dtypes", type=_dtypes, default="float32", metavar="DTYPE,…", help="of the logits (float32)")
+    found.add_argument("--rounds", type=int, default=15, help="how often each is timed (15)")
+    found.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    found.add_argument("--threads", type=int, help="threads of torch on the CPU (torch's default)")
+    found.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there too")
+    found.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
+    return found
+
+
+def _shapes(text: str) -> list[Any]:
+    return _numbers(text, 2, "rows x classes as 64x10,256x1000")
+
+
+def _linear_shapes(text: str) -> list[Any]:
+    return _numbers(text, 3, "rows x width x classes as 2048x512x32000")
+
+
+def _numbers(text: str, count: int, what: str) -> list[Any]:
+    try:
+        found = [tuple(map(int, part.split("x"))) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(len(shape) == count and min(shape) > 0 and shape[-1] > 1 for shape in found):
+        raise argparse.ArgumentTypeError(f"expected {what}, at least 2 classes, got {text!r}")
+    return found
+
+
+def _dtypes(text: str) -> list[torch.dtype]:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    for name in text.split(","):
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {name!r}")
+    return [known[name] for name in text.split(",")]
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Entry point of `maxsup-hf bench`; prints a table, and writes JSON if asked to."""
+    args = parser().parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device, loss = torch.device(args.device), create_loss(args.loss)
+    if args.linear_shapes:
+        check_serves(loss)
+    neither = not args.shapes and not args.linear_shapes
+    shapes = _shapes(SHAPES) if neither else args.shapes or []
+    linear_shapes = _linear_shapes(LINEAR_SHAPES) if neither and not loss.spec.needs_logits else args.linear_shapes or []
+    report: dict[str, Any] = {
+        "loss": args.loss,
+        "parameters": loss.values(0.0),
+        "rounds": args.rounds,
+        "machine": machine(device),
+        "results": [],
+        "linear_results": [],
+    }
+    for shape in shapes:
+        for dtype in args.dtypes:
+            report["results"].append(logits.measure(loss, shape, dtype, device, args.rounds, args.compile))
+            print(logits.table(report["results"][-1:]), flush=True)
+    for shape in linear_shapes:
+        for dtype in args.dtypes:
+            report["linear_results"].append(linear.measure(loss, shape, dtype, device, args.rounds))
+            print(linear.table(report["linear_results"][-1:]), flush=True)
+    print(summary(report))
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def summary(report: dict[str, Any]) -> str:
+    """A report as Markdown."""
+    tables = [logits.table(report["results"]) if report["results"] else "",
+              linear.table(report["linear_results"]) if report["linear_results"] else "",
+              ", ".join(f"{key}: {value}" for key, value in report["machine"].items())]  # fmt: skip
+    return "".join(f"\n{part}\n" for part in tables if part)

@@ -1,0 +1,98 @@
+"""Seconds, bytes and the machine: what every measurement has in common.
+
+Everything is timed in one process in interleaved rounds, and a ratio is the median of the rounds' ratios, so that a machine
+that changes its speed changes both sides.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+ENOUGH = 2e-3  # seconds that a measurement lasts at least; short runs are repeated
+
+
+def stopwatch(function: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds that a function took, the work it left to a GPU included, and what it returned."""
+    _wait(device)
+    start = time.perf_counter()
+    found = function()
+    _wait(device)
+    return time.perf_counter() - start, found
+
+
+def interleaved(runs: Mapping[str, Callable[[], tuple[float, Any]]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each in each round.
+
+    Args:
+        runs: name -> does the work once, and returns the seconds that count and whatever it made.
+        rounds: how often every one has its turn.
+    """
+    repeats = {}
+    for name, run in runs.items():
+        once = min(run()[0] for _ in range(3))
+        repeats[name] = max(1, min(100, int(ENOUGH / once)))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            seconds[name].append(sum(run()[0] for _ in range(repeats[name])) / repeats[name])
+    return seconds
+
+
+def ratio(seconds: list[float], other: list[float]) -> float:
+    """The median of the rounds' ratios."""
+    return median(a / b for a, b in zip(seconds, other, strict=True))
+
+
+def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes alive at once while a function runs, beside what was there before, as counted by the allocator."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    assert record.profiler is not None and record.profiler.kineto_results is not None
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        most = max(most, alive)
+    return most
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
+        if cpuinfo.is_file() else []  # fmt: skip
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "processor": models[0] if models else platform.processor(),
+        "cores": len(models) or None,
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Cells as a Markdown table, the first line being the header."""
+    header, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rest))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

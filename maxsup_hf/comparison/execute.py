@@ -1,0 +1,178 @@
+"""Running the runs: in turn or several at once, each a process with a log; what is finished is never run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm.auto import tqdm
+
+from maxsup_hf.comparison.parent import VARIABLE
+from maxsup_hf.comparison.plan import DETAILS, PROGRESS, Plan, Run, run_folder
+
+INPUT_ERROR = 2  # status of a script whose input is wrong: it would be for every run
+
+
+class Process:
+    """A run in progress."""
+
+    def __init__(self, run: Run, command: Sequence[str], folder: Path, environment: dict[str, str], slot: int):
+        self.run, self.slot = run, slot
+        self.folder, self.log = run_folder(folder, run), log_file(folder, run)
+        shutil.rmtree(self.folder, ignore_errors=True)  # what an interruption left
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] = self.log.open("wb")
+        self._popen = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=self._file, stderr=subprocess.STDOUT, env=environment
+        )
+
+    def poll(self) -> int | None:
+        return self._popen.poll()
+
+    def share(self) -> float:
+        """Of its steps that is done."""
+        try:
+            return min(1.0, float((self.folder / PROGRESS).read_text()))
+        except (OSError, ValueError):
+            return 0.0
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        if self._popen.poll() is None:
+            self._popen.terminate()
+            try:
+                self._popen.wait(10)
+            except subprocess.TimeoutExpired:
+                self._popen.kill()
+                self._popen.wait()
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()  # what it started itself ends with this
+        self._file.close()
+
+
+def log_file(folder: Path, run: Run) -> Path:
+    return folder / "logs" / f"{run.name}.log"
+
+
+def is_finished(folder: Path, run: Run) -> bool:
+    return (run_folder(folder, run) / DETAILS).is_file()
+
+
+def command(plan: Plan, run: Run, folder: Path) -> list[str]:
+    """The command line of a run."""
+    python = [sys.executable]
+    if plan.accelerate_config:
+        # port 0: any that is free, for there may be several launches at once
+        python += ["-m", "accelerate.commands.launch", "--config_file", plan.accelerate_config, "--main_process_port", "0"]
+    return [
+        *python, "-m", "maxsup_hf.comparison.one_run", plan.task, repr(plan.hold_out_test), *plan.flags,
+        "--loss", run.loss, "--loss_kwargs", json.dumps(run.kwargs), "--seed", str(run.seed),
+        "--output_dir", str(run_folder(folder, run)), "--disable_tqdm", "true",
+    ]  # fmt: skip
+
+
+def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
+    """Run what is not finished, with one progress bar.
+
+    A failed run is reported, and the others go on; but where the very first one finds its input wrong, which is the same
+    for all, none of the others is started.
+
+    Args:
+        jobs: how many at once.
+
+    Returns:
+        Name of each failed run -> why it failed. Not started ones are neither finished nor in it.
+
+    Raises:
+        KeyboardInterrupt: interrupted; the processes have ended, and what is finished stays.
+    """
+    runs = plan.runs()
+    waiting = [run for run in runs if not is_finished(folder, run)]
+    done = len(runs) - len(waiting)
+    failed: dict[str, str] = {}
+    active: list[Process] = []
+    form = "{percentage:3.0f}%|{bar}| {n:.1f} of {total:.0f} runs [{elapsed}<{remaining}]{postfix}"
+    with _sigterm_interrupts(), tqdm(total=len(runs), initial=done, bar_format=form, mininterval=0.5) as bar:
+        if done:
+            bar.write(f"{done} of {len(runs)} runs are finished already, and kept", file=sys.stderr)
+        try:
+            while waiting or active:
+                while waiting and len(active) < jobs:
+                    slot = min(set(range(jobs)) - {process.slot for process in active})
+                    run = waiting.pop(0)
+                    active.append(Process(run, command(plan, run, folder), folder, _environment(plan, jobs, slot), slot))
+                bar.set_postfix_str(", ".join(process.run.name for process in active), refresh=False)
+                time.sleep(0.2)
+                for process in [process for process in active if process.poll() is not None]:
+                    active.remove(process)
+                    process.close()
+                    if is_finished(folder, process.run):
+                        done += 1
+                        continue
+                    why = _why(process)
+                    failed[process.run.name] = why
+                    done += 1
+                    bar.write(f"FAILED {process.run.name}: {why} (log: {process.log})", file=sys.stderr)
+                    if process.poll() == INPUT_ERROR and len(failed) == done:
+                        waiting = []
+                bar.update(max(bar.n, done + sum(process.share() for process in active)) - bar.n)
+        finally:
+            for process in active:
+                process.close()
+    return failed
+
+
+def _why(process: Process) -> str:
+    status = process.poll() or 0
+    with suppress(OSError):
+        lines = [line.strip() for line in process.log.read_text(encoding="utf-8", errors="replace").splitlines()]
+        errors = [line for line in lines if line.startswith("error:")]
+        said = (errors or [line for line in lines if line] or ["nothing was logged"])[-1]
+        ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        return f"{ended}: {said}"
+    return f"status {status}"
+
+
+def _environment(plan: Plan, jobs: int, slot: int) -> dict[str, str]:
+    """Jobs share the cores, and the GPUs where there are several."""
+    found = os.environ | {VARIABLE: "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    if jobs > 1:
+        found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        devices = [] if plan.accelerate_config else _visible_gpus()
+        if len(devices) > 1:
+            found["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    return found
+
+
+def _visible_gpus() -> list[str]:
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends the runs too, as Ctrl-C does."""
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: whoever started it sees to signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,164 @@
+"""One run of a comparison, as a process of its own: the task's script, and beside it what shows that runs compare.
+
+`python -m maxsup_hf.comparison.one_run TASK SHARE flags…`, alone or through `accelerate launch -m`. SHARE of the validation
+data becomes test data where there is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from maxsup_hf.analysis.features import Classifier, Rows, extract, find_classifier
+from maxsup_hf.analysis.measure import measure
+from maxsup_hf.analysis.store import model_fingerprint
+from maxsup_hf.callbacks import FeatureGeometryCallback
+from maxsup_hf.checks import read_column
+from maxsup_hf.comparison.parent import end_with_parent
+from maxsup_hf.comparison.plan import DETAILS, PROGRESS
+from maxsup_hf.scripts.body import run
+from maxsup_hf.scripts.body.splits import stratified_indices
+
+ROW_TASKS = ("image-classification", "text-classification")  # one class a row, so that features of a class mean something
+WHOLE_BATCHES = 100
+
+
+class Batches:
+    """Fingerprint of what a Trainer trained on: the labels of every batch, and all of the first ones.
+
+    Of several processes it is the main one's share.
+    """
+
+    def __init__(self, trainer: Any):
+        self.count = 0
+        self._digest = hashlib.blake2b(digest_size=16)
+        inner = trainer.get_batch_samples
+
+        def get_batch_samples(*args: Any, **kwargs: Any) -> Any:
+            samples, num_items = inner(*args, **kwargs)
+            for sample in samples:
+                self.add(sample)
+            return samples, num_items
+
+        trainer.get_batch_samples = get_batch_samples
+
+    def add(self, batch: dict[str, Any]) -> None:
+        self.count += 1
+        for name, value in sorted(batch.items()):
+            if isinstance(value, Tensor) and (self.count <= WHOLE_BATCHES or "label" in name):
+                self._digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                self._digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def fingerprint(self) -> str:
+        return self._digest.hexdigest()
+
+
+class Progress(TrainerCallback):
+    """Writes the share of the steps that is done, for the one progress bar of all runs."""
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and state.max_steps > 0:
+            (Path(args.output_dir) / PROGRESS).write_text(f"{state.global_step / state.max_steps:.4f}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point."""
+    task, share, *flags = argv
+    end_with_parent()
+    script = import_module(f"maxsup_hf.scripts.{task.replace('-', '_')}")
+    sys.argv = [str(script.__file__), *flags]  # what the run records as its command does the same training
+
+    def prepare(given: Sequence[str] | None) -> run.Job:
+        job = script.prepare(given)
+        _hold_out(job, float(share))
+        return job
+
+    run.main(prepare, flags, act=partial(_watched, task=task))
+
+
+def _hold_out(job: run.Job, share: float) -> None:
+    """Divide the validation data where there is no test data: always the same rows, in proportion from every class."""
+    data = job.trainer.eval_dataset
+    if job.test_dataset is not None or not share or data is None or len(data) < 2:
+        return
+    column = np.zeros(len(data), int)
+    if "labels" in data.column_names:
+        labels = read_column(data, "labels").to_pylist()
+        column = np.array(labels) if all(isinstance(label, int) for label in labels) else column
+    test = stratified_indices(column, min(max(1, round(len(data) * share)), len(data) - 1))
+    job.test_dataset = data.select(test)
+    job.trainer.eval_dataset = data.select(np.setdiff1d(np.arange(len(data)), test))
+
+
+def _watched(job: run.Job, task: str) -> None:
+    trainer = job.trainer
+    classifier, problem = _classifier(trainer) if task in ROW_TASKS else (None, None)
+    if classifier is not None:
+        trainer.add_callback(FeatureGeometryCallback(trainer))
+    trainer.add_callback(Progress())
+    details: dict[str, Any] = {"initial_weights": model_fingerprint(trainer.model)}
+    batches = Batches(trainer)
+    run.run(job)
+    if trainer.preempted:
+        return
+    split, dataset = ("eval", trainer.eval_dataset) if job.test_dataset is None else ("test", job.test_dataset)
+    details |= {
+        "batches": batches.fingerprint(),
+        "batch_count": batches.count,
+        "processes": trainer.args.world_size,
+        "split": split,
+        "classes": list((getattr(trainer.model.config, "id2label", None) or {}).values()) if task in ROW_TASKS else [],
+        "measured": _measured(trainer, dataset, classifier) if classifier is not None else None,
+        "not_measured": problem,
+        "history": trainer.state.log_history,
+    }
+    if trainer.is_world_process_zero():
+        folder = Path(trainer.args.output_dir)
+        part = folder / f"{DETAILS}.part"
+        part.write_text(json.dumps(details, default=_plain) + "\n", encoding="utf-8")
+        os.replace(part, folder / DETAILS)
+
+
+def _classifier(trainer: Any) -> tuple[Classifier | None, str | None]:
+    """The layer whose features are measured, or why there is none. What is drawn here is not missed by the training."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return None, "features are not measured where the weights are sharded"
+    with torch.random.fork_rng():
+        batch = trainer._prepare_inputs(next(iter(trainer.get_eval_dataloader())))
+    try:
+        return find_classifier(trainer.model.to(trainer.args.device), batch), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def _measured(trainer: Any, dataset: Any, classifier: Classifier) -> dict[str, Any]:
+    """Geometry and reliability curve on the data that is reported on. All processes take part."""
+
+    def rows() -> Iterator[Rows]:
+        batches = map(trainer._prepare_inputs, trainer.get_eval_dataloader(dataset))
+        for found in extract(trainer.model, batches, classifier):
+            given = tuple(x.to(trainer.args.device) for x in found)
+            yield Rows(*(x.cpu() for x in trainer.accelerator.gather_for_metrics(given)))
+
+    found = measure(rows, classifier.weight, missing="skip")
+    return {"geometry": found.geometry, "curve": found.curve._asdict()}
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic, Tensor)) else str(value)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,150 @@
+"""Figures hold the numbers they are given, and losses look the same in all of them."""
+
+import io
+import re
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from maxsup_hf.losses import list_losses
+from maxsup_hf.metrics import ReliabilityCurve
+
+pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-hf[analysis]')")
+
+from matplotlib.colors import to_rgb
+
+from maxsup_hf.analysis import figures
+
+OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+NAMES, LOSSES = ["a", "b"], ["maxsup", "label_smoothing"]
+
+
+def curve():
+    edges = np.linspace(0, 1, 5)
+    return ReliabilityCurve(
+        edges, np.array([0, 2, 0, 6]), np.array([np.nan, 0.3, np.nan, 0.9]), np.array([np.nan, 0.5, np.nan, 1])
+    )
+
+
+def lines(axes, label=None):
+    return [line for line in axes.get_lines() if label in (None, line.get_label())]
+
+
+def test_every_loss_has_its_own_look_and_place():
+    assert set(figures.LOSS_STYLES) == set(list_losses())
+    looks = list(figures.LOSS_STYLES.values())
+    assert {style.color for style in looks} <= OKABE_ITO
+    # in print, without colours, by line and marker
+    assert len({style.marker for style in looks}) == len(looks)
+    assert len({(style.color, style.linestyle) for style in looks}) == len(looks)
+
+
+def test_what_is_most_compared_differs_in_lightness_too():
+    lightness = {
+        name: np.dot(to_rgb(figures.LOSS_STYLES[name].color), (0.2126, 0.7152, 0.0722))
+        for name in ("cross_entropy", "label_smoothing", "maxsup")
+    }
+    assert all(abs(lightness[a] - lightness[b]) > 0.15 for a, b in combinations(lightness, 2))
+
+
+def test_order():
+    assert figures.loss_order(["zzz", "maxsup", "aaa", "cross_entropy", "maxsup", "focal"]) == [
+        "cross_entropy", "maxsup", "focal", "aaa", "zzz",
+    ]  # fmt: skip
+
+
+def test_models_with_the_same_loss_share_its_colour_and_nothing_else():
+    found = figures.styles(["maxsup", None, "maxsup", "mine", "mine", None, "label_smoothing"])
+    assert found[0] == figures.LOSS_STYLES["maxsup"] and found[6] == figures.LOSS_STYLES["label_smoothing"]
+    assert found[0].color == found[2].color and found[3].color == found[4].color
+    assert len({(style.color, str(style.linestyle)) for style in found}) == 7
+    assert len({(style.marker, str(style.linestyle)) for style in found}) == 7, "not to be told apart in greyscale"
+    assert figures.styles(["maxsup"] * 2 + ["focal"]) == figures.styles(["maxsup"] * 2 + ["focal", None])[:3]
+    assert len(figures.styles([None] * 40)) == 40
+
+
+def test_reliability_leaves_empty_bins_out():
+    figure = figures.reliability([curve()], ["a"], ["maxsup"])
+    (line,) = lines(figure.axes[0], "a")
+    assert line.get_xdata().tolist() == [0.3, 0.9] and line.get_ydata().tolist() == [0.5, 1.0]
+    assert line.get_color() == figures.LOSS_STYLES["maxsup"].color
+    (stairs,) = figure.axes[0].child_axes[0].patches
+    assert stairs.get_data().values.tolist() == [0, 0.25, 0, 0.75]
+
+
+def test_within_class_names_each_class_and_many_become_curves():
+    values = [[0.3, np.nan, 0.1], [0.5, np.nan, 0.2]]
+    (axes,) = figures.within_class(values, NAMES, LOSSES, ["x", "absent", "y"]).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["y", "x", "absent"]
+    assert lines(axes, "b")[0].get_xdata()[:2].tolist() == [0.2, 0.5]
+    many = np.linspace(1, 0, 40)
+    many[3] = np.nan
+    (axes,) = figures.within_class([many, many / 2], NAMES, LOSSES, [str(i) for i in range(40)]).axes
+    (line,) = lines(axes, "a")
+    np.testing.assert_array_equal(line.get_ydata(), np.sort(many[~np.isnan(many)]))
+
+
+def test_histograms_are_shares_of_their_own_rows():
+    values, right = np.array([0.1, 0.2, 0.9, 0.9, 5.0]), np.array([False, False, True, True, True])
+    (axes,) = figures.outcome_histogram(values, right, "confidence", limits=(0, 1)).axes
+    heights = [patch.get_data().values for patch in axes.patches]
+    assert [h.sum() for h in heights] == pytest.approx([1, 1])
+    assert heights[0][-1] == pytest.approx(1 / 3) and np.flatnonzero(heights[1]).tolist() == [3, 6]  # 5 is put into the last
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["right (3)", "wrong (2)"]
+    (axes,) = figures.outcome_histogram(values, np.ones(5), "x").axes
+    assert "wrong: none" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_planes_show_each_class_with_its_own_marker():
+    points, labels = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 2, 1, 0])
+    (axes,) = figures.class_plane(points, labels, ["x", "y", "z"], templates=points[:3], title="m").axes
+    for k, drawn in enumerate(axes.collections):
+        np.testing.assert_array_equal(drawn.get_offsets(), points[labels == k])
+    assert len({tuple(map(tuple, drawn.get_paths()[0].vertices)) for drawn in axes.collections}) == 3
+    assert axes.get_aspect() == 1.0 and len(axes.get_lines()) == 3
+
+
+def test_spread_shows_every_run_and_mean_and_deviation():
+    (axes,) = figures.spread({"maxsup": [1.0, 3.0], "cross_entropy": [2.0, np.nan], "focal": [np.nan]}, "accuracy").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cross_entropy", "maxsup", "focal"]
+    bars = {bar.lines[0].get_ydata()[0]: bar for bar in axes.containers}
+    (segment,) = bars[1 + 0.17].lines[2][0].get_segments()
+    np.testing.assert_allclose(segment[:, 0], [2 - 2**0.5, 2 + 2**0.5])
+    assert len(bars) == 2
+
+
+def test_curves():
+    (axes,) = figures.curves([([1, 2], [3, 4]), ([1, 2], [5, 6])], ["a", ""], LOSSES, ("step", "R²")).axes
+    assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[3, 4], [5, 6]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a"]
+
+
+def test_panels_for_an_image_and_each_model():
+    image = np.random.default_rng(0).random((6, 8, 3))
+    heat = np.array([[0.0, 2.0], [0.0, 0.0]])
+    figure = figures.heat_panels(image, [heat, None, np.zeros((3, 3))], ["image", "a\nb", "c", "d"])
+    panels = figure.axes
+    assert [axes.get_title() for axes in panels][:4] == ["image", "a\nb", "c", "d"]
+    np.testing.assert_array_equal(panels[0].images[0].get_array(), image)
+    np.testing.assert_array_equal(panels[1].images[1].get_array(), heat / 2)
+    assert len(panels[2].images) == 1
+    assert all(tuple(shown.get_extent()) == (0, 8, 6, 0) for axes in panels for shown in axes.images)
+
+
+def test_files_are_both_kinds_and_the_same_each_time(tmp_path):
+    texts = []
+    for folder in ("one", "two"):
+        figure = figures.reliability([curve(), curve()], NAMES, LOSSES)
+        path = figures.save(figure, tmp_path / folder, "reliability")
+        texts.append(path.read_text())
+        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert texts[0] == texts[1] and path.suffix == ".svg"
+    assert re.search(r'width="3\d\d(\.\d+)?pt"', texts[0]), "4.2 inches of 72 points"
+
+
+def test_titles_are_not_cut_off():
+    figure = figures.heat_panels(np.zeros((8, 8, 3)), [np.ones((2, 2))] * 2, ["x", "one\ntwo", "three\nfour"])
+    figure.savefig(io.BytesIO(), format="png")
+    top = max(axes.title.get_window_extent().y1 for axes in figure.axes)
+    assert top <= figure.bbox.y1

@@ -1,0 +1,159 @@
+"""What is made of the folders of finished runs: tables, what was chosen, and whether the runs compare."""
+
+import json
+
+import pytest
+
+from maxsup_hf.comparison import tables
+from maxsup_hf.comparison.plan import Plan, share_strength
+from maxsup_hf.comparison.results import UnfairError, check_fair, choose, collect, save
+from tests.comparison.folders import leave
+
+LOSSES = share_strength(["cross_entropy", "label_smoothing", "maxsup"], 0.1, 0.2, None, {})
+ACCURACY = {"cross_entropy": 0.80, "label_smoothing": 0.81, "maxsup": 0.9}
+NOISE = (0.0, 0.004, -0.003, 0.002, -0.001)
+
+
+def metrics(run, wiggle=0.001):
+    """Accuracies whose differences hardly vary over the seeds; the NLL differs by noise alone."""
+    accuracy = ACCURACY[run.loss] + NOISE[run.seed] + wiggle * ((run.seed * (len(run.loss) + 1)) % 5)
+    nll = 1 + NOISE[(run.seed + len(run.loss)) % 5]
+    of = {"accuracy": accuracy, "nll": nll, "loss": nll, "ece": 0.1, "margin": 0.3, "runtime": 3.0}
+    return {"eval": of, "test": of}
+
+
+def make(folder, seeds=(0, 1, 2, 3), failed=(), **changes):
+    plan = Plan("text-classification", LOSSES, seeds, **changes)
+    for run in plan.runs():
+        if run.name not in failed:
+            leave(folder, run, metrics(run))
+    return plan
+
+
+def test_means_deviations_and_bold(tmp_path):
+    found = collect(make(tmp_path), tmp_path, {}, "t")
+    of = found["tables"]["shared"]
+    assert found["split"] == "test" and set(of) == {
+        "accuracy", "loss", "nll", "ece", "margin", "feature_within", "feature_r2", "feature_nc1",
+    }  # fmt: skip
+    values = [of["accuracy"]["values"]["maxsup"][str(seed)] for seed in range(4)]
+    assert of["accuracy"]["summary"]["maxsup"]["mean"] == pytest.approx(sum(values) / 4)
+    assert of["accuracy"]["best"] == "maxsup" and of["accuracy"]["significant"]
+    assert not of["nll"]["significant"]
+    assert of["ece"]["best"] is None and of["margin"]["best"] is None  # a tie; a metric that has no better end
+    table = tables.results_table(found, "shared")
+    assert table.header == [
+        "loss", "accuracy ↑", "NLL ↓", "ECE ↓", "within-class variation", "R²",
+    ]  # fmt: skip
+    assert [row[0] for row in table.rows] == list(LOSSES) and table.bold == {(2, 1)}
+    text = tables.markdown(found)
+    line = next(line for line in text.splitlines() if line.startswith("| maxsup"))
+    assert line.split(" | ")[1] == f"**{table.rows[2][1]}**" and line.count("**") == 2 and "±" in line
+    assert "two-sided paired t-test over the seeds, p < 0.05 after Holm's correction" in text
+    assert "Seed 3: 3 runs began with the same weights (fingerprint weights3) and saw the same 3 batches" in text
+    assert "Losses with an α have the same α and the same schedule: α 0.1 → 0.2." in text
+
+
+def test_too_few_seeds_are_said_and_nothing_is_bold(tmp_path):
+    found = collect(make(tmp_path, seeds=(0, 1)), tmp_path, {}, "t")
+    assert not any(of["significant"] for of in found["tables"]["shared"].values())
+    text = tables.markdown(found)
+    assert "2 seeds are too few for a test (the paired t-test needs at least 3 here)" in text and "**" not in text
+    one = Plan("text-classification", LOSSES, (0,))
+    text = tables.markdown(collect(one, tmp_path, {}, "t"))
+    assert "1 seed is too few" in text and "±" not in text.split("##")[1].split("\n\n")[1]
+
+
+def test_what_is_missing_is_said_and_the_rest_is_reported(tmp_path):
+    plan = make(tmp_path, failed=("maxsup-seed1", "maxsup-seed2"))
+    found = collect(plan, tmp_path, {"maxsup-seed1": "status 1: error: no"}, "t")
+    text = tables.markdown(found)
+    assert "**The run maxsup-seed1 failed: status 1: error: no.**" in text
+    assert "**1 of 12 runs are not finished: maxsup-seed2.**" in text
+    of = found["tables"]["shared"]["accuracy"]
+    assert of["summary"]["maxsup"]["n"] == 2 and of["summary"]["cross_entropy"]["n"] == 4
+    assert not of["significant"]  # two pairs are too few
+    assert {d["n"] for d in of["differences"] if "maxsup" in (d["first"], d["second"])} == {2}
+
+
+def test_nothing_finished(tmp_path):
+    plan = Plan("text-classification", LOSSES, (0,))
+    found = collect(plan, tmp_path, {"maxsup-seed0": "status 2: error: no data"}, "t")
+    assert "tables" not in found and "no data" in tables.markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"initial_weights": "others"}, "seed 1: maxsup-seed1 had other initial weights than cross_entropy-seed1"),
+        (
+            {"batches": "others"},
+            "seed 1: maxsup-seed1 had other batches, or the same in another order, than cross_entropy-seed1",
+        ),
+        ({"split": "eval"}, "the runs differ in split"),
+        ({"processes": 2}, "the runs differ in processes"),
+    ],
+)
+def test_runs_that_do_not_compare(changes, message, tmp_path):
+    plan = make(tmp_path, failed=("maxsup-seed1",))
+    check_fair(collect(plan, tmp_path, {}, "t"))
+    leave(tmp_path, next(run for run in plan.runs() if run.name == "maxsup-seed1"), metrics(plan.runs()[0]), **changes)
+    found = collect(plan, tmp_path, {}, "t")
+    with pytest.raises(UnfairError, match=message):
+        check_fair(found)
+    assert message in tables.markdown(found) and "began with the same weights" not in tables.markdown(found)
+
+
+def test_told_otherwise_is_said(tmp_path):
+    losses = share_strength(["label_smoothing", "maxsup"], 0.1, 0.2, None, {"maxsup": {"alpha": 0.4}})
+    plan = Plan("text-classification", losses, (0,))
+    for run in plan.runs():
+        leave(tmp_path, run, metrics(run))
+    text = tables.markdown(collect(plan, tmp_path, {}, "t"))
+    assert "Strength: label_smoothing α 0.1 → 0.2; maxsup α = 0.4. Not the same for all, as it was asked for." in text
+
+
+def test_chosen_on_validation_data_never_on_test_data(tmp_path):
+    plan = Plan("text-classification", LOSSES, (0, 1), {"alpha": (0.05, 0.1, 0.4)}, hold_out_test=0.5)
+    validation = {("label_smoothing", 0.4): 0.95, ("maxsup", 0.05): 0.96}
+    test = {("label_smoothing", 0.05): 0.99, ("maxsup", 0.4): 0.99}  # what a choice on test data would fall for
+    for run in plan.runs():
+        at = (run.loss, run.kwargs.get("alpha"))
+        of = {"eval": {"accuracy": validation.get(at, 0.9)}, "test": {"accuracy": test.get(at, 0.8)}}
+        leave(tmp_path, run, of)
+    found = collect(plan, tmp_path, {}, "t")
+    assert {loss: of["kwargs"].get("alpha") for loss, of in found["chosen"].items()} == {
+        "cross_entropy": None, "label_smoothing": 0.4, "maxsup": 0.05,
+    }  # fmt: skip
+    means = {loss: of["mean"] for loss, of in found["tables"]["chosen"]["accuracy"]["summary"].items()}
+    assert means == pytest.approx({"cross_entropy": 0.8, "label_smoothing": 0.8, "maxsup": 0.8})
+    assert len(found["chosen"]["maxsup"]["candidates"]) == 3  # 0.1 is the shared setting
+    assert {loss: of["n"] for loss, of in found["tables"]["shared"]["accuracy"]["summary"].items()} == dict.fromkeys(
+        LOSSES, 2
+    )
+    text = tables.markdown(found)
+    assert "label_smoothing (α 0.4 → 0.8)" in text and "on the validation data, never on the test data" in text
+
+
+def test_a_setting_whose_runs_are_not_all_there_is_not_chosen():
+    def run(seed, kwargs, accuracy):
+        state = "missing" if accuracy is None else "finished"
+        found = {"loss": "maxsup", "seed": seed, "kwargs": kwargs, "point": kwargs, "state": state}
+        return found | {"metrics": {"eval": {"accuracy": accuracy}}}
+
+    runs = [
+        run(0, {"alpha": 0.1}, 0.5),
+        run(1, {"alpha": 0.1}, 0.5),
+        run(0, {"alpha": 0.2}, 0.9),
+        run(1, {"alpha": 0.2}, None),
+    ]
+    assert choose(runs, "accuracy")["maxsup"]["kwargs"] == {"alpha": 0.1}
+
+
+def test_saved_as_plain_json(tmp_path):
+    found = collect(make(tmp_path), tmp_path, {}, "t")
+    text = save(found, tmp_path).read_text()
+    assert "NaN" not in text and json.loads(text) == found
+    run = found["runs"][0]
+    assert run["command"] == "maxsup-hf train cross_entropy-seed0" and run["versions"] == {"torch": "2"}
+    assert not any("runtime" in key for entry in run["history"] for key in entry)
