@@ -77,7 +77,7 @@ def fused_output(
     ignore_index: int = -100,
 ) -> LossOutput:
     """As `fused_linear_loss`, for a loss that is made, with its parameters' values; also the cross-entropy."""
-    loss.check_row_numbers("fused_linear_loss")
+    check_serves(loss)
     head = head._replace(weight=_whole(head.weight), bias=_whole(head.bias))
     if reduction not in ("mean", "sum") or (num_items_in_batch is not None and reduction == "sum"):
         raise ValueError(
@@ -96,6 +96,15 @@ def fused_output(
         divisor = torch.as_tensor(divisor, dtype=total.dtype, device=total.device)
         divisor = torch.where(divisor == 0, 1, divisor)
     return LossOutput(total / divisor, cross_entropy / divisor)
+
+
+def check_serves(loss: Loss) -> None:
+    """Refuse a loss that row numbers are not enough for.
+
+    Raises:
+        ValueError: names the loss.
+    """
+    loss.check_row_numbers("fused_linear_loss")
 
 
 def _whole(parameter: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from maxsup_hf.kernels.linear import Head
 
@@ -111,9 +112,12 @@ class LazyLogits:
 
     reshape = view
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise NeedsLogitsError("writes into its logits")
+
     def __getitem__(self, index: Any) -> LazyLogits:
         parts = index if isinstance(index, tuple) else (index,)
-        if len(parts) >= self.ndim or any(part is ... for part in parts):
+        if sum(map(_dimensions, parts)) >= self.ndim or any(part is ... for part in parts):
             last = parts[-1]  # it is of the classes: all of them, or not at all
             whole = isinstance(last, slice) and last.indices(self.shape[-1]) == (0, self.shape[-1], 1)
             if not (whole or last is ...):
@@ -130,16 +134,38 @@ class LazyLogits:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        own: dict[Any, Any] = {
-            torch.tanh: cls.tanh,
-            torch.mul: cls.__mul__,
-            torch.div: cls.__truediv__,
-            torch.add: cls.__add__,
-            torch.reshape: cls.reshape,
-        }
-        if function not in own:
+        own = _FUNCTIONS.get(function)
+        if own is None or not (args and isinstance(args[0], cls)):
             raise NeedsLogitsError(f"applies {getattr(function, '__name__', function)} to its logits")
-        return own[function](*args, **(kwargs or {}))
+        return own(*args, **(kwargs or {}))
+
+
+def _dimensions(part: Any) -> int:
+    """How many dimensions a part of an index is of."""
+    return part.ndim if isinstance(part, Tensor) and part.dtype == torch.bool else int(part is not None)
+
+
+_FUNCTIONS: dict[Any, Any] = {
+    torch.tanh: LazyLogits.tanh,
+    torch.mul: LazyLogits.__mul__,
+    torch.div: LazyLogits.__truediv__,
+    torch.add: LazyLogits.__add__,
+    torch.reshape: LazyLogits.reshape,
+}
+
+
+def _refusal(name: str) -> Any:
+    def refuse(self: LazyLogits, *args: Any) -> Any:
+        raise NeedsLogitsError(f"applies {name} to its logits")
+
+    return refuse
+
+
+# Python looks operators up in the class, past __getattr__.
+for _name in ("sub", "rsub", "rtruediv", "pow", "rpow", "matmul", "rmatmul", "mod", "floordiv", "neg", "abs", "invert"):
+    setattr(LazyLogits, f"__{_name}__", _refusal(_name))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne", "len", "float", "iter"):
+    setattr(LazyLogits, f"__{_name}__", _refusal(_name))
 
 
 def output_embedding(model: Any) -> nn.Linear:
@@ -149,14 +175,16 @@ def output_embedding(model: Any) -> nn.Linear:
         ValueError: the model has no output embedding over a vocabulary, or not a plain linear one.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if type(head) is nn.Linear and "forward" not in vars(head):
-        return head
     if head is None:
         what = "has no output embedding"
-    elif type(head) is nn.Linear:
-        what = "has an output embedding whose forward is wrapped (by hooks that offload weights, or by another library)"
-    else:
+    elif type(head) is not nn.Linear:
         what = f"has a {type(head).__module__.partition('.')[0]} {type(head).__name__} as its output embedding"
+    elif "forward" in vars(head):
+        what = "has an output embedding whose forward is wrapped (by hooks that offload weights, or by another library)"
+    elif type(head.weight) not in (nn.Parameter, Tensor, DTensor) or not head.weight.is_floating_point():
+        what = f"has an output embedding whose weight is a {type(head.weight).__name__} of {head.weight.dtype}"
+    else:
+        return head
     raise ValueError(
         "fused_linear_loss computes the loss from hidden states and the weight of a language model's output embedding, a "
         f"torch.nn.Linear, but {type(model).__name__} {what}: leave fused_linear_loss out (with PEFT: keep LoRA and "

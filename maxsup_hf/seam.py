@@ -40,6 +40,7 @@ class Seam:
         soft_labels: (..., K) class probabilities that replace the integer labels of the next forward, or `None`.
         votes: (num_classes) -> (N, P) votes of the last feature map, for a loss that asks for them, or `None`.
         outputs: one `LossOutput`, detached, for each cross-entropy of the last forward.
+        fused: how many of these were of logits that are not computed.
     """
 
     def __init__(self, loss: Loss):
@@ -49,6 +50,7 @@ class Seam:
         self.soft_labels: Tensor | None = None
         self.votes: Callable[[int], Tensor] | None = None
         self.outputs: list[LossOutput] = []
+        self.fused = 0
         # Made once: a class or a closure that is new in every forward would make torch.compile trace again.
         criterion = type("CrossEntropyLoss", (_Criterion,), {"seam": self})
         namespace = ModuleType(nn.__name__)
@@ -66,6 +68,7 @@ class Seam:
         """While this is open, every cross-entropy that `model` computes is this loss. The names are put back whatever
         happens inside."""
         self.outputs.clear()
+        self.fused = 0
         names = self._names(model)
         try:
             for file, name, original in names:
@@ -106,6 +109,7 @@ class Seam:
             )
         if isinstance(input, LazyLogits):
             output = self._of_lazy_logits(input, target, weight, ignore_index, reduction)
+            self.fused += 1
         else:
             output = self._of_logits(input, target, weight, ignore_index, reduction)
         if self.shares is not None:
@@ -136,8 +140,6 @@ class Seam:
     def _of_lazy_logits(
         self, input: LazyLogits, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
     ) -> LossOutput:
-        if self.soft_labels is not None:
-            raise ValueError("fused_linear_loss knows no soft labels: leave it out, or Mixup and other soft labels")
         if weight is not None:
             raise NeedsLogitsError("weights its classes")
         if input.ndim > 2:

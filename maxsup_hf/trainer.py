@@ -95,7 +95,7 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         check_train_dataset(self.train_dataset, self.model)
         if self.args.fused_linear_loss:
             output_embedding(self.model)
-            check_fused(self.args, self.model)
+            check_fused(self, isinstance(self.data_collator, MixupCollator))
         if self.loss_function.state is not None and self.args.n_gpu > 1:
             raise ValueError(
                 f"loss={self.args.loss!r} learns from batch to batch, which torch's DataParallel does in threads that do "
@@ -147,6 +147,11 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
                 "labels must be integer tensors under a name with 'label' in it, or start_positions and end_positions, or "
                 "target_values. For contrastive, detection and self-supervised heads use the stock Trainer"
             )
+        if self.args.fused_linear_loss and soft_labels is not None:
+            raise ValueError(
+                f"fused_linear_loss, asked for {type(self.model).__name__}, knows no soft labels, but the batch has some: "
+                "leave out Mixup and other soft labels, or leave fused_linear_loss out"
+            )
         seam = self._seam
         seam.set_progress(min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0)
         seam.soft_labels = soft_labels
@@ -183,6 +188,11 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
                 f"loss={self.args.loss!r} was asked for, but {type(self.model).__name__} trained on a loss without a "
                 "cross-entropy that can be replaced (regression, multi-label, detection, contrastive, a loss function of "
                 "its own or a fused kernel). Use a head whose loss is a cross-entropy over classes, or the stock Trainer"
+            )
+        if self.args.fused_linear_loss and not seam.fused:
+            raise ValueError(
+                f"fused_linear_loss cannot serve {type(self.model).__name__}, whose loss does not come from what its output "
+                "embedding returns: leave fused_linear_loss out"
             )
         self._add_parts()
         return (loss, outputs) if return_outputs else loss
