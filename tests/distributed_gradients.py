@@ -32,7 +32,7 @@ def gradients(head, wrapping, folder, **kwargs):
         state.process_index :: state.num_processes
     ]
     if wrapping == "fsdp":
-        wrapped = fully_shard(model, mesh=init_device_mesh("cpu", (state.num_processes,)))
+        wrapped = shard(model, mesh=init_device_mesh("cpu", (state.num_processes,)), reshard_after_forward=True)
     else:
         wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     samples, num_items = trainer.get_batch_samples(iter(batches), len(batches), args.device)
@@ -41,6 +41,15 @@ def gradients(head, wrapping, folder, **kwargs):
         trainer.training_step(wrapped, sample, num_items)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
+
+
+def shard(model, **kwargs):
+    """As accelerate does: each layer, then what is left, the output embedding with it."""
+    for module in reversed(list(model.modules())):
+        if isinstance(module, torch.nn.ModuleList):
+            for layer in module:
+                fully_shard(layer, **kwargs)
+    return fully_shard(model, **kwargs)
 
 
 def main(wrapping: str, output: str, *fused: str) -> None:
