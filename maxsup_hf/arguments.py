@@ -1,4 +1,4 @@
-"""Training arguments with a loss: three fields beside transformers' own."""
+"""Training arguments with a loss: four fields beside transformers' own."""
 
 from __future__ import annotations
 

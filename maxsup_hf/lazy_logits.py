@@ -2,7 +2,8 @@
 
 With `fused_linear_loss` the output embedding hands on its input, as `LazyLogits`. What heads do to logits on the way to
 their cross-entropy (a cast, a scale, soft-capping, a bias, the causal shift, a view) is noted instead of done, and the loss
-is then computed chunk by chunk from hidden states and weight. Anything else raises: such a head needs its logits.
+is then computed chunk by chunk from hidden states and weight. Anything else raises: such a head needs its logits. The model
+itself is the same before and after each training forward, so that evaluation, generation and checkpoints know nothing of it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class LazyLogits:
     Attributes:
         hidden: (..., D).
         head: how logits come from them.
-        dtype: what the model has cast its logits to.
+        dtype: what the model has cast its logits to. Nothing is rounded to it.
     """
 
     hidden: Tensor
@@ -187,8 +188,8 @@ def output_embedding(model: Any) -> nn.Linear:
         return head
     raise ValueError(
         "fused_linear_loss computes the loss from hidden states and the weight of a language model's output embedding, a "
-        f"torch.nn.Linear, but {type(model).__name__} {what}: leave fused_linear_loss out (with PEFT: keep LoRA and "
-        "modules_to_save off the output embedding; with FSDP: do not wrap that layer by itself)"
+        f"torch.nn.Linear, but {type(model).__name__} {what}: leave fused_linear_loss out (with PEFT: keep "
+        "adapters and modules_to_save off the output embedding; with FSDP: do not wrap that layer by itself)"
     )
 
 

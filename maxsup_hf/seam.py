@@ -142,6 +142,8 @@ class Seam:
     ) -> LossOutput:
         if weight is not None:
             raise NeedsLogitsError("weights its classes")
+        if reduction == "none":
+            raise NeedsLogitsError("asks for the loss of each row")
         if input.ndim > 2:
             raise NeedsLogitsError(f"has the classes of its logits {tuple(input.shape)} in dimension 1")
         if input.head.weight.untyped_storage().nbytes() == 0:  # gathered for the layer's forward alone: ZeRO-3, FSDP

@@ -48,7 +48,8 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
 
     Raises:
         TypeError: `args` without the fields of `MaxSupArgumentsMixin`.
-        ValueError: `compute_loss_func` is given too, or (from `train`) the head or the data do not fit such a loss.
+        ValueError: `compute_loss_func` is given too, or (from `train`) the head or the data do not fit such a loss, or
+            `args.fused_linear_loss` does not fit the model.
         CheckpointError: (from `train`) a checkpoint could not be written; see `maxsup_hf.checkpoints`.
         FloatingPointError: (from `train`) a loss is NaN or infinite; checkpoints written before stay as they are.
     """
@@ -147,17 +148,19 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
                 "labels must be integer tensors under a name with 'label' in it, or start_positions and end_positions, or "
                 "target_values. For contrastive, detection and self-supervised heads use the stock Trainer"
             )
-        if self.args.fused_linear_loss and soft_labels is not None:
-            raise ValueError(
-                f"fused_linear_loss, asked for {type(self.model).__name__}, knows no soft labels, but the batch has some: "
-                "leave out Mixup and other soft labels, or leave fused_linear_loss out"
-            )
+        fused: Any = nullcontext()
+        if self.args.fused_linear_loss:
+            if soft_labels is not None:
+                raise ValueError(
+                    f"fused_linear_loss, asked for {type(self.model).__name__}, knows no soft labels, but the batch has "
+                    "some: leave out Mixup and other class probabilities, or leave fused_linear_loss out"
+                )
+            fused = lazy(output_embedding(self.model))
         seam = self._seam
         seam.set_progress(min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0)
         seam.soft_labels = soft_labels
         seam.shares = Shares(counts, self._totals, self._loss_shifts_labels)
         try:
-            fused = lazy(output_embedding(self.model)) if self.args.fused_linear_loss else nullcontext()
             with seam.swapped(model), fused:
                 loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
         except NeedsLogitsError as error:

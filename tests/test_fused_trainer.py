@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
-from accelerate.utils import DynamoBackend
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -327,7 +326,7 @@ def test_heads_without_an_output_embedding(tmp_path):
 @pytest.mark.parametrize("where", ["target_modules", "modules_to_save"])
 def test_peft_on_the_output_embedding(where, tmp_path):
     model = get_peft_model(tiny.llama(), LoraConfig(**{"target_modules": ["q_proj"]} | {where: ["lm_head"]}))
-    refused(model, tmp_path, "has a peft .* as its output embedding.*keep LoRA and modules_to_save off")
+    refused(model, tmp_path, "has a peft .* as its output embedding.*keep adapters and modules_to_save off")
 
 
 def test_a_wrapped_forward(tmp_path):
@@ -395,53 +394,70 @@ def test_losses_that_need_logits(loss, tmp_path):
         MaxSupTrainingArguments(str(tmp_path), use_cpu=True, loss=loss, fused_linear_loss=True)
 
 
-def test_compiled_models(tmp_path):
+def test_compiled_models(tmp_path, monkeypatch):
     refused(torch.compile(tiny.llama()), tmp_path, "cannot be combined with torch.compile")
     refused(tiny.llama(), tmp_path, "cannot be combined with torch.compile", torch_compile=True)
     in_place = tiny.llama()
     in_place.compile()
     refused(in_place, tmp_path, "asked for LlamaForCausalLM, cannot be combined with torch.compile")
-    trainer = trainer_of(tiny.llama(), tmp_path, data=rows_to_learn(8))
-    plugin = trainer.accelerator.state.dynamo_plugin
-    before, plugin.backend = plugin.backend, DynamoBackend.INDUCTOR
-    try:
-        with pytest.raises(ValueError, match="leave torch_compile and dynamo_backend out"):
-            trainer.train()
-    finally:
-        plugin.backend = before
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")  # as accelerate launch --dynamo_backend does
+    refused(tiny.llama(), tmp_path, "leave torch_compile and dynamo_backend out")
 
 
 class Odd(LlamaForCausalLM):
+    """What it does to its logits, and its cross-entropy, are set from outside."""
+
+    change = staticmethod(lambda logits: logits)
+    criterion = staticmethod(lambda z, y: torch.nn.functional.cross_entropy(z.reshape(-1, V), y.reshape(-1)))
+
     def forward(self, input_ids, labels=None, **kwargs):
-        logits = self.lm_head(self.model(input_ids).last_hidden_state)
-        logits = self.change(logits)
-        return {"loss": torch.nn.functional.cross_entropy(logits.reshape(-1, V), labels.reshape(-1)), "logits": logits}
+        logits = self.change(self.lm_head(self.model(input_ids).last_hidden_state))
+        return {"loss": self.criterion(logits, labels), "logits": logits}
+
+
+def odd(**changed):
+    model = Odd(LlamaConfig(**LLAMA))
+    vars(model).update(changed)
+    return model, causal(torch.Generator().manual_seed(1))
+
+
+def test_an_odd_head_that_is_served(tmp_path):
+    check_equal(*odd(change=lambda logits: -0.5 * logits[..., :V].float()), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda logits: logits.softmax(-1), "cannot serve Odd, which asks its logits for 'softmax'"),
-        (lambda logits: torch.sigmoid(logits), "cannot serve Odd, which applies sigmoid to its logits"),
-        (lambda logits: logits[..., :V], None),
-        (lambda logits: logits[..., 1:], "cannot serve Odd, which takes some classes out of its logits"),
-        (lambda logits: logits * torch.ones(V), "cannot serve Odd, which multiplies its logits by a tensor"),
-        (lambda logits: logits.tanh().tanh(), "cannot serve Odd, which applies tanh to its logits twice"),
-        (lambda logits: 2 * logits + torch.ones(V), "cannot serve Odd, which adds something to its logits"),
-        (lambda logits: logits - 1, "cannot serve Odd, which applies sub to its logits"),
-        (lambda logits: logits.transpose(1, 2), "cannot serve Odd, which asks its logits for 'transpose'"),
-        (lambda logits: torch.ones(V) * logits, "cannot serve Odd, which applies mul to its logits"),
+        (lambda logits: logits.softmax(-1), "asks its logits for 'softmax'"),
+        (lambda logits: torch.sigmoid(logits), "applies sigmoid to its logits"),
+        (lambda logits: logits[..., 1:], "takes some classes out of its logits"),
+        (lambda logits: logits * torch.ones(V), "multiplies its logits by a tensor"),
+        (lambda logits: logits.tanh().tanh(), "applies tanh to its logits twice"),
+        (lambda logits: 2 * logits + torch.ones(V), "adds something to its logits"),
+        (lambda logits: logits - 1, "applies sub to its logits"),
     ],
 )
 def test_heads_that_need_their_logits(change, message, tmp_path):
-    torch.manual_seed(0)
-    model = Odd(LlamaConfig(**LLAMA))
-    model.change = change
-    batch = causal(torch.Generator().manual_seed(1))
-    if message is None:
-        tiny.gradients(trainer_of(model, tmp_path), [batch])
-    else:
-        refused(model, tmp_path, message, batch)
+    model, batch = odd(change=change)
+    refused(model, tmp_path, f"fused_linear_loss cannot serve Odd, which {message}: leave fused_linear_loss out", batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": torch.ones(V)}, "weights its classes"),
+        ({"reduction": "none"}, "asks for the loss of each row"),
+        (None, r"has the classes of its logits \(8, 9, 40\) in dimension 1"),
+    ],
+)
+def test_cross_entropies_that_need_logits(options, message, tmp_path):
+    def criterion(z, y):
+        if options is None:
+            return torch.nn.functional.cross_entropy(z, y)
+        return torch.nn.CrossEntropyLoss(**options)(z.view(-1, V), y.view(-1)).mean()
+
+    model, batch = odd(criterion=criterion)
+    refused(model, tmp_path, f"fused_linear_loss cannot serve Odd, which {message}", batch)
 
 
 def test_a_loss_that_does_not_come_from_the_output_embedding(tmp_path):
@@ -456,13 +472,10 @@ def test_a_loss_that_does_not_come_from_the_output_embedding(tmp_path):
 
 def test_an_output_embedding_that_is_gone_before_the_loss(tmp_path):
     """As after the forward of a layer that ZeRO-3 or FSDP has sharded by itself."""
-    model = Odd(LlamaConfig(**LLAMA))
 
     def change(logits):
         model.lm_head.weight.untyped_storage().resize_(0)
         return logits
 
-    model.change = change
-    refused(
-        model, tmp_path, "cannot serve Odd, which has an output embedding that is sharded again", causal(torch.Generator())
-    )
+    model, batch = odd(change=change)
+    refused(model, tmp_path, "cannot serve Odd, which has an output embedding that is sharded again", batch)
