@@ -1,4 +1,7 @@
-"""A loss of your own on the flag: `python examples/own_loss.py image-classification --loss half_maxsup`."""
+"""A loss of your own on the flag: `python examples/own_loss.py image-classification --loss half_maxsup`.
+
+Every command of `maxsup-hf` finds it with MAXSUP_HF_LOSSES=examples/own_loss.py in the environment, `maxsup-hf compare` too.
+"""
 
 import sys
 

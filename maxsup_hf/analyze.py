@@ -35,14 +35,16 @@ from transformers.models.auto.modeling_auto import (
 from maxsup_hf.analysis.store import data_fingerprint
 from maxsup_hf.checks import read_column
 from maxsup_hf.hub.record import RECORD
+from maxsup_hf.scripts.body.arguments import first_free, in_use
 from maxsup_hf.scripts.body.columns import check_strings, find_column, is_image
 from maxsup_hf.scripts.body.embedded import digits, names_in_languages
+from maxsup_hf.scripts.body.images import as_images, check_images
 from maxsup_hf.scripts.body.labels import class_names, find_label_column, label_names, without_hidden_test
 from maxsup_hf.scripts.body.loading import FORMATS, USUAL_NAMES, Splits, load_file, load_named, loading
 from maxsup_hf.scripts.body.models import hub_options, load_config
 from maxsup_hf.scripts.body.splits import hold_out_validation, stratified_indices
 from maxsup_hf.scripts.body.tokenizers import build_tokenizer, max_length
-from maxsup_hf.scripts.image_classification import IMAGE_NAMES, as_images, to_pixels
+from maxsup_hf.scripts.image_classification import IMAGE_NAMES, to_pixels
 from maxsup_hf.scripts.text_classification import TextClassificationArguments, text_columns, tokenize
 
 IMAGE, TEXT = "image-classification", "text-classification"
@@ -102,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, … (default: an accelerator where there is one)")
     add("--cache_dir", help="where features and logits are kept (default: maxsup_hf/features in the Hugging Face cache)")
     add("--no_cache", action="store_true", help="keep no features and logits")
-    add("--output_dir", default="outputs/analysis", help="new folder for the report (default: outputs/analysis)")
+    add("--output_dir", help="new folder for the report (default: outputs/analysis, or the first of -2, -3, … that is free)")
     return flags
 
 
@@ -128,7 +130,8 @@ def run(args: argparse.Namespace) -> Path:
     Raises:
         ValueError, TypeError, OSError, ImportError: bad input, in one line; nothing was written.
     """
-    from maxsup_hf.analysis.analyze import Subject, analyze  # which needs matplotlib
+    from maxsup_hf.analysis.analyze import analyze  # which needs matplotlib
+    from maxsup_hf.analysis.seen import Subject
 
     _check(args)
     loaded = [_load_model(source, args) for source in args.models]
@@ -175,8 +178,9 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if not 0 < args.train_val_split < 1:
         raise ValueError(f"train_val_split must lie between 0 and 1 (both excluded), got {args.train_val_split}")
-    folder = Path(args.output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if args.output_dir is None:
+        args.output_dir = first_free("outputs/analysis")
+    elif in_use(args.output_dir):
         raise FileExistsError(f"output_dir: {args.output_dir!r} is not empty; name another folder")
 
 
@@ -201,7 +205,8 @@ def load_data(task: str, args: argparse.Namespace) -> tuple[Data, list[str]]:
                 dataset, "image_column_name", args.image_column_name, fits=is_image, names=IMAGE_NAMES, taken=[label_column]
             )
         ]
-        dataset = as_images(dataset, columns[0], split)
+        dataset = as_images(dataset, columns[0], "image_column_name", split)
+        check_images(dataset, columns[0], "image_column_name", split)
     else:
         columns = text_columns(dataset, args.text_column_name, label_column)
         for column in columns:

@@ -2,16 +2,18 @@
 
 For a row `z` of K logits with target `t` (one-hot for a hard label) and `mass = Σ t_k` (1 for a hard label):
 
-| name            | value                                   | gradient with respect to `z_k`      |
-|-----------------|-----------------------------------------|-------------------------------------|
-| `lse`           | `log Σ exp z_k`                         | `q_k = softmax(z)_k`                |
-| `top`           | `max_k z_k`                             | 1 at the first maximum, else 0      |
-| `mean`          | `(1/K) Σ z_k`                           | `1/K`                               |
-| `label`         | `Σ t_k z_k`                             | `t_k`                               |
-| `cross_entropy` | `mass·lse − label = −Σ t_k log q_k`     | `mass·q_k − t_k`                    |
-| `square`        | `Σ z_k²`                                | `2 z_k`                             |
-| `expected`      | `Σ q_k z_k`                             | `q_k (1 + z_k − expected)`          |
-| `classes`       | the number of classes that take part    | 0                                   |
+=================  =======================================  ===================================
+name               value                                    gradient with respect to `z_k`
+=================  =======================================  ===================================
+`lse`              `log Σ exp z_k`                          `q_k = softmax(z)_k`
+`top`              `max_k z_k`                              1 at the first maximum, else 0
+`mean`             `(1/K) Σ z_k`                            `1/K`
+`label`            `Σ t_k z_k`                              `t_k`
+`cross_entropy`    `mass·lse − label = −Σ t_k log q_k`      `mass·q_k − t_k`
+`square`           `Σ z_k²`                                 `2 z_k`
+`expected`         `Σ q_k z_k`                              `q_k (1 + z_k − expected)`
+`classes`          the number of classes that take part     0
+=================  =======================================  ===================================
 
 `cross_entropy` is a number of its own because the difference `lse − label` would lose its digits where both are large.
 

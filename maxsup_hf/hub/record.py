@@ -86,13 +86,19 @@ def load_record(folder: str | Path) -> dict[str, Any]:
 
 
 def _last_evaluation(history: list[dict[str, Any]]) -> dict[str, float]:
-    entries = [entry for entry in history if any(key.startswith("eval_") for key in entry)]
-    return _measured(entries[-1]) if entries else {}
+    """The last evaluation's metrics; a callback's geometry of it is an entry of its own."""
+    found: dict[str, float] = {}
+    for sign in ("eval_", "feature_"):
+        entries = [entry for entry in history if any(key.startswith(sign) for key in entry)]
+        found |= _measured(entries[-1]) if entries else {}
+    return found
 
 
 def _measured(metrics: dict[str, Any]) -> dict[str, float]:
-    """Metrics of evaluation and test, without clocks and counts; NumPy numbers become Python's."""
+    """Metrics of evaluation and test, without clocks and counts; NumPy numbers become Python's. `FeatureGeometryCallback`
+    gives the evaluation data's no prefix."""
     left_out = ("_runtime", "_per_second", "_samples", "_loss", "_time")
+    metrics = {f"eval_{key}" if key.startswith("feature_") else key: value for key, value in metrics.items()}
     return {
         key: float(value)
         for key, value in metrics.items()

@@ -22,7 +22,7 @@ def differentiate(
     """Evaluate a formula and the gradient of Σ label_scale·label_term + penalty_scale·penalty.
 
     Args:
-        formula: (row numbers, **parameters) -> (term on the label, penalty), each (N,) or 0-dim.
+        formula: `(row numbers, **parameters) -> (term on the label, penalty)`, each (N,) or 0-dim.
         numbers: name -> (N,), in the formula's order.
         values: its parameters, numbers or 0-dim tensors.
         label_scale, penalty_scale: (N,) or a number; what the two terms are multiplied by before they are summed.

@@ -40,7 +40,7 @@ class Head(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A loss on row numbers: (numbers, **values) -> (term on the label, penalty), as in `maxsup_hf.losses`."""
+    """A loss on row numbers: `(numbers, **values) -> (term on the label, penalty)`, as in `maxsup_hf.losses`."""
 
     formula: Callable[..., tuple[Tensor, Tensor]]
     numbers: tuple[str, ...]

@@ -17,7 +17,7 @@ class Problem(NamedTuple):
     penalty_scale·penalty_weight·penalty, the weights being in `Rows`.
 
     Attributes:
-        formula: (row numbers, **values) -> (term on the label, penalty).
+        formula: `(row numbers, **values) -> (term on the label, penalty)`.
         numbers: its arguments, names of `maxsup_hf.logit_stats.NUMBERS`.
         values: its parameters and options; numbers may be 0-dim tensors.
         label_scale, penalty_scale: what the terms of all rows are multiplied by.

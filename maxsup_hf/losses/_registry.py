@@ -6,10 +6,14 @@ import difflib
 import inspect
 import math
 import operator
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from importlib.util import module_from_spec, spec_from_file_location
 from numbers import Real
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +23,10 @@ from maxsup_hf.logit_stats import NUMBERS
 from maxsup_hf.schedules import SCHEDULES
 
 Formula = Callable[..., tuple[Tensor, Tensor]]
+
+# Names Python files with losses of one's own (several with os.pathsep between). A variable, and not a flag, because it
+# reaches every process that a command starts: launchers, the runs of a comparison, workers.
+OWN = "MAXSUP_HF_LOSSES"
 
 # What a formula can ask for beside the numbers of a row. Such a loss takes the plain path, without a fast kernel.
 INPUTS = ("logits", "target", "labels", "votes", "state")
@@ -30,7 +38,7 @@ class LossSpec:
 
     Attributes:
         name: what users type; `"a+b"` for a sum of losses.
-        formula: (arguments, **parameters and options) -> (term on the label, penalty), each (N,).
+        formula: `(arguments, **parameters and options) -> (term on the label, penalty)`, each (N,).
         arguments: what the formula takes, in its order: names of row numbers and of `INPUTS`.
         parameters: its numbers.
         options: its words and switches, with what each may be.
@@ -140,7 +148,7 @@ def register_loss(
     state: type | None = None,
     **ends: float | None,
 ) -> Callable[[Formula], Formula]:
-    """Decorator that puts a formula on `create_loss`, the `--loss` flag and everything built on them.
+    """Decorator that puts a formula on `create_loss`, the `--loss` flag and everything built on them::
 
         @register_loss("half_maxsup")
         def half_maxsup(cross_entropy, top, mean, *, alpha=0.1):
@@ -221,8 +229,28 @@ def register_loss(
     return register
 
 
+_loaded: set[str] = set()
+
+
+def _load_own() -> None:
+    """Run the files that the environment names, each once."""
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    for name in filter(None, os.environ.get(OWN, "").split(os.pathsep)):
+        path = str(Path(name).resolve())
+        if path in _loaded or (main and path == str(Path(main).resolve())):
+            continue
+        if not os.path.isfile(path):
+            raise ValueError(f"{OWN} must name Python files with losses, got {name!r}, which is not a file")
+        _loaded.add(path)
+        spec = spec_from_file_location(Path(path).stem, path)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"{OWN} must name Python files with losses, got {name!r}, which does not end in .py")
+        spec.loader.exec_module(module_from_spec(spec))
+
+
 def list_losses() -> list[str]:
-    """Names of all registered losses, sorted."""
+    """Names of all registered losses, sorted; also those of the files that the variable MAXSUP_HF_LOSSES names."""
+    _load_own()
     return sorted(_SPECS)
 
 
@@ -237,8 +265,12 @@ def get_spec(name: str) -> LossSpec:
         raise TypeError(f"loss must be a name, one of {', '.join(list_losses())}, got {type(name).__name__} {name!r}")
     if "+" in name:
         return _add([get_spec(part.strip()) for part in name.split("+")])
+    _load_own()
     if name not in _SPECS:
-        raise ValueError(f"unknown loss {name!r}{_nearest(name, _SPECS)} (registered: {', '.join(list_losses())})")
+        raise ValueError(
+            f"unknown loss {name!r}{_nearest(name, _SPECS)} (registered: {', '.join(list_losses())}; files with others are "
+            f"named by the variable {OWN})"
+        )
     return _SPECS[name]
 
 

@@ -20,7 +20,7 @@ FLAT = 1e-12  # a total variation below this is rounding: all features point the
 
 
 class FeatureGeometry(Accumulator):
-    """Class separability and neural collapse of features that come in batches.
+    """Class separability and neural collapse of features that come in batches::
 
         geometry = FeatureGeometry(num_classes=1000)
         for features, labels in batches:
@@ -120,7 +120,7 @@ class FeatureGeometry(Accumulator):
         - `nc1` = tr(Σ_W Σ_B^†)/C, Σ_W averaged over rows and Σ_B over classes; infinite where all class means coincide,
           and the others NaN.
         - `nc2_equinorm` = std/mean of ‖h_k − h‖; `nc2_equiangular` = std of the cosines between different h_k − h;
-          `nc2_max_angle` = mean |cosine + 1/(C−1)|.
+          `nc2_max_angle` = `mean |cosine + 1/(C−1)|`.
         - with `classifier`, the same of its rows: `nc2_weight_equinorm`, `nc2_weight_equiangular`, `nc2_weight_max_angle`;
           and `nc3_self_duality` = ‖W/‖W‖ − M/‖M‖‖² (Frobenius norms), where the rows of M are h_k − h.
         - NC4 needs a second pass, see `NearestCentre`.
@@ -189,6 +189,8 @@ class FeatureGeometry(Accumulator):
 
 class NearestCentre(Accumulator):
     """NC4 in a second pass: does the network predict the class whose centre is nearest to the feature?
+
+    ::
 
         nearest = NearestCentre(geometry.class_means())
         for features, logits in batches:

@@ -16,7 +16,7 @@ from maxsup_hf.metrics._rows import Accumulator, as_logits, check_logits, check_
 
 
 def near_zero_share(logits: ArrayLike, threshold: float = 0.01) -> NDArray[np.float64]:
-    """Share of each row's logits with |z| < `threshold`, (N,) in [0, 1].
+    """Share of each row's logits with `|z| < threshold`, (N,) in [0, 1].
 
     Args:
         logits: (N, K).

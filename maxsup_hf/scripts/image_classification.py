@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from datasets import Dataset, Image
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -24,8 +23,9 @@ from maxsup_hf.callbacks import FeatureGeometryCallback
 from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.scripts.body import run
 from maxsup_hf.scripts.body.arguments import ScriptArguments, flag, parse
-from maxsup_hf.scripts.body.columns import check_column, check_not_missing, find_column, is_image, is_string
+from maxsup_hf.scripts.body.columns import find_column, is_image
 from maxsup_hf.scripts.body.embedded import digits
+from maxsup_hf.scripts.body.images import as_images, check_images
 from maxsup_hf.scripts.body.labels import classification_splits, find_label_column
 from maxsup_hf.scripts.body.loading import Splits, load_splits, loading
 from maxsup_hf.scripts.body.models import build_model, hub_options, load_config, set_classes
@@ -132,24 +132,11 @@ def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | 
         names=IMAGE_NAMES,
         taken=[label_column],
     )
-    splits = {split: as_images(dataset, column, split) for split, dataset in splits.items()}
+    for split, dataset in splits.items():
+        splits[split] = as_images(dataset, column, "image_column_name", split)
+        check_images(splits[split], column, "image_column_name", split)
     splits, names = classification_splits(args, splits, [column], label_column, config)
     return splits, column, names
-
-
-def as_images(dataset: Dataset, column: str, split: str) -> Dataset:
-    """Paths become images, and the first one is opened: the rest decode while training reads them."""
-    check_column(dataset, column, "image_column_name", split)
-    feature = dataset.features[column]
-    if not (is_image(feature) or is_string(feature)):
-        kind = getattr(feature, "dtype", type(feature).__name__)
-        raise TypeError(f"image_column_name: column {column!r} of the {split} data must hold images or paths, not {kind}")
-    check_not_missing(dataset, column, split)
-    if is_string(feature):
-        dataset = dataset.cast_column(column, Image())
-    with loading("image_column_name", f"{column}, row 0 of the {split} data"):
-        dataset[0][column].load()
-    return dataset
 
 
 def _default_config() -> PretrainedConfig:

@@ -27,8 +27,9 @@ from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from maxsup_hf.scripts.body import run
 from maxsup_hf.scripts.body.arguments import ScriptArguments, data_flags, flag, parse
 from maxsup_hf.scripts.body.embedded_scenes import SCENE_CLASSES, digit_scenes
+from maxsup_hf.scripts.body.images import as_images
 from maxsup_hf.scripts.body.loading import Splits, load_splits, loading
-from maxsup_hf.scripts.body.masks import as_images, count_classes, find_columns, load_pair_folder, to_array
+from maxsup_hf.scripts.body.masks import count_classes, find_columns, load_pair_folder, to_array
 from maxsup_hf.scripts.body.models import build_model, hub_options, load_config, set_classes
 from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
 from maxsup_hf.trainer import MaxSupTrainer

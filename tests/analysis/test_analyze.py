@@ -12,10 +12,12 @@ from transformers import default_data_collator
 pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-hf[analysis]')")
 pytest.importorskip("captum", reason="needs captum (pip install 'maxsup-hf[analysis]')")
 
-from maxsup_hf.analysis import analyze as module
-from maxsup_hf.analysis.analyze import Subject, analyze, choose_rows
+from maxsup_hf.analysis import figures, seen
+from maxsup_hf.analysis.analyze import analyze
 from maxsup_hf.analysis.features import Rows, extract
 from maxsup_hf.analysis.measure import measure
+from maxsup_hf.analysis.sections import choose_rows
+from maxsup_hf.analysis.seen import Subject
 from tests import tiny
 from tests.analysis.test_features import Scaled
 
@@ -32,7 +34,7 @@ def undrawn(request, monkeypatch):
         return folder / f"{name}.svg"
 
     if request.function is not test_what_is_written_is_what_was_measured:
-        monkeypatch.setattr(module.figures, "save", save)
+        monkeypatch.setattr(figures, "save", save)
 
 
 def subject(name="model", kind="vit", loss=None, classes=CLASSES, data=None, model=None, **kwargs):
@@ -178,7 +180,7 @@ def test_what_was_seen_is_not_looked_at_again(tmp_path, monkeypatch):
         raise AssertionError("the model ran again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "extract", never)
+        patch.setattr(seen, "extract", never)
         again = analyze([subject(model=model, data_key="k")], CLASSES, tmp_path / "2", **keep)
         with pytest.raises(AssertionError):
             analyze([subject(model=model, data_key="other data")], CLASSES, tmp_path / "3", **keep)

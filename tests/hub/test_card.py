@@ -82,6 +82,17 @@ def test_new_results_and_figures_come_in(run):
     assert {r.dataset_split for r in ModelCard.load(run / "README.md").data.eval_results} == {"validation", "test"}
 
 
+def test_the_geometry_of_features_comes_in(tmp_path):
+    """`FeatureGeometryCallback` logs it after the evaluation, without a prefix for the evaluation data."""
+    trainer = train(tmp_path)
+    trainer.log({"feature_within": 0.25, "feature_r2": 0.5})
+    trainer.create_model_card()
+    assert load_record(tmp_path)["results"] == {"eval_accuracy": 0.5, "eval_feature_within": 0.25, "eval_feature_r2": 0.5}
+    (tmp_path / "all_results.json").write_text(json.dumps({"feature_r2": 0.75, "test_feature_r2": 0.6}))
+    write_card(tmp_path)
+    assert "| feature_r2 | 0.75 | 0.6 |" in (tmp_path / "README.md").read_text()
+
+
 def test_a_benchmarks_result(run, capsys):
     sha = "5" * 40
     flags = ["--benchmark", "my-org/birds", "--task_id", "species", "--metric", "eval_accuracy"]

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -30,6 +32,23 @@ def test_a_loss_of_ones_own_in_three_lines(registry):
     expected = create_loss("maxsup", alpha=0.1)(logits, labels)
     torch.testing.assert_close(create_loss("half_maxsup", alpha=0.2)(logits, labels), expected)
     assert "half_maxsup" in list_losses()
+
+
+def test_files_that_the_environment_names(registry, monkeypatch, tmp_path):
+    """So that a loss of one's own is known in every process of a comparison or a launcher."""
+    formula = "@register_loss('half_{0}')\ndef half_{0}(top, cross_entropy):\n    return cross_entropy, top / 2\n"
+    for name in ("first", "second"):
+        text = "from maxsup_hf import list_losses, register_loss\nassert list_losses()\n" + formula.format(name)
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setenv("MAXSUP_HF_LOSSES", os.pathsep.join(str(tmp_path / f"{name}.py") for name in ("first", "second")))
+    assert get_spec("half_first+z_loss").arguments == ("cross_entropy", "top", "lse")
+    assert {"half_first", "half_second"} <= set(list_losses())
+    monkeypatch.setenv("MAXSUP_HF_LOSSES", str(tmp_path / "third.py"))
+    with pytest.raises(ValueError, match=r"MAXSUP_HF_LOSSES must name Python files with losses, got '.*third.py'"):
+        create_loss("maxsup")
+    (tmp_path / "third.py").write_text("@@")
+    with pytest.raises(SyntaxError, match="third.py"):
+        create_loss("maxsup")
 
 
 def test_registration_is_checked(registry):

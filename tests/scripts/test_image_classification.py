@@ -149,6 +149,15 @@ def test_bad_images(tmp_path, rows, argv, error, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_files_that_are_no_images_are_named_before_training(tmp_path):
+    photos = image_folder(tmp_path / "photos", ("cat", "dog"))
+    broken = sorted(path for path in (tmp_path / "photos").rglob("*.*") if path.is_file())[1:3]
+    for path in broken:
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"2 of \d+ images of the train data cannot be opened.*{broken[0].name}.*identify"):
+        image_classification.prepare(["--train_dir", photos, "--output_dir", "out"])
+
+
 def test_bad_folders(tmp_path):
     (tmp_path / "none").mkdir()
     for argv, error, message in (

@@ -178,14 +178,13 @@ def _output_dir(given: str | None, resume: str | None, default: str) -> tuple[st
 
     `auto` is for jobs that are started again and again by the same command: it begins where there is no checkpoint yet.
 
-    Without `--output_dir` it is the first of `default`, `default-2`, `default-3`, … that is free. Ranks agree, for they
-    all choose before the first of them can write: constructing the training arguments waits for every rank.
+    Without `--output_dir` it is the first folder that is free. Ranks agree, for they all choose before the first of them can
+    write: constructing the training arguments waits for every rank.
     """
     if resume is None or resume.lower() in ("", "false", "no", "none"):
         if given is None:
-            folders = (default if i == 1 else f"{default}-{i}" for i in range(1, sys.maxsize))
-            return next(folder for folder in folders if not _in_use(folder)), None
-        if _in_use(given):
+            return first_free(default), None
+        if in_use(given):
             raise FileExistsError(
                 f"output_dir: {given!r} is not empty, and a new run would overwrite what was saved there. Name another "
                 "folder, or continue the run in it with --resume_from_checkpoint true"
@@ -206,12 +205,18 @@ def _output_dir(given: str | None, resume: str | None, default: str) -> tuple[st
             f"{resume!r}: {reason}"
         )
     parent = os.path.dirname(os.path.abspath(resume))
-    if given is not None and os.path.abspath(given) != parent and _in_use(given):
+    if given is not None and os.path.abspath(given) != parent and in_use(given):
         raise FileExistsError(f"output_dir: {given!r} is not empty and not the folder of the checkpoint {resume!r}")
     return os.path.relpath(parent) if given is None else given, resume
 
 
-def _in_use(folder: str) -> bool:
+def first_free(default: str) -> str:
+    """The first of `default`, `default-2`, `default-3`, … that is not in use."""
+    folders = (default if i == 1 else f"{default}-{i}" for i in range(1, sys.maxsize))
+    return next(folder for folder in folders if not in_use(folder))
+
+
+def in_use(folder: str) -> bool:
     return os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder))
 
 

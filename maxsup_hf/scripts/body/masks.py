@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image
+from datasets import Dataset
 from numpy.typing import NDArray
 
-from maxsup_hf.scripts.body.columns import check_column, check_not_missing, find_column, is_image, is_string
+from maxsup_hf.scripts.body.columns import find_column, is_image
 from maxsup_hf.scripts.body.loading import Splits, loading
 
 IMAGE_NAMES = ("image", "img", "pixel_values", "image_path", "file", "file_name")
@@ -50,21 +50,6 @@ def find_columns(dataset: Dataset, image: str | None, mask: str | None) -> tuple
         find_column(dataset, "image_column_name", image, fits=is_image, names=IMAGE_NAMES, taken=[mask_column]),
         mask_column,
     )
-
-
-def as_images(dataset: Dataset, column: str, argument: str, split: str) -> Dataset:
-    """Paths become images.
-
-    Raises:
-        ValueError, TypeError: the column is not there, has missing values, or holds something else.
-    """
-    check_column(dataset, column, argument, split)
-    feature = dataset.features[column]
-    if not (is_image(feature) or is_string(feature)):
-        kind = getattr(feature, "dtype", type(feature).__name__)
-        raise TypeError(f"{argument}: column {column!r} of the {split} data must hold images or paths, not {kind}")
-    check_not_missing(dataset, column, split)
-    return dataset.cast_column(column, Image())
 
 
 def count_classes(splits: Splits, image_column: str, mask_column: str, names: list[str], ignore_index: int) -> int:

@@ -1,0 +1,75 @@
+"""Train a model worth publishing, look at it, write its card, and push it: by its name.
+
+    python model_cards/publish.py digits-maxsup                               # needs nothing but the package
+    python model_cards/publish.py cifar10-maxsup --data DATA --push me/cifar10-maxsup
+
+The card and its figures are copied to a folder of the name here. DATA is as for experiments.py. What is done is kept in the
+folder `runs`, and a second call goes on with the next step.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from experiments import minilm
+
+HERE = Path(__file__).parent
+SHOWN = ("accuracy", "nll", "ece", "confidence_when_wrong", "feature_within", "feature_r2")
+
+
+def models(data: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Name -> flags of `maxsup-hf train`, and of `maxsup-hf analyze`."""
+    cifar10 = ["--train_file", f"{data}/cifar10/train.parquet", "--test_file", f"{data}/cifar10/test.parquet"]
+    clinc150 = [f"--{s}_file={data}/clinc150/{s}.parquet" for s in ("train", "validation", "test")]
+    return {
+        "digits-maxsup": (["image-classification"], []),
+        "cifar10-maxsup": (
+            ["image-classification", *cifar10, "--max_train_samples", "10000", "--num_train_epochs", "8"],
+            ["--dataset", f"{data}/cifar10/test.parquet"],
+        ),
+        "clinc150-maxsup": (
+            ["text-classification", *clinc150, "--model_name_or_path", minilm(), "--num_train_epochs", "1",
+             "--learning_rate", "2e-4"],
+            ["--dataset", f"{data}/clinc150/test.parquet"],
+        ),
+    }  # fmt: skip
+
+
+def maxsup_hf(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "maxsup_hf", *words], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=models(Path()))
+    parser.add_argument("--data", type=Path, default=Path())
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--push", metavar="REPO", help="owner/name on the Hub")
+    args = parser.parse_args()
+    train, analyze = models(args.data)[args.name]
+    folder, analysis = args.runs / args.name, args.runs / f"{args.name}-analysis"
+    if not (folder / "run.json").exists():
+        maxsup_hf("train", *train, "--loss", "maxsup", "--save_strategy", "no", "--log_feature_geometry", "true",
+                  "--output_dir", str(folder))  # fmt: skip
+    if not analysis.exists():
+        maxsup_hf("analyze", str(folder), *analyze, "--output_dir", str(analysis))
+    (folder / "figures").mkdir(exist_ok=True)
+    for figure in (analysis / "figures").glob("*.png"):  # named after the model where it is of one alone
+        shutil.copy(figure, folder / "figures" / f"{figure.stem.removesuffix(f'-1-{args.name}')}.png")
+    maxsup_hf("card", str(folder))
+    shutil.rmtree(HERE / args.name, ignore_errors=True)
+    shutil.copytree(folder / "figures", HERE / args.name / "figures")
+    shutil.copy(folder / "README.md", HERE / args.name / "README.md")
+    shutil.copy(folder / "run.json", HERE / args.name / "run.json")
+    results = json.loads((folder / "all_results.json").read_text())
+    found = {k: next((results[p + k] for p in ("test_", "eval_", "") if p + k in results), None) for k in SHOWN}
+    print(f"| [{args.name}]({args.name}) | " + " | ".join("" if v is None else f"{v:.4f}" for v in found.values()) + " |")
+    if args.push:
+        maxsup_hf("push", str(folder), args.push)
+
+
+if __name__ == "__main__":
+    main()

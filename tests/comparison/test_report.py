@@ -1,0 +1,98 @@
+"""The report in a browser: every figure drawn, nothing on the console, readable on a desk and on a phone."""
+
+import re
+
+import numpy as np
+import pytest
+
+from maxsup_hf.comparison import report
+from maxsup_hf.comparison.plan import Plan, share_strength
+from maxsup_hf.comparison.results import collect
+from tests.chromium import look, needs_chromium
+from tests.comparison.folders import leave
+
+LOSSES = share_strength(["cross_entropy", "label_smoothing", "online_label_smoothing", "maxsup"], 0.1, 0.2, None, {})
+
+
+def compared(folder, **changes):
+    plan = Plan("text-classification", LOSSES, (0, 1, 2), {"alpha": (0.05, 0.1)}, ("--max_steps", "3"), 0.5)
+    for i, run in enumerate(plan.runs()):
+        of = {"accuracy": 0.8 + i / 100, "nll": 1 / (i + 1), "loss": 1 / (i + 1), "ece": 0.1, "margin": 0.1 * i}
+        leave(folder, run, {"eval": of, "test": of}, **changes)
+    return collect(plan, folder, {}, "t")
+
+
+@needs_chromium
+def test_in_a_browser(tmp_path):
+    found = compared(tmp_path)
+    page = report.write(found, tmp_path)
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
+    assert {"reliability", "within_class", "grid", "shared-accuracy", "chosen-accuracy", "training-eval_loss"} <= drawn
+    for width in (1280, 390):
+        seen = look(page, tmp_path / "look", width)
+        assert seen.errors == []
+        assert len(seen.images) == len(drawn) and all(alt and natural > 0 for alt, natural, _ in seen.images)
+        assert seen.width <= width and seen.smallest >= 12
+        assert all(200 <= shown <= width for _, _, shown in seen.images)
+        assert seen.picture.stat().st_size > 50_000
+
+
+@needs_chromium
+def test_the_browser_tells(tmp_path):
+    """That the checks above can fail."""
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<!DOCTYPE html><html><head></head><body><img alt='none' src='data:image/png;base64,AAAA'>"
+        "<p style='width:900px;font-size:7px'>wide</p><script>console.error('ouch'); nothing();</script></body></html>"
+    )
+    seen = look(page, tmp_path / "look", 390)
+    assert seen.images[0][:2] == ["none", 0] and seen.width > 390 and seen.smallest == 7
+    assert any("ouch" in error for error in seen.errors) and any("nothing is not defined" in error for error in seen.errors)
+
+
+def test_says_what_was_run(tmp_path):
+    found = compared(tmp_path)
+    text = report.write(found, tmp_path).read_text()
+    assert text.count("<details>") == len(found["runs"]) == 21
+    for part in ("maxsup-hf train maxsup-alpha=0.05-seed2", "weights1", "--max_steps 3", "Made with", "paired t-test",
+                 "validation data, never on the test data"):  # fmt: skip
+        assert part in text.replace("&#34;", '"')
+    assert not re.search(r'(?:src|href)="(?!data:)', text)
+
+
+def test_the_same_again_from_the_file(tmp_path):
+    found = compared(tmp_path)
+    first = report.write(found, tmp_path).read_bytes()
+    assert report.write(found, tmp_path).read_bytes() == first
+
+
+def test_without_features_it_says_why(tmp_path):
+    found = compared(tmp_path, measured=None, not_measured="it has no classifier", classes=[])
+    text = report.write(found, tmp_path).read_text()
+    assert "Not measured: it has no classifier." in text and not (tmp_path / "figures" / "reliability.svg").exists()
+
+
+def test_nothing_finished(tmp_path):
+    plan = Plan("text-classification", LOSSES, (0,))
+    text = report.write(collect(plan, tmp_path, {"maxsup-seed0": "status 2: error: no"}, "t"), tmp_path).read_text()
+    assert "0 of 4 runs finished" in text and "The run maxsup-seed0 failed: status 2: error: no." in text
+
+
+def test_pooled_rows_make_the_curve_of_all_rows():
+    edges = [0.0, 0.5, 1.0]
+    curves = [
+        {"edges": edges, "rows": [1, 2], "confidence": [0.4, 0.8], "accuracy": [1.0, 0.5]},
+        {"edges": edges, "rows": [3, 0], "confidence": [0.2, None], "accuracy": [0.0, None]},
+    ]
+    pooled = report.pool(curves)
+    assert pooled.rows.tolist() == [4, 2]
+    assert pooled.confidence == pytest.approx([0.25, 0.8]) and pooled.accuracy == pytest.approx([0.25, 0.5])
+    empty = report.pool([curves[1]])
+    assert np.isnan(empty.accuracy[1]) and empty.rows.tolist() == [3, 0]
+
+
+def test_curves_are_means_at_the_steps_that_all_runs_have():
+    histories = [[{"step": 1, "x": 1.0}, {"step": 2, "x": 2.0}], [{"step": 1, "x": 3.0}, {"step": 2, "y": 2.0}]]
+    steps, means = report._mean_curve(histories, "x")
+    assert steps.tolist() == [1] and means.tolist() == [2.0]
+    assert len(report._mean_curve(histories, "z")[0]) == 0
