@@ -1,4 +1,4 @@
-"""Training arguments with a loss: three fields beside transformers' own."""
+"""Training arguments with a loss: four fields beside transformers' own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from maxsup_hf.fused_linear import check_serves
 from maxsup_hf.losses import create_loss, flatten, prefix_of
 
 
@@ -59,8 +60,8 @@ class MaxSupArgumentsMixin:
     `@dataclass class MyArguments(MaxSupArgumentsMixin, SFTConfig): ...`
 
     Raises at construction:
-        ValueError, TypeError: an unknown loss or parameter, a value out of bounds or of a wrong type, or
-            `label_smoothing_factor` set beside the loss.
+        ValueError, TypeError: an unknown loss or parameter, a value out of bounds or of a wrong type,
+            `label_smoothing_factor` set beside the loss, or `fused_linear_loss` with a loss that needs the logits.
     """
 
     loss: str = field(
@@ -75,6 +76,13 @@ class MaxSupArgumentsMixin:
         metadata={
             "help": 'Parameters of the loss, as JSON or as key=value pairs: \'{"alpha": 0.1, "alpha_end": 0.2}\' '
             'or alpha=0.1,alpha_end=0.2; of a sum those of each: \'{"maxsup": {"alpha": 0.1}, "z_loss": {"lam": 1e-4}}\''
+        },
+    )
+    fused_linear_loss: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute the loss of a language model from its hidden states and output embedding in chunks: the logits "
+            "of a whole batch are never made. Less memory, the same gradients; evaluation is untouched."
         },
     )
     resume_with_other_loss: bool = field(
@@ -96,7 +104,9 @@ class MaxSupArgumentsMixin:
             epochs = math.ceil(getattr(self, "num_train_epochs", 1))
             for key in [key for key, value in self.loss_kwargs.items() if str(value).startswith("epoch")]:
                 self.loss_kwargs.setdefault(f"{prefix_of(key)}epochs", epochs)
-        create_loss(self.loss, **self.loss_kwargs)
+        loss = create_loss(self.loss, **self.loss_kwargs)
+        if self.fused_linear_loss:
+            check_serves(loss)
         super().__post_init__()  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,6 +127,8 @@ class MaxSupTrainingArguments(MaxSupArgumentsMixin, TrainingArguments):
         loss: registered name of the training loss. Default `"maxsup"`.
         loss_kwargs: its parameters, as a dict, a JSON string or `"key=value,…"`. Default: the loss's own defaults; for
             `maxsup` alpha rises linearly from 0.1 to 0.2 over training (arXiv 2502.15798).
+        fused_linear_loss: train a language model without ever making the logits of a whole batch, see
+            `maxsup_hf.lazy_logits`; a model that it cannot serve is refused. Default False.
         resume_with_other_loss: allow resuming a checkpoint of another loss or other loss_kwargs. Default False: refused.
         Everything else: see `transformers.TrainingArguments`.
     """

@@ -9,6 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 
 from maxsup_hf.counting import IGNORE_INDEX
@@ -71,6 +72,42 @@ def check_liger(args: Any) -> None:
             """Liger's other kernels with --liger_kernel_config '{"fused_linear_cross_entropy": false, "cross_entropy": """
             """false}', or leave use_liger_kernel out"""
         )
+
+
+def check_fused(trainer: Any, mixes: bool) -> None:
+    """Refuse ways to train a model in which its output embedding cannot be left to the loss.
+
+    Args:
+        trainer: with its model, arguments and data.
+        mixes: whether its collator makes soft labels.
+
+    Raises:
+        ValueError: torch.compile, DataParallel, DeepSpeed ZeRO-3, or soft labels.
+    """
+    args, model = trainer.args, trainer.model
+    plugin = trainer.accelerator.state.dynamo_plugin  # what `accelerate launch --dynamo_backend` asks for
+    compiled = args.torch_compile or hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
+    zero3 = getattr(getattr(args, "hf_deepspeed_config", None), "is_zero3", lambda: False)()
+    for found, fix in (
+        (compiled or plugin.backend != DynamoBackend.NO, "torch.compile: leave torch_compile and dynamo_backend out"),
+        (args.n_gpu > 1, "torch's DataParallel: start one process for each GPU with `accelerate launch` or torchrun"),
+        (zero3, "DeepSpeed ZeRO-3, which shards each layer by itself: use ZeRO-2 or FSDP"),
+        (mixes or _has_soft_labels(trainer.train_dataset), "soft labels: leave out Mixup and other class probabilities"),
+    ):
+        if found:
+            raise ValueError(
+                f"fused_linear_loss, asked for {type(model).__name__}, cannot be combined with {fix}, or leave "
+                "fused_linear_loss out"
+            )
+
+
+def _has_soft_labels(dataset: Any) -> bool:
+    """As far as the types of its columns say."""
+    features = dataset.features if isinstance(dataset, datasets.Dataset) else {}
+    labels: Any = features.get("labels")
+    while hasattr(labels, "feature"):  # lists of lists
+        labels = labels.feature
+    return "soft_labels" in features or getattr(labels, "dtype", "").startswith("float")
 
 
 def check_float_labels(labels: Tensor, model: nn.Module) -> None:

@@ -104,11 +104,7 @@ def check_serves(loss: Loss) -> None:
     Raises:
         ValueError: names the loss.
     """
-    if loss.spec.needs_logits:
-        raise ValueError(
-            f"fused_linear_loss computes a loss from row numbers, without logits, but {loss.spec.name!r} needs the logits "
-            "themselves: take another loss, or leave fused_linear_loss out"
-        )
+    loss.check_row_numbers("fused_linear_loss")
 
 
 def _whole(parameter: Any) -> Any:

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from maxsup_hf.counting import Shares
+from maxsup_hf.fused_linear import fused_output
+from maxsup_hf.lazy_logits import LazyLogits, NeedsLogitsError
 from maxsup_hf.losses import Loss, LossOutput
 
 _FUNCTION = nn.functional.cross_entropy
@@ -38,6 +40,7 @@ class Seam:
         soft_labels: (..., K) class probabilities that replace the integer labels of the next forward, or `None`.
         votes: (num_classes) -> (N, P) votes of the last feature map, for a loss that asks for them, or `None`.
         outputs: one `LossOutput`, detached, for each cross-entropy of the last forward.
+        fused: how many of these were of logits that are not computed.
     """
 
     def __init__(self, loss: Loss):
@@ -47,6 +50,7 @@ class Seam:
         self.soft_labels: Tensor | None = None
         self.votes: Callable[[int], Tensor] | None = None
         self.outputs: list[LossOutput] = []
+        self.fused = 0
         # Made once: a class or a closure that is new in every forward would make torch.compile trace again.
         criterion = type("CrossEntropyLoss", (_Criterion,), {"seam": self})
         namespace = ModuleType(nn.__name__)
@@ -64,6 +68,7 @@ class Seam:
         """While this is open, every cross-entropy that `model` computes is this loss. The names are put back whatever
         happens inside."""
         self.outputs.clear()
+        self.fused = 0
         names = self._names(model)
         try:
             for file, name, original in names:
@@ -86,7 +91,7 @@ class Seam:
 
     def cross_entropy(
         self,
-        input: Tensor,
+        input: Tensor | LazyLogits,
         target: Tensor,
         weight: Tensor | None = None,
         size_average: None = None,
@@ -95,19 +100,34 @@ class Seam:
         reduction: str = "mean",
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        """Stands in for `torch.nn.functional.cross_entropy`, with its arguments and layouts."""
+        """Stands in for `torch.nn.functional.cross_entropy`, with its arguments and layouts; also for logits that are not
+        computed."""
         if label_smoothing:
             raise ValueError(
                 f"the model smooths its own labels (label_smoothing={label_smoothing}), which loss "
                 f"{self.loss.spec.name!r} would replace: set that to 0 in the model's config"
             )
+        if isinstance(input, LazyLogits):
+            output = self._of_lazy_logits(input, target, weight, ignore_index, reduction)
+            self.fused += 1
+        else:
+            output = self._of_logits(input, target, weight, ignore_index, reduction)
+        if self.shares is not None:
+            share = self.shares.take(input.shape[:-1].numel())
+            output = LossOutput(*(part * share for part in output))
+        self.outputs.append(LossOutput(output.loss.detach(), output.cross_entropy))
+        return output.loss
+
+    def _of_logits(
+        self, input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+    ) -> LossOutput:
         if input.ndim > 1:
             input = torch.movedim(input, 1, -1)
         if self.soft_labels is not None:
             target = self._soft_target(input)
         elif target.is_floating_point() and target.ndim > 1:
             target = torch.movedim(target, 1, -1)
-        output = self.loss.compute(
+        return self.loss.compute(
             input,
             target,
             self.values,  # 0-dim CPU tensors mix with any device
@@ -116,11 +136,21 @@ class Seam:
             weight=weight,
             votes=self.votes(input.shape[-1]) if self.votes else None,
         )
-        if self.shares is not None:
-            share = self.shares.take(input.shape[:-1].numel())
-            output = LossOutput(*(part * share for part in output))
-        self.outputs.append(LossOutput(output.loss.detach(), output.cross_entropy))
-        return output.loss
+
+    def _of_lazy_logits(
+        self, input: LazyLogits, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+    ) -> LossOutput:
+        if weight is not None:
+            raise NeedsLogitsError("weights its classes")
+        if reduction == "none":
+            raise NeedsLogitsError("asks for the loss of each row")
+        if input.ndim > 2:
+            raise NeedsLogitsError(f"has the classes of its logits {tuple(input.shape)} in dimension 1")
+        if input.head.weight.untyped_storage().nbytes() == 0:  # gathered for the layer's forward alone: ZeRO-3, FSDP
+            raise NeedsLogitsError("has an output embedding that is sharded again before the loss")
+        return fused_output(
+            self.loss, self.values, input.hidden, target, input.head, reduction=reduction, ignore_index=ignore_index
+        )
 
     def _soft_target(self, logits: Tensor) -> Tensor:
         assert self.soft_labels is not None

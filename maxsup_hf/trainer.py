@@ -7,6 +7,7 @@ adds the parts of the loss.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallba
 
 from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupTrainingArguments, parse_loss_kwargs
 from maxsup_hf.checkpoints import CheckpointMixin
-from maxsup_hf.checks import check_float_labels, check_head, check_liger, check_train_dataset, head_problem
+from maxsup_hf.checks import check_float_labels, check_fused, check_head, check_liger, check_train_dataset, head_problem
 from maxsup_hf.counting import IGNORE_INDEX, LabelCount, Shares, count_labels
 from maxsup_hf.hub.mixin import HubMixin
+from maxsup_hf.lazy_logits import NeedsLogitsError, lazy, output_embedding
 from maxsup_hf.loss_state import load_loss, save_loss
 from maxsup_hf.losses import create_loss
 from maxsup_hf.mixup import MixupCollator
@@ -46,7 +48,8 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
 
     Raises:
         TypeError: `args` without the fields of `MaxSupArgumentsMixin`.
-        ValueError: `compute_loss_func` is given too, or (from `train`) the head or the data do not fit such a loss.
+        ValueError: `compute_loss_func` is given too, or (from `train`) the head or the data do not fit such a loss, or
+            `args.fused_linear_loss` does not fit the model.
         CheckpointError: (from `train`) a checkpoint could not be written; see `maxsup_hf.checkpoints`.
         FloatingPointError: (from `train`) a loss is NaN or infinite; checkpoints written before stay as they are.
     """
@@ -91,6 +94,9 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         self.check_output()
         check_head(self.model, self.args.loss)
         check_train_dataset(self.train_dataset, self.model)
+        if self.args.fused_linear_loss:
+            output_embedding(self.model)
+            check_fused(self, isinstance(self.data_collator, MixupCollator))
         if self.loss_function.state is not None and self.args.n_gpu > 1:
             raise ValueError(
                 f"loss={self.args.loss!r} learns from batch to batch, which torch's DataParallel does in threads that do "
@@ -142,13 +148,25 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
                 "labels must be integer tensors under a name with 'label' in it, or start_positions and end_positions, or "
                 "target_values. For contrastive, detection and self-supervised heads use the stock Trainer"
             )
+        fused: Any = nullcontext()
+        if self.args.fused_linear_loss:
+            if soft_labels is not None:
+                raise ValueError(
+                    f"fused_linear_loss, asked for {type(self.model).__name__}, knows no soft labels, but the batch has "
+                    "some: leave out Mixup and other class probabilities, or leave fused_linear_loss out"
+                )
+            fused = lazy(output_embedding(self.model))
         seam = self._seam
         seam.set_progress(min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0)
         seam.soft_labels = soft_labels
         seam.shares = Shares(counts, self._totals, self._loss_shifts_labels)
         try:
-            with seam.swapped(model):
+            with seam.swapped(model), fused:
                 loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
+        except NeedsLogitsError as error:
+            raise ValueError(
+                f"fused_linear_loss cannot serve {type(self.model).__name__}, which {error}: leave fused_linear_loss out"
+            ) from error
         except Exception as error:
             if seam.outputs or should_reduce_batch_size(error):
                 raise
@@ -173,6 +191,11 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
                 f"loss={self.args.loss!r} was asked for, but {type(self.model).__name__} trained on a loss without a "
                 "cross-entropy that can be replaced (regression, multi-label, detection, contrastive, a loss function of "
                 "its own or a fused kernel). Use a head whose loss is a cross-entropy over classes, or the stock Trainer"
+            )
+        if self.args.fused_linear_loss and not seam.fused:
+            raise ValueError(
+                f"fused_linear_loss cannot serve {type(self.model).__name__}, whose loss does not come from what its output "
+                "embedding returns: leave fused_linear_loss out"
             )
         self._add_parts()
         return (loss, outputs) if return_outputs else loss

@@ -1,6 +1,8 @@
 """Run by `accelerate launch`: writes every family's gradients of one step over this rank's share of a batch.
 
-accelerate launch --multi_gpu --num_processes 2 tests/distributed_gradients.py ddp|fsdp OUTPUT
+accelerate launch --multi_gpu --num_processes 2 tests/distributed_gradients.py ddp|fsdp OUTPUT [FAMILY …]
+
+With names of families they are those of test_fused_trainer.py, trained with fused_linear_loss.
 """
 
 import sys
@@ -19,10 +21,10 @@ from tests import tiny
 from tests.heads import HEADS
 
 
-def gradients(head, wrapping, folder):
+def gradients(head, wrapping, folder, **kwargs):
     torch.manual_seed(0)
     model = tiny.freeze_batch_norm(head.build())
-    args = MaxSupTrainingArguments(folder, use_cpu=True)
+    args = MaxSupTrainingArguments(folder, use_cpu=True, **kwargs)
     trainer = MaxSupTrainer(model, args)
     state = PartialState()
     # Rank r takes every second micro-batch, so ranks hold different numbers of rows.
@@ -30,7 +32,7 @@ def gradients(head, wrapping, folder):
         state.process_index :: state.num_processes
     ]
     if wrapping == "fsdp":
-        wrapped = fully_shard(model, mesh=init_device_mesh("cpu", (state.num_processes,)))
+        wrapped = shard(model, mesh=init_device_mesh("cpu", (state.num_processes,)), reshard_after_forward=True)
     else:
         wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     samples, num_items = trainer.get_batch_samples(iter(batches), len(batches), args.device)
@@ -41,10 +43,24 @@ def gradients(head, wrapping, folder):
     return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
 
 
-def main(wrapping: str, output: str) -> None:
+def shard(model, **kwargs):
+    """As accelerate does: each layer, then what is left, the output embedding with it."""
+    for module in reversed(list(model.modules())):
+        if isinstance(module, torch.nn.ModuleList):
+            for layer in module:
+                fully_shard(layer, **kwargs)
+    return fully_shard(model, **kwargs)
+
+
+def main(wrapping: str, output: str, *fused: str) -> None:
     MaxSupTrainingArguments(f"{output}.out", use_cpu=True)  # starts the process group, on the CPU
     state = PartialState()
-    found = {name: gradients(head, wrapping, f"{output}.out") for name, head in HEADS.items() if head.additive}
+    if fused:
+        from tests.test_fused_trainer import FUSED as heads
+    else:
+        heads = HEADS
+    folder, kwargs = f"{output}.out", {"fused_linear_loss": bool(fused)}
+    found = {name: gradients(head, wrapping, folder, **kwargs) for name, head in heads.items() if head.additive}
     if state.is_main_process:
         torch.save({"processes": state.num_processes, "gradients": found}, output)
     state.wait_for_everyone()
