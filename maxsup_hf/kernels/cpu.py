@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxsup_hf.kernels import blocks
+from maxsup_hf.kernels import blocks, small
 from maxsup_hf.kernels.formula import Formula, differentiate, linear_coefficients
 from maxsup_hf.kernels.problem import ALL, Problem, Rows, evaluate, plain, plain_numbers
 
@@ -122,15 +122,20 @@ def _plain_gradient(logits: Tensor, target: Tensor, problem: Problem, rows: Rows
 def _walk(logits: Tensor, target: Tensor, problem: Problem, rows: Rows, grad: Tensor | None) -> tuple[Tensor, Tensor]:
     """Loss and cross-entropy; the gradient is written into `grad`, which may be the logits themselves."""
     job = _Job(problem, logits, target)
+    all_alike = job.coefficients is not None and rows is ALL and not problem.per_row
+    if all_alike and small.serves(logits, target, problem.names):
+        of = small.sums(logits, target, job.factors({}, rows), grad, _limit(job.wide))
+        if of is not None:
+            return job.totals(of)
     # Whether classes are masked shows in the sums at the end, and then all is done again with a look at each block. But what
     # is overwritten cannot be done again, and float16's smallest number is not far from usual ones.
     if grad is not logits and logits.dtype != torch.float16:
         sums = _joined([job.block(*block) for block in blocks.cut(logits, target, rows, grad)])
         numbers = job.numbers(sums)
-        if job.coefficients is not None and rows is ALL and not problem.per_row:
-            totals = job.totals(numbers, sums)
-            if totals is not None:
-                return totals
+        if all_alike:
+            of = job.summed(numbers, sums)
+            if of is not None:
+                return job.totals(of)
         elif not (job.sees_masks and _may_be_masked(sums["top"], sums["mean"])):
             return evaluate(numbers, problem, rows, logits.shape[:-1])
     numbers = _joined([job.careful_block(*block) for block in blocks.cut(logits, target, rows, grad)])
@@ -245,14 +250,16 @@ class _Job:
                 found[name] = sums[name]
         return found
 
-    def totals(self, numbers: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """`evaluate` for a linear formula on rows that all count alike, in few operations, as small batches want it; `None`
-        if a class may be masked."""
-        assert self.coefficients is not None
+    def summed(self, numbers: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, float] | None:
+        """Each number's sum over the rows; `None` if a class may be masked."""
         rows = {**numbers, "top": sums["top"], "mean": sums["mean"]} if self.sees_masks else numbers
         of = dict(zip(rows, torch.stack(list(rows.values())).flatten(1).sum(1).tolist(), strict=True))
-        if self.sees_masks and not of["top"] - of["mean"] < _limit(self.wide):
-            return None
+        return None if self.sees_masks and not of["top"] - of["mean"] < _limit(self.wide) else of
+
+    def totals(self, of: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+        """`evaluate` for a linear formula on rows that all count alike, from sums of their numbers: in few operations, as small
+        batches want it."""
+        assert self.coefficients is not None
         by_label, by_penalty = self.coefficients
         label_term = self.problem.label_scale * sum([c * of[name] for name, c in by_label.items()])
         penalty = self.problem.penalty_scale * sum([c * of[name] for name, c in by_penalty.items()])

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 from maxsup_hf import create_loss, list_losses
-from maxsup_hf.kernels import blocks
+from maxsup_hf.kernels import blocks, small
 from maxsup_hf.kernels.formula import linear_coefficients
 from maxsup_hf.logit_stats import masked_classes
 from maxsup_hf.losses import get_spec
@@ -27,6 +27,7 @@ N, K = 12, 7
 def several_blocks(monkeypatch):
     """Small problems are cut like large ones."""
     monkeypatch.setattr(blocks, "BLOCK", 4 * K)
+    monkeypatch.setattr(small, "MOST", 0)
 
 
 def results(name, logits, labels, kernel, **options):
@@ -102,6 +103,34 @@ def test_float64(name, case, inplace):
 
 
 @pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("case", ["hard", "masked", "lowest", "ties", "nan", "inf", "column", "ignored"])
+@pytest.mark.parametrize("name", SERVED)
+def test_small_batches(name, case, inplace, monkeypatch):
+    """By NumPy, where the formula is linear and all rows count; else as ever."""
+    monkeypatch.setattr(small, "MOST", 8192)
+    inner, by_numpy = small.sums, []
+    monkeypatch.setattr(small, "sums", lambda *args: by_numpy.append(found := inner(*args)) or found)
+    logits, labels = problem("hard" if case in ("nan", "inf") else case)
+    if case in ("nan", "inf"):
+        logits[3, 1] = float(case)
+        labels[3] = 0
+        found, expected = (
+            results(name, logits, labels, kernel, inplace=i) for kernel, i in (("cpu", inplace), ("plain", 0))
+        )
+        assert_close(found, expected, equal_nan=True)
+    else:
+        check(name, logits, labels, inplace=inplace)
+        check(name, logits.float(), labels, rtol=1e-5, atol=1e-6, inplace=inplace)
+    linear = name in ("cross_entropy", "label_smoothing", "maxsup", "ls_error_amplification")
+    if linear and case in ("hard", "ties"):
+        assert len(by_numpy) == 2 and None not in by_numpy
+    elif case in ("column", "ignored"):
+        assert not by_numpy
+    elif case != "hard" and case != "ties":
+        assert set(by_numpy) <= {None}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("case", ["hard", "soft", "ignored", "masked", "lowest", "ties"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", SERVED)
@@ -168,12 +197,12 @@ def test_images(name, size, case):
 )
 def test_any_size(n, k, block, seed, name, case, scale):
     torch.manual_seed(seed)
-    before, blocks.BLOCK = blocks.BLOCK, block
     logits, labels = problem(case, n, k)
-    try:
-        check(name, scale * logits, labels, rtol=1e-9, atol=1e-11)
-    finally:
-        blocks.BLOCK = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK", block)
+        for most in (0, 8192):
+            patch.setattr(small, "MOST", most)
+            check(name, scale * logits, labels, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("case", ["hard", "soft", "ignored", "masked"])
