@@ -257,8 +257,8 @@ class _Job:
         return None if self.sees_masks and not of["top"] - of["mean"] < _limit(self.wide) else of
 
     def totals(self, of: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-        """`evaluate` for a linear formula on rows that all count alike, from sums of their numbers: in few operations, as small
-        batches want it."""
+        """`evaluate` for a linear formula on rows that all count alike, from sums of their numbers: in few operations, as
+        small batches want it."""
         assert self.coefficients is not None
         by_label, by_penalty = self.coefficients
         label_term = self.problem.label_scale * sum([c * of[name] for name, c in by_label.items()])

@@ -1,7 +1,7 @@
 """Batches so small that calling an operation costs more than its arithmetic: NumPy's calls cost a third of torch's.
 
-For plain batches only: hard labels that all count alike, no masked class, a formula linear in its row numbers. Others are left
-to `maxsup_hf.kernels.cpu`, whose blocks compute the same in the same order.
+For plain batches only: hard labels that all count alike, no masked class, a formula linear in its row numbers. Others are
+left to `maxsup_hf.kernels.cpu`, whose blocks compute the same in the same order.
 """
 
 from __future__ import annotations
