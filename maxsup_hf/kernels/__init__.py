@@ -2,7 +2,7 @@
 
 import os
 
-KERNELS = ("auto", "plain", "cpu")
+KERNELS = ("auto", "plain", "cpu", "triton")
 
 # What `kernel="auto"` of a loss means: "auto" is the fastest that serves the device.
 DEFAULT = os.environ.get("MAXSUP_HF_KERNEL", "auto")

@@ -5,8 +5,8 @@ of rows that fits in the cache gets its numbers and, because a formula's coeffic
 gradient, which waits for the backward. So the logits are read once and the gradient is written once. Nothing else of their
 size exists: peak memory is 1 × the logits, or none with `inplace=True`.
 
-Where the gradient cannot be made in the forward (float16, in which α/(K·N) is 0 before a gradient scaler has multiplied it;
-a loss for each row; a second backward) the backward walks over the logits again.
+Where the gradient is not made in the forward (`maxsup_hf.kernels.gradient` says when) the backward walks over the logits
+again.
 
 The twin is `maxsup_hf.kernels.problem.plain`, which also serves blocks with masked classes.
 """
@@ -22,105 +22,12 @@ from torch import Tensor
 
 from maxsup_hf.kernels import blocks, small
 from maxsup_hf.kernels.formula import Formula, differentiate, linear_coefficients
-from maxsup_hf.kernels.problem import ALL, Problem, Rows, evaluate, plain, plain_numbers
+from maxsup_hf.kernels.gradient import Engine
+from maxsup_hf.kernels.problem import ALL, Problem, Rows, evaluate, plain_numbers
 
 
-def cpu_loss(logits: Tensor, target: Tensor, problem: Problem, rows: Rows = ALL) -> tuple[Tensor, Tensor]:
-    """A loss on CPU logits.
-
-    Args:
-        logits: (..., K), floating, in any layout.
-        target: (...) class indices in [0, K), also in rows that take no part; or (..., K) class probabilities.
-        problem, rows: see there.
-
-    Returns:
-        The loss, 0-dim or (...), and the plain cross-entropy in it, which has no gradient. float32, or float64 for float64
-        logits. Gradients arrive in the logits' dtype.
-
-    Raises:
-        ValueError: `inplace` together with `per_row`.
-        RuntimeError: `inplace` on a leaf that requires a gradient, a second backward or a second derivative after it; and,
-            by autograd, if the logits are needed elsewhere in the graph or are a view of other logits.
-    """
-    if problem.inplace:
-        if problem.per_row:
-            raise ValueError("inplace=True needs a loss that is summed: the gradient of each row's own loss is not kept")
-        if logits.is_leaf and logits.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError("inplace=True overwrites the logits, but a leaf that requires a gradient must stay as it is")
-    # As numbers: a schedule may have filled its tensors anew when a backward comes back to the formula.
-    values = {name: value.item() if isinstance(value, Tensor) else value for name, value in problem.values.items()}
-    problem = problem._replace(values=values)
-    wanted = logits.requires_grad and torch.is_grad_enabled()
-    loss, cross_entropy, *_ = _Loss.apply(logits, target, problem, rows, wanted)
-    return loss, cross_entropy
-
-
-class _Loss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits: Tensor, target: Tensor, problem: Problem, rows: Rows, wanted: bool) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.problem, ctx.rows = problem, rows
-        ctx.save_for_backward(logits, target)
-        # The gradient is there to be used up: the first backward takes it, a second one computes it again.
-        ctx.gradient = None
-        at_once = wanted and not problem.per_row and logits.dtype != torch.float16
-        ctx.overwritten = at_once and problem.inplace
-        if ctx.overwritten:
-            loss, cross_entropy = _walk(logits, target, problem, rows, logits)
-            ctx.mark_dirty(logits)
-            ctx.mark_non_differentiable(cross_entropy)
-            return loss, cross_entropy, logits
-        if at_once:
-            ctx.gradient = torch.empty_like(logits)
-        loss, cross_entropy = _walk(logits, target, problem, rows, ctx.gradient)
-        ctx.mark_non_differentiable(cross_entropy)
-        return loss, cross_entropy
-
-    @staticmethod
-    def backward(ctx, upstream: Tensor | None, _: None, used: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        if used is not None:
-            raise RuntimeError("logits were used after a loss with inplace=True had overwritten them by their gradient")
-        if upstream is None:
-            return None, None, None, None, None
-        logits, target = ctx.saved_tensors
-        problem: Problem = ctx.problem
-        if torch.is_grad_enabled():  # create_graph=True: the twin is differentiated again
-            if problem.inplace:
-                raise RuntimeError("inplace=True leaves no logits for a second derivative: use inplace=False")
-            return _plain_gradient(logits, target, problem, ctx.rows, upstream), None, None, None, None
-        grad, ctx.gradient = ctx.gradient, None
-        if ctx.overwritten:
-            if ctx.overwritten == "taken":
-                raise RuntimeError("inplace=True leaves no logits for a second backward: use inplace=False")
-            grad, ctx.overwritten = logits.detach(), "taken"
-        if grad is not None:
-            factor = upstream.item()
-            return grad if factor == 1 else grad.mul_(factor), None, None, None, None
-        grad = logits.detach() if problem.inplace else torch.empty_like(logits)
-        _walk(logits.detach(), target, *_times(problem, ctx.rows, upstream), grad)
-        return grad, None, None, None, None
-
-
-def _times(problem: Problem, rows: Rows, upstream: Tensor) -> tuple[Problem, Rows]:
-    """The same loss, multiplied by what comes from above: one number, or one for each row."""
-    if not problem.per_row:
-        factor = upstream.item()
-        scales = problem.label_scale * factor, problem.penalty_scale * factor
-        return problem._replace(label_scale=scales[0], penalty_scale=scales[1]), rows
-    counts = upstream != 0  # a row that nothing depends on gives zeros even where its logits are NaN
-    return problem, Rows(
-        valid=counts if rows.valid is None else rows.valid & counts,
-        label_weight=upstream if rows.label_weight is None else rows.label_weight * upstream,
-        penalty_weight=upstream if rows.penalty_weight is None else rows.penalty_weight * upstream,
-    )
-
-
-def _plain_gradient(logits: Tensor, target: Tensor, problem: Problem, rows: Rows, upstream: Tensor) -> Tensor:
-    return torch.autograd.grad(plain(logits, target, problem, rows)[0], logits, upstream, create_graph=True)[0]
-
-
-def _walk(logits: Tensor, target: Tensor, problem: Problem, rows: Rows, grad: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Loss and cross-entropy; the gradient is written into `grad`, which may be the logits themselves."""
+def walk(logits: Tensor, target: Tensor, problem: Problem, rows: Rows, grad: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See `maxsup_hf.kernels.gradient.Engine`."""
     job = _Job(problem, logits, target)
     all_alike = job.coefficients is not None and rows is ALL and not problem.per_row
     if all_alike and small.serves(logits, target, problem.names):
@@ -388,3 +295,10 @@ def _add_at(total: Tensor, index: Tensor, amount: Any) -> None:
         total.scatter_add_(1, index, amount)
     else:
         total.scatter_(1, index, amount, reduce="add")
+
+
+def _multiply(grad: Tensor, factor: float) -> Tensor:
+    return grad if factor == 1 else grad.mul_(factor)
+
+
+ENGINE = Engine(walk, Tensor.item, _multiply)

@@ -6,12 +6,13 @@ does everything; otherwise a first launch gives the numbers, the formula is diff
 launch writes the gradient. Nothing is added up by atomics and the host waits for nothing: results do not change from run to
 run, and a CUDA graph can capture it.
 
-TRITON_INTERPRET=1, set before this module is imported, runs the same kernel on the CPU; that is how the tests run it.
+TRITON_INTERPRET=1, set before this module is imported, runs the same kernel on the CPU; so the tests run it. They also
+compile it for GPUs that need not be there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from maxsup_hf.kernels.formula import differentiate, linear_coefficients
+from maxsup_hf.kernels.gradient import Engine
+from maxsup_hf.kernels.problem import Problem, Rows, evaluate
 from maxsup_hf.logit_stats import NUMBERS
 
-IN_REGISTERS = 32768
+IN_REGISTERS = 16384  # of 32,768 the assembler would spill a row into memory
 BLOCK = 8192  # of a pass over a longer row
 SLOPES = tuple(name for name in NUMBERS if name != "classes")  # the numbers that have a gradient, in the kernel's order
 
@@ -137,121 +140,92 @@ def _times(values, factor, size, BLOCK: tl.constexpr):
         tl.store(values + i, (v.to(tl.float32) * by).to(v.dtype), mask=i < size)
 
 
-@triton_op("maxsup_hf::rows", mutates_args={})
-def rows(logits: Tensor, target: Tensor, slopes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Numbers of each row, and where `slopes` are given the gradient of Σ slopes·numbers.
+def warps(block: int) -> int:
+    """Of a program: a thread holds 16 numbers of the row, or 32 of the longest."""
+    return min(32, max(4, block // 512))
+
+
+@triton_op("maxsup_hf::rows", mutates_args={"grad"})
+def rows_of(logits: Tensor, target: Tensor, slopes: Tensor | None, grad: Tensor | None) -> Tensor:
+    """Numbers of each row; where `slopes` are given, the gradient of Σ slopes·numbers is written into `grad`.
 
     Args:
         logits: (N, K) float32, bfloat16 or float16; each row contiguous.
         target: (N,) class indices, or (N, K) contiguous probabilities.
         slopes: (N, 7) float32, what each of `SLOPES` is multiplied by; or `None`.
+        grad: (N, K) contiguous, in the logits' dtype, may be the logits; `None` as `slopes` are.
 
     Returns:
-        (N, 8) float32 in the order of `NUMBERS`, and (N, K) in the logits' dtype, or empty without slopes.
+        (N, 8) float32 in the order of `NUMBERS`.
     """
     n, classes = logits.shape
     numbers = torch.empty(n, len(NUMBERS), dtype=torch.float32, device=logits.device)
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format) if slopes is not None else logits.new_empty(0)
     if n == 0:
-        return numbers, grad
+        return numbers
     one = classes <= IN_REGISTERS
     block = triton.next_power_of_2(classes) if one else BLOCK
     dtype = torch.bfloat16 if logits.dtype == torch.float32 else logits.dtype  # see logit_stats.masked_classes
-    wrap_triton(_row)[(n,)](
-        logits, target, numbers if slopes is None else slopes, numbers, grad,
-        classes, logits.stride(0), torch.finfo(dtype).min,
-        SOFT=target.is_floating_point(), WRITE=slopes is not None, BLOCK=block, ONE=one,
-        num_warps=min(32, max(4, block // 512)),
-    )  # fmt: skip
-    return numbers, grad
+    with torch.cuda.device_of(logits):
+        wrap_triton(_row)[(n,)](
+            logits, target, numbers if slopes is None else slopes, numbers, logits if grad is None else grad,
+            classes, logits.stride(0), torch.finfo(dtype).min,
+            SOFT=target.is_floating_point(), WRITE=grad is not None, BLOCK=block, ONE=one,
+            num_warps=warps(block),
+        )  # fmt: skip
+    return numbers
 
 
-class _Rows(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, target: Tensor, label_scale: Tensor, penalty_scale: Tensor,
-        formula: Callable[..., Any], names: Sequence[str], values: Mapping[str, Any],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        wanted = ctx.needs_input_grad[0]
-        coefficients = linear_coefficients(formula, names, values)
+def walk(logits: Tensor, target: Tensor, problem: Problem, rows: Rows, grad: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See `maxsup_hf.kernels.gradient.Engine`. The scales of `problem` may be 0-dim tensors."""
+    classes = logits.shape[-1]
+    z = logits.detach().reshape(-1, classes)
+    z = z if z.stride(1) == 1 else z.contiguous()
+    t = (target.reshape(-1, classes) if target.is_floating_point() else target.reshape(-1)).contiguous()
+    whole = grad is not None and grad.is_contiguous()  # images hold their classes apart, and get their gradient by a copy
+    out = None if grad is None else grad.detach().view(-1, classes) if whole else torch.empty_like(z)
+    of_label = _scale(len(z), problem.label_scale, rows.valid, rows.label_weight, z.device)
+    of_penalty = _scale(len(z), problem.penalty_scale, rows.valid, rows.penalty_weight, z.device)
 
-        def stacked(gradients: Mapping[str, Tensor]) -> Tensor:
-            none = torch.zeros_like(label_scale)
-            return torch.stack([gradients.get(name, none).expand_as(none) for name in SLOPES], 1)
-
-        if coefficients is not None:
-            of_label, of_penalty = coefficients
-            slopes = {
-                name: label_scale * of_label.get(name, 0.0) + penalty_scale * of_penalty.get(name, 0.0)
-                for name in (*of_label, *of_penalty)
-            }
-            found, grad = rows(logits, target, stacked(slopes) if wanted else None)
-            numbers = dict(zip(NUMBERS, found.unbind(1), strict=True))
-            terms = [sum(c * numbers[name] for name, c in part.items()) for part in coefficients]
-            label_term, penalty = (term if isinstance(term, Tensor) else torch.zeros_like(label_scale) for term in terms)
-        else:
-            found, grad = rows(logits, target, None)
-            numbers = dict(zip(NUMBERS, found.unbind(1), strict=True))
-            # ignored rows may hold NaN, and NaN times a scale of 0 is NaN
-            counted = {name: torch.where(label_scale.abs() + penalty_scale.abs() > 0, numbers[name], 0) for name in names}
-            label_term, penalty, gradients = differentiate(formula, counted, values, label_scale, penalty_scale)
-            if wanted:
-                grad = rows(logits, target, stacked(gradients))[1]
-        ctx.save_for_backward(grad)
-        ctx.spent = False
-        loss = _sum(label_term, label_scale) + _sum(penalty, penalty_scale)
-        cross_entropy = _sum(numbers["cross_entropy"], label_scale)
-        ctx.mark_non_differentiable(cross_entropy)
-        return loss, cross_entropy
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the gradient of this kernel cannot be differentiated again (create_graph=True): use the plain path"
-            )
-        if ctx.spent:
-            raise RuntimeError(
-                "backward ran twice through one loss, whose gradient is scaled in place: compute the loss again"
-            )
-        ctx.spent = True
-        (grad,) = ctx.saved_tensors
-        if grad.numel():
-            block = 4096
-            _times[(triton.cdiv(grad.numel(), block),)](grad, grad_loss.contiguous(), grad.numel(), BLOCK=block)
-        return grad, None, None, None, None, None, None
+    coefficients = linear_coefficients(problem.formula, problem.numbers, problem.values)
+    if coefficients is not None:
+        by_label, by_penalty = coefficients
+        slopes = {name: of_label * c for name, c in by_label.items()}
+        for name, c in by_penalty.items():
+            slopes[name] = slopes[name] + of_penalty * c if name in slopes else of_penalty * c
+        found = rows_of(z, t, None if out is None else _stacked(slopes, of_label), out)
+    else:
+        found = rows_of(z, t, None, None)
+        if out is not None:
+            given = dict(zip(NUMBERS, found.unbind(1), strict=True))
+            if rows.valid is not None:  # rows that take no part may hold NaN, and NaN times a scale of 0 is NaN
+                given = {name: torch.where(rows.valid.flatten(), x, 0) for name, x in given.items()}
+            given = {name: given[name] for name in problem.numbers}
+            slopes = differentiate(problem.formula, given, problem.values, of_label, of_penalty)[2]
+            rows_of(z, t, _stacked(slopes, of_label), out)
+    if grad is not None and not whole:
+        grad.copy_(out.view(grad.shape))  # type: ignore[union-attr]
+    numbers = dict(zip(NUMBERS, found.unbind(1), strict=True))
+    return evaluate({name: numbers[name] for name in problem.names}, problem, rows, logits.shape[:-1])
 
 
-def _sum(term: Tensor, scale: Tensor) -> Tensor:
-    return torch.where(scale == 0, 0, term * scale).sum()
+def _scale(n: int, scale: Any, valid: Tensor | None, weight: Tensor | None, device: torch.device) -> Tensor:
+    """(N,) float32: what a term of each row is multiplied by."""
+    of_rows = torch.ones(n, device=device) if valid is None else valid.flatten().float()
+    return of_rows * scale if weight is None else torch.where(of_rows > 0, weight.flatten().float() * scale, 0)
 
 
-def loss_of_rows(
-    logits: Tensor,
-    target: Tensor,
-    label_scale: Tensor,
-    penalty_scale: Tensor,
-    formula: Callable[..., Any],
-    names: Sequence[str],
-    values: Mapping[str, Any],
-) -> tuple[Tensor, Tensor]:
-    """Σ label_scale·label_term + penalty_scale·penalty over the rows, differentiable once.
+def _stacked(slopes: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    none = torch.zeros_like(like)
+    return torch.stack([slopes.get(name, none).expand_as(none) for name in SLOPES], 1)
 
-    Args:
-        logits: (N, K) float32, bfloat16 or float16.
-        target: (N,) class indices (any valid one in ignored rows), or (N, K) probabilities. No gradient flows to it.
-        label_scale, penalty_scale: (N,) float32: what ignore_index, class weights and the divisor of the mean make of a
-            row, 0 for one that does not count. No gradient flows to them.
-        formula, names, values: of the loss, see `maxsup_hf.kernels.formula.differentiate`.
 
-    Returns:
-        The loss, and the same sum of the cross-entropy without a gradient, both 0-dim float32.
+def _multiply(grad: Tensor, factor: Tensor) -> Tensor:
+    if grad.numel():
+        block = 4096
+        dense = torch.as_strided(grad, (grad.numel(),), (1,))  # whatever the order of its dimensions
+        with torch.cuda.device_of(grad):
+            _times[(triton.cdiv(grad.numel(), block),)](dense, factor.contiguous(), grad.numel(), BLOCK=block)
+    return grad
 
-    Raises:
-        TypeError: float64 logits, which the plain path serves.
-        RuntimeError: (from backward) a second backward through the same loss, or one of second order.
-    """
-    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"logits must be float32, bfloat16 or float16, got {logits.dtype}: use the plain path")
-    logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    return _Rows.apply(logits, target.contiguous(), label_scale, penalty_scale, formula, tuple(names), dict(values))
+
+ENGINE = Engine(walk, lambda factor: factor, _multiply)

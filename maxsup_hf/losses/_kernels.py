@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maxsup_hf import kernels
-from maxsup_hf.kernels.cpu import cpu_loss
+from maxsup_hf.kernels import cpu
 from maxsup_hf.kernels.formula import Formula
+from maxsup_hf.kernels.gradient import Engine, loss_of_rows
 from maxsup_hf.kernels.problem import ALL, Problem, Rows
 from maxsup_hf.losses._registry import LossSpec
 from maxsup_hf.reduction import check_reduction
 
 
-def takes_cpu_kernel(
+def choose_engine(
     kernel: str, spec: LossSpec, logits: Tensor, labels: Tensor, values: Mapping[str, Any], weight: Tensor | None
-) -> bool:
-    """Whether the CPU kernel serves.
+) -> Engine | None:
+    """The fast kernel that serves, or `None` for the plain path.
 
     Raises:
-        ValueError: an unknown kernel, or `kernel="cpu"` where it cannot serve.
+        ValueError: an unknown kernel, or one asked for by name that cannot serve.
     """
     if kernel not in kernels.KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(map(repr, kernels.KERNELS))}, got {kernel!r}")
-    if (kernels.DEFAULT if kernel == "auto" else kernel) == "plain":
-        return False
-    obstacle = _obstacle(spec, logits, labels, values, weight)
-    if obstacle and kernel == "cpu":
-        raise ValueError(f"kernel='cpu' cannot compute loss {spec.name!r} here: {obstacle}; use kernel='auto'")
-    return not obstacle
+    wanted = kernels.DEFAULT if kernel == "auto" else kernel
+    if wanted == "plain":
+        return None
+    if wanted == "auto":
+        wanted = "cpu" if logits.device.type == "cpu" else "triton"
+    obstacle = _obstacle(wanted, spec, logits, labels, values, weight)
+    if obstacle and kernel == wanted:
+        raise ValueError(f"kernel={kernel!r} cannot compute loss {spec.name!r} here: {obstacle}; use kernel='auto'")
+    return None if obstacle else cpu.ENGINE if wanted == "cpu" else _triton()
 
 
 def _obstacle(
-    spec: LossSpec, logits: Tensor, labels: Tensor, values: Mapping[str, Any], weight: Tensor | None
+    kernel: str, spec: LossSpec, logits: Tensor, labels: Tensor, values: Mapping[str, Any], weight: Tensor | None
 ) -> str | None:
     if torch.compiler.is_compiling():
         return "it runs in eager mode, and torch.compile is tracing"
-    if logits.device.type != "cpu" or type(logits) not in (Tensor, nn.Parameter):
+    if kernel == "triton":
+        if obstacle := _no_triton(logits):
+            return obstacle
+    elif logits.device.type != "cpu" or type(logits) not in (Tensor, nn.Parameter):
         return f"it serves plain tensors on the CPU, got {type(logits).__name__} on {logits.device}"
     if spec.needs_logits:
         return "it serves losses on row numbers, and this one needs the logits themselves"
@@ -50,7 +60,37 @@ def _obstacle(
     return None
 
 
-def by_cpu_kernel(
+def _no_triton(logits: Tensor) -> str | None:
+    if type(logits) not in (Tensor, nn.Parameter):
+        return f"it serves plain tensors, got {type(logits).__name__}"
+    if logits.device.type != "cuda" and not (logits.device.type == "cpu" and _interpreted()):
+        return f"it serves tensors on an NVIDIA GPU, got {logits.device}"
+    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it serves float32, bfloat16 and float16, got {logits.dtype}"
+    if torch.version.hip is not None:
+        return "it was not tried on AMD's GPUs"
+    if not _has_triton():
+        return "it needs the package triton, which comes with torch for CUDA on Linux"
+    return None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _triton() -> Engine:
+    from maxsup_hf.kernels import cuda  # not everywhere is there a Triton
+
+    return cuda.ENGINE
+
+
+def by_engine(
+    engine: Engine,
     formula: Formula,
     numbers: tuple[str, ...],
     values: Mapping[str, Any],
@@ -66,6 +106,7 @@ def by_cpu_kernel(
     """Loss and cross-entropy, reduced as `maxsup_hf.reduction.reduce` does.
 
     Args:
+        engine: see `choose_engine`.
         formula, numbers, values, inplace: see `maxsup_hf.kernels.problem.Problem`.
         logits: (..., K).
         target: (...) class indices, any valid one in ignored rows, or (..., K) probabilities.
@@ -74,15 +115,22 @@ def by_cpu_kernel(
         reduction, num_items_in_batch: see there.
     """
     check_reduction(reduction, num_items_in_batch)
-    rows, count = ALL, float(logits.shape[:-1].numel())
+    rows = ALL
+    count: Any = logits.shape[:-1].numel()
     if valid is not None:
-        rows, count = Rows(valid), valid.sum().item()
+        rows, count = Rows(valid), engine.factor(valid.sum())
     items = count
     if row_weight is not None:
         row_weight = row_weight.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
         rows = rows._replace(label_weight=row_weight)
-        items = (row_weight if valid is None else torch.where(valid, row_weight, 0)).sum().item()
+        items = engine.factor((row_weight if valid is None else torch.where(valid, row_weight, 0)).sum())
     if num_items_in_batch is not None:
-        items = count = float(num_items_in_batch)
-    scales = (1 / (items or 1), 1 / (count or 1)) if reduction == "mean" else (1.0, 1.0)
-    return cpu_loss(logits, target, Problem(formula, numbers, values, *scales, reduction == "none", inplace), rows)
+        given = num_items_in_batch
+        items = count = engine.factor(given) if isinstance(given, Tensor) else given
+    of_label, of_penalty = (_one_over(items), _one_over(count)) if reduction == "mean" else (1.0, 1.0)
+    problem = Problem(formula, numbers, values, of_label, of_penalty, reduction == "none", inplace)
+    return loss_of_rows(engine, logits, target, problem, rows)
+
+
+def _one_over(count: Any) -> Any:
+    return 1 / (torch.where(count == 0, 1, count) if isinstance(count, Tensor) else count or 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maxsup_hf.kernels.traced import traced_stats
 from maxsup_hf.logit_stats import logit_stats, masked_classes, upcast
-from maxsup_hf.losses._kernels import by_cpu_kernel, takes_cpu_kernel
+from maxsup_hf.losses._kernels import by_engine, choose_engine
 from maxsup_hf.losses._registry import LossSpec, get_spec, prefix_of
 from maxsup_hf.reduction import class_weighted, reduce, split_ignored
 from maxsup_hf.schedules import SCHEDULES, interpolate
@@ -134,9 +134,10 @@ class Loss(nn.Module):
             votes: (..., P) class indices that the P positions of the last feature map vote for; only for a loss that asks
                 for them (`zipf_label_smoothing` with `dense=True`).
             kernel: `"auto"`, the fastest that serves, or what the environment variable MAXSUP_HF_KERNEL says; `"plain"`,
-                the twin of all kernels; `"cpu"`, row-blocked, for tensors on the CPU outside of torch.compile.
+                the twin of all kernels; `"cpu"`, row-blocked; `"triton"`, for tensors on an NVIDIA GPU. Under
+                torch.compile `"auto"` is what the compiler makes of the plain path.
             inplace: the gradient may be written over the logits, which nothing may read afterwards: saves their size in
-                memory. Kernel `"cpu"` does so, others do not need to.
+                memory. Kernels `"cpu"` and `"triton"` do so, the plain path does not need to.
 
         Returns:
             float32 (float64 for float64 logits); gradients to `logits` come in its dtype.
@@ -183,10 +184,12 @@ class Loss(nn.Module):
                 f"loss {self.spec.name!r} needs integer labels, got soft ones ({labels.dtype}): it asks which class is the "
                 "true one. Leave out Mixup, CutMix and other soft labels, or take another loss"
             )
-        if takes_cpu_kernel(kernel, self.spec, logits, labels, values, weight):
+        engine = choose_engine(kernel, self.spec, logits, labels, values, weight)
+        if engine is not None:
             valid, target = (None, labels) if all_count else split_ignored(labels, ignore_index)
             return LossOutput(
-                *by_cpu_kernel(
+                *by_engine(
+                    engine,
                     self.spec.formula,
                     self.spec.arguments,
                     {**values, **self.options},
