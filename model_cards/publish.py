@@ -30,8 +30,8 @@ def models(data: Path) -> dict[str, tuple[list[str], list[str]]]:
             ["--dataset", f"{data}/cifar10/test.parquet"],
         ),
         "clinc150-maxsup": (
-            ["text-classification", *clinc150, "--model_name_or_path", minilm(), "--num_train_epochs", "1",
-             "--learning_rate", "2e-4"],
+            ["text-classification", *clinc150, "--model_name_or_path", minilm(), "--num_train_epochs", "3",
+             "--learning_rate", "5e-4", "--max_train_samples", "4500"],
             ["--dataset", f"{data}/clinc150/test.parquet"],
         ),
     }  # fmt: skip
