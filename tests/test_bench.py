@@ -80,9 +80,9 @@ def test_fused_linear(tmp_path, capsys):
 def test_a_wrong_fused_loss_is_not_timed(monkeypatch):
     right = linear.candidates
 
-    def wrong(loss, problem):
-        found = right(loss, problem)
-        return found | {"fused": lambda: found["fused"]() + 1e-3 * (problem.weight.sum() - problem.weight.sum().detach())}
+    def wrong(loss, case):
+        found = right(loss, case)
+        return found | {"fused": lambda: found["fused"]() + 1e-3 * (case.weight.sum() - case.weight.sum().detach())}
 
     monkeypatch.setattr(linear, "candidates", wrong)
     with pytest.raises(ArithmeticError, match="gradient of weight off by"):
@@ -90,16 +90,16 @@ def test_a_wrong_fused_loss_is_not_timed(monkeypatch):
 
 
 def test_the_measure_of_memory():
-    problem = logits.Problem(100, 1000, torch.float32, torch.device("cpu"))
+    case = logits.Case(100, 1000, torch.float32, torch.device("cpu"))
     clones = logits.Candidate(lambda z, _: z.detach().clone() + z.detach().clone() * 0, backward=False)
-    assert problem.peak(clones) == pytest.approx(3 * 4 * 100 * 1000, rel=1e-4)
+    assert case.peak(clones) == pytest.approx(3 * 4 * 100 * 1000, rel=1e-4)
 
 
 def test_the_reference_is_the_plain_path_whatever_the_cut(monkeypatch):
-    problem, loss = logits.Problem(50, 20, torch.float32, torch.device("cpu")), create_loss("maxsup")
-    whole = logits.reference(loss, problem)
-    leaf = problem.source.double().requires_grad_()
-    value = loss(leaf, problem.labels, kernel="plain")
+    case, loss = logits.Case(50, 20, torch.float32, torch.device("cpu")), create_loss("maxsup")
+    whole = logits.reference(loss, case)
+    leaf = case.source.double().requires_grad_()
+    value = loss(leaf, case.labels, kernel="plain")
     value.backward()
     torch.testing.assert_close(whole, (value.detach(), leaf.grad))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 LABEL_KEYS = ("labels", "label", "soft_labels")
 
 
-class Rows(NamedTuple):
+class FeatureRows(NamedTuple):
     """One batch: float32 on the CPU.
 
     Attributes:
@@ -73,7 +73,9 @@ def find_classifier(model: nn.Module, inputs: Mapping[str, Any]) -> Classifier:
     )
 
 
-def extract(model: nn.Module, batches: Iterable[Mapping[str, Any]], classifier: Classifier | None = None) -> Iterator[Rows]:
+def extract(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], classifier: Classifier | None = None
+) -> Iterator[FeatureRows]:
     """Features and logits, batch by batch.
 
     Args:
@@ -104,7 +106,7 @@ def extract(model: nn.Module, batches: Iterable[Mapping[str, Any]], classifier: 
             if broken.any():
                 first = row + int(broken.nonzero()[0])
                 raise ValueError(f"{name} are NaN or infinite, first in row {first}: has the model diverged?")
-        yield Rows(features.float().cpu(), logits.float().cpu(), labels.cpu().long())
+        yield FeatureRows(features.float().cpu(), logits.float().cpu(), labels.cpu().long())
         row += len(labels)
 
 

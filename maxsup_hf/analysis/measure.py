@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from maxsup_hf.analysis.features import Rows
+from maxsup_hf.analysis.features import FeatureRows
 from maxsup_hf.metrics import CalibrationMetrics, FeatureGeometry, LogitMetrics, NearestCentre, ReliabilityCurve
 
 
@@ -43,7 +43,7 @@ class Measured:
         return self.predicted == self.labels
 
 
-def measure(rows: Callable[[], Iterator[Rows]], weight: Tensor, missing: str = "raise") -> Measured:
+def measure(rows: Callable[[], Iterator[FeatureRows]], weight: Tensor, missing: str = "raise") -> Measured:
     """Everything that is reported of a model. The features are never held together; of the logits four numbers a row.
 
     Args:
@@ -140,7 +140,7 @@ def project(features: ArrayLike, templates: ArrayLike) -> NDArray[np.float64]:
     return (np.asarray(features, dtype=np.float64) - origin) @ basis.T
 
 
-def rows_of(rows: Iterator[Rows], classes: Sequence[int], most: int = 300) -> dict[int, NDArray[np.float32]]:
+def rows_of(rows: Iterator[FeatureRows], classes: Sequence[int], most: int = 300) -> dict[int, NDArray[np.float32]]:
     """The features of the first `most` rows of some classes: class -> (n, D)."""
     found: dict[int, list[Tensor]] = {c: [] for c in classes}
     counts = dict.fromkeys(classes, 0)

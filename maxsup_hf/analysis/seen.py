@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from maxsup_hf.analysis.features import Classifier, Rows, extract, find_classifier
+from maxsup_hf.analysis.features import Classifier, FeatureRows, extract, find_classifier
 from maxsup_hf.analysis.measure import Measured, measure
 from maxsup_hf.analysis.store import has_rows, load_rows, model_fingerprint, save_rows
 
@@ -55,7 +55,7 @@ class Seen:
 
     subject: Subject
     measured: Measured
-    rows: Callable[[], Iterator[Rows]]
+    rows: Callable[[], Iterator[FeatureRows]]
     weight: torch.Tensor
     layer: str
 
@@ -98,9 +98,9 @@ def look(subject: Subject, folder: Path, to_common: NDArray, order: NDArray, bat
     if len(classifier.weight) != len(columns):
         raise ValueError(f"it has {len(classifier.weight)} outputs, but {len(columns)} names of classes")
 
-    def rows() -> Iterator[Rows]:
+    def rows() -> Iterator[FeatureRows]:
         for features, logits, labels in load_rows(folder):
-            yield Rows(features, logits[:, columns], targets[labels])
+            yield FeatureRows(features, logits[:, columns], targets[labels])
 
     weight = classifier.weight[columns]
     return Seen(subject, measure(rows, weight, missing="skip"), rows, weight, classifier.name)

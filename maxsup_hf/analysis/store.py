@@ -16,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maxsup_hf.analysis.features import Rows
+from maxsup_hf.analysis.features import FeatureRows
 
 INDEX = "index.json"
 SHARD = 2**24  # numbers of a file: 64 MiB
 
 
-def save_rows(folder: str | Path, batches: Iterable[Rows], about: dict[str, Any]) -> None:
+def save_rows(folder: str | Path, batches: Iterable[FeatureRows], about: dict[str, Any]) -> None:
     """Write batches as `rows-00000.safetensors`, … and, last of all, what is known of them as `index.json`.
 
     The folder appears when it is whole: an interrupted extraction leaves nothing that could be taken for one.
@@ -55,12 +55,12 @@ def has_rows(folder: str | Path) -> bool:
     return True
 
 
-def load_rows(folder: str | Path) -> Iterator[Rows]:
+def load_rows(folder: str | Path) -> Iterator[FeatureRows]:
     """What `save_rows` wrote, a file at a time."""
     folder = Path(folder)
     for name in json.loads((folder / INDEX).read_text(encoding="utf-8"))["files"]:
         with safe_open(folder / name, framework="pt") as file:
-            yield Rows(*(file.get_tensor(field) for field in Rows._fields))
+            yield FeatureRows(*(file.get_tensor(field) for field in FeatureRows._fields))
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -98,8 +98,8 @@ def data_fingerprint(columns: Iterable[tuple[str, Any]], *more: str) -> str:
     return digest.hexdigest()
 
 
-def _shards(batches: Iterable[Rows]) -> Iterator[Rows]:
-    held: list[Rows] = []
+def _shards(batches: Iterable[FeatureRows]) -> Iterator[FeatureRows]:
+    held: list[FeatureRows] = []
     numbers = 0
     for rows in batches:
         held.append(rows)
@@ -111,6 +111,6 @@ def _shards(batches: Iterable[Rows]) -> Iterator[Rows]:
         yield _joined(held)
 
 
-def _joined(held: list[Rows]) -> Rows:
+def _joined(held: list[FeatureRows]) -> FeatureRows:
     joined: list[Tensor] = [torch.cat(parts) for parts in zip(*held, strict=True)]
-    return Rows(*joined)
+    return FeatureRows(*joined)

@@ -22,7 +22,7 @@ IGNORED = 0.6
 NEIGHBOURS = ("unfused", "unfused label smoothing", "three products")
 
 
-class Problem:
+class Case:
     """Hidden states, weight and labels of one shape and dtype."""
 
     def __init__(self, rows: int, width: int, classes: int, dtype: torch.dtype, device: torch.device):
@@ -46,9 +46,9 @@ class Problem:
         return stopwatch(work, self.device)
 
 
-def candidates(loss: Loss, problem: Problem) -> dict[str, Callable[[], Tensor]]:
+def candidates(loss: Loss, case: Case) -> dict[str, Callable[[], Tensor]]:
     """What is timed: first the fused loss."""
-    hidden, weight, values = problem.hidden, problem.weight, loss.values(0.0)
+    hidden, weight, values = case.hidden, case.weight, loss.values(0.0)
 
     def fused(labels: Tensor) -> Tensor:
         return fused_output(loss, values, hidden, labels, Head(weight, None, 1.0, None)).loss
@@ -59,34 +59,34 @@ def candidates(loss: Loss, problem: Problem) -> dict[str, Callable[[], Tensor]]:
             return (z @ weight).sum() + (z.t() @ hidden).sum()
 
     return {
-        "fused": lambda: fused(problem.labels),
-        "fused, 60 % of rows ignored": lambda: fused(problem.sparse),
-        "unfused": lambda: loss.compute(linear(hidden, weight), problem.labels, values).loss,
-        "unfused label smoothing": lambda: cross_entropy(linear(hidden, weight), problem.labels, label_smoothing=SMOOTHING),
+        "fused": lambda: fused(case.labels),
+        "fused, 60 % of rows ignored": lambda: fused(case.sparse),
+        "unfused": lambda: loss.compute(linear(hidden, weight), case.labels, values).loss,
+        "unfused label smoothing": lambda: cross_entropy(linear(hidden, weight), case.labels, label_smoothing=SMOOTHING),
         "three products": products,
     }
 
 
-def error(loss: Loss, problem: Problem, fused: Callable[[], Tensor]) -> float:
+def error(loss: Loss, case: Case, fused: Callable[[], Tensor]) -> float:
     """The largest error of a gradient, over the largest gradient.
 
     Raises:
         ArithmeticError: it is not what the dtype makes of the right one.
     """
-    _, found = problem.run(fused)
-    step = max(1, 2**26 // len(problem.weight))
-    weight = problem.weight.detach().double().requires_grad_()
+    _, found = case.run(fused)
+    step = max(1, 2**26 // len(case.weight))
+    weight = case.weight.detach().double().requires_grad_()
     total, by_hidden = 0.0, []
-    for start in range(0, len(problem.labels), step):
-        hidden = problem.hidden[start : start + step].detach().double().requires_grad_()
-        labels = problem.labels[start : start + step]
-        value = loss(linear(hidden, weight), labels, num_items_in_batch=len(problem.labels), kernel="plain")
+    for start in range(0, len(case.labels), step):
+        hidden = case.hidden[start : start + step].detach().double().requires_grad_()
+        labels = case.labels[start : start + step]
+        value = loss(linear(hidden, weight), labels, num_items_in_batch=len(case.labels), kernel="plain")
         value.backward()
         total += float(value.detach())
         assert hidden.grad is not None
         by_hidden.append(hidden.grad)
     worst = 0.0
-    for name, ours, right in (("hidden", problem.hidden, torch.cat(by_hidden)), ("weight", problem.weight, weight.grad)):
+    for name, ours, right in (("hidden", case.hidden, torch.cat(by_hidden)), ("weight", case.weight, weight.grad)):
         assert ours.grad is not None and right is not None
         off = float((ours.grad.double() - right).abs().max() / right.abs().max())
         worst = max(worst, off)
@@ -109,21 +109,21 @@ def measure(
         dtype, device: of hidden states and weight.
         rounds: how often every candidate is timed.
     """
-    problem = Problem(*shape, dtype, device)
-    every = candidates(loss, problem)
-    off = error(loss, problem, every["fused"])
+    case = Case(*shape, dtype, device)
+    every = candidates(loss, case)
+    off = error(loss, case, every["fused"])
     memory = {}
     for name, function in every.items():
-        problem.hidden.grad = problem.weight.grad = None
-        memory[name] = peak_bytes(partial(problem.run, function), device)
-    seconds = interleaved({name: partial(problem.run, function) for name, function in every.items()}, rounds)
+        case.hidden.grad = case.weight.grad = None
+        memory[name] = peak_bytes(partial(case.run, function), device)
+    seconds = interleaved({name: partial(case.run, function) for name, function in every.items()}, rounds)
     return {
         "shape": list(shape),
         "dtype": str(dtype).removeprefix("torch."),
         "milliseconds": {name: 1e3 * median(times) for name, times in seconds.items()},
         "ratios": {name: ratio(seconds["fused"], seconds[name]) for name in NEIGHBOURS},
         "ignored_to_full": ratio(seconds["fused, 60 % of rows ignored"], seconds["fused"]),
-        "logits_bytes": shape[0] * shape[2] * problem.hidden.element_size(),
+        "logits_bytes": shape[0] * shape[2] * case.hidden.element_size(),
         "peak_bytes": memory,
         "gradient_error": off,
     }

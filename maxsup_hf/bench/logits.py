@@ -49,7 +49,7 @@ class _Same(torch.autograd.Function):
         return None, None
 
 
-class Problem:
+class Case:
     """Logits and labels of one shape and dtype, and how to run a candidate on them."""
 
     def __init__(self, rows: int, classes: int, dtype: torch.dtype, device: torch.device):
@@ -135,15 +135,15 @@ def candidates(loss: Loss, device: torch.device, compiled: bool) -> dict[str, Ca
     return found
 
 
-def reference(loss: Loss, problem: Problem) -> tuple[Tensor, Tensor]:
+def reference(loss: Loss, case: Case) -> tuple[Tensor, Tensor]:
     """Loss and gradient by the plain path in float64, a few rows at a time."""
-    rows, classes = problem.source.shape
+    rows, classes = case.source.shape
     step = max(1, 2**24 // classes)
     total, gradient = torch.zeros((), dtype=torch.float64), torch.empty(rows, classes, dtype=torch.float64)
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        logits = problem.source[part].double().cpu().requires_grad_()
-        value = loss(logits, problem.labels[part].cpu(), num_items_in_batch=rows, kernel="plain")
+        logits = case.source[part].double().cpu().requires_grad_()
+        value = loss(logits, case.labels[part].cpu(), num_items_in_batch=rows, kernel="plain")
         value.backward()
         total += value.detach()
         assert logits.grad is not None
@@ -151,13 +151,13 @@ def reference(loss: Loss, problem: Problem) -> tuple[Tensor, Tensor]:
     return total, gradient
 
 
-def error(problem: Problem, name: str, candidate: Candidate, expected: tuple[Tensor, Tensor]) -> float:
+def error(case: Case, name: str, candidate: Candidate, expected: tuple[Tensor, Tensor]) -> float:
     """The largest error of a gradient, in units of what one row's label contributes (1/N).
 
     Raises:
         ArithmeticError: it is not what the dtype makes of the right one.
     """
-    loss, gradient = (x.cpu() for x in problem.gradient(candidate))
+    loss, gradient = (x.cpu() for x in case.gradient(candidate))
     rows, step = len(gradient), torch.finfo(gradient.dtype).eps
     worst = max(
         ((g.double() - e).abs().max() for g, e in zip(gradient, expected[1], strict=True)), default=torch.tensor(0.0)
@@ -183,17 +183,15 @@ def measure(
         rounds: how often every candidate is timed.
         compiled: whether to time torch.compile too, which needs a C++ compiler on the CPU.
     """
-    problem = Problem(*shape, dtype, device)
+    case = Case(*shape, dtype, device)
     every = candidates(loss, device, compiled)
-    expected = reference(loss, problem)
-    errors = {name: error(problem, name, candidate, expected) for name, candidate in every.items() if candidate.ours}
+    expected = reference(loss, case)
+    errors = {name: error(case, name, candidate, expected) for name, candidate in every.items() if candidate.ours}
     del expected
-    size = problem.source.numel() * problem.source.element_size()
-    memory = {name: problem.peak(candidate) / size for name, candidate in every.items()}
-    seconds = interleaved({name: partial(problem.run, candidate) for name, candidate in every.items()}, rounds)
-    breaks = (
-        torch._dynamo.explain(every["loss"].function)(problem.logits, problem.labels).graph_break_count if compiled else None
-    )
+    size = case.source.numel() * case.source.element_size()
+    memory = {name: case.peak(candidate) / size for name, candidate in every.items()}
+    seconds = interleaved({name: partial(case.run, candidate) for name, candidate in every.items()}, rounds)
+    breaks = torch._dynamo.explain(every["loss"].function)(case.logits, case.labels).graph_break_count if compiled else None
     ours = [name for name, candidate in every.items() if candidate.ours and name not in ("plain path", "naive")]
     return {
         "shape": list(shape),

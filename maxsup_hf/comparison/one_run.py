@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from maxsup_hf.analysis.features import Classifier, Rows, extract, find_classifier
+from maxsup_hf.analysis.features import Classifier, FeatureRows, extract, find_classifier
 from maxsup_hf.analysis.measure import measure
 from maxsup_hf.analysis.store import model_fingerprint
 from maxsup_hf.callbacks import FeatureGeometryCallback
@@ -146,11 +146,11 @@ def _classifier(trainer: Any) -> tuple[Classifier | None, str | None]:
 def _measured(trainer: Any, dataset: Any, classifier: Classifier) -> dict[str, Any]:
     """Geometry and reliability curve on the data that is reported on. All processes take part."""
 
-    def rows() -> Iterator[Rows]:
+    def rows() -> Iterator[FeatureRows]:
         batches = map(trainer._prepare_inputs, trainer.get_eval_dataloader(dataset))
         for found in extract(trainer.model, batches, classifier):
             given = tuple(x.to(trainer.args.device) for x in found)
-            yield Rows(*(x.cpu() for x in trainer.accelerator.gather_for_metrics(given)))
+            yield FeatureRows(*(x.cpu() for x in trainer.accelerator.gather_for_metrics(given)))
 
     found = measure(rows, classifier.weight, missing="skip")
     return {"geometry": found.geometry, "curve": found.curve._asdict()}

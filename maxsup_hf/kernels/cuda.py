@@ -51,6 +51,8 @@ def _row(
     square = 0.0
     count = 0.0
     label = 0.0
+    shifted = 0.0  # Σ t·(z − anchor), which keeps the digits that label − lse would lose where logits are large
+    anchor = 0.0  # the top, once there is one
     mass = 1.0
     if SOFT:
         mass = 0.0
@@ -59,7 +61,7 @@ def _row(
     for start in tl.range(0, classes, BLOCK):
         k = start + column
         z = tl.load(logits + k, mask=k < classes, other=-float("inf")).to(tl.float32)
-        taken = z > masked  # not a masked class, and inside the row
+        taken = ~(z <= masked)  # neither masked nor outside of the row; NaN is taken, it must reach the loss
         inside = tl.where(taken, z, 0.0)
         here = tl.max(z, axis=0)
         higher = tl.maximum(top, here)
@@ -76,16 +78,19 @@ def _row(
         if SOFT:
             t = tl.load(target + row * classes + k, mask=k < classes, other=0.0).to(tl.float32)
             label += tl.sum(tl.where(t == 0.0, 0.0, t * z), axis=0)
+            nearer = tl.where(top > -float("inf"), top, 0.0)
+            shifted += mass * (anchor - nearer) + tl.sum(tl.where(t == 0.0, 0.0, t * (z - nearer)), axis=0)
             mass += tl.sum(t, axis=0)
+            anchor = nearer
     log_scale = tl.log(scale)
     count = tl.maximum(count, 1.0)
     expected = weighted / scale
-    y = tl.zeros((), tl.int64)
     if SOFT:
-        cross_entropy = mass * (log_scale + top) - label
+        cross_entropy = mass * log_scale - shifted
     else:
-        y = tl.load(target + row).to(tl.int64)
-        label = tl.load(logits + y).to(tl.float32)
+        label = tl.load(logits + tl.load(target + row).to(tl.int64)).to(tl.float32)
+        if WRITE:
+            tl.debug_barrier()  # in place, a faster warp's gradient would stand where a slower one looks for the label
         cross_entropy = log_scale - (label - top)
 
     numbers += row * 8
@@ -108,14 +113,17 @@ def _row(
         by_label = tl.load(slopes + 4)
         by_square = tl.load(slopes + 5)
         by_expected = tl.load(slopes + 6)
-        largest = tl.maximum(tl.abs(by_entropy), tl.maximum(tl.abs(by_lse), tl.abs(by_top)))
-        largest = tl.maximum(largest, tl.maximum(tl.abs(by_mean), tl.abs(by_label)))
-        used = tl.maximum(largest, tl.maximum(tl.abs(by_square), tl.abs(by_expected))) > 0
+        # NaN is not 0: it must reach the gradient, where a gradient scaler looks for it
+        used = (by_entropy != 0) | (by_lse != 0) | (by_top != 0) | (by_mean != 0)
+        used = used | (by_label != 0) | (by_square != 0) | (by_expected != 0)
+        y = tl.zeros((), tl.int64)
+        if not SOFT:
+            y = tl.load(target + row).to(tl.int64)
         for start in tl.range(0, classes, BLOCK):
             k = start + column
             if not ONE:
                 z = tl.load(logits + k, mask=k < classes, other=-float("inf")).to(tl.float32)
-                taken = z > masked
+                taken = ~(z <= masked)
             inside = tl.where(taken, z, 0.0)
             q = tl.where(taken, tl.exp(z - top), 0.0) / scale
             g = q * (by_entropy * mass + by_lse + by_expected * (1.0 + inside - expected))
@@ -221,6 +229,8 @@ def _stacked(slopes: Mapping[str, Tensor], like: Tensor) -> Tensor:
 
 def _multiply(grad: Tensor, factor: Tensor) -> Tensor:
     if grad.numel():
+        if sum((size - 1) * step for size, step in zip(grad.shape, grad.stride(), strict=True)) + 1 != grad.numel():
+            return grad.mul_(factor)  # in place, between the gaps of something larger
         block = 4096
         dense = torch.as_strided(grad, (grad.numel(),), (1,))  # whatever the order of its dimensions
         with torch.cuda.device_of(grad):

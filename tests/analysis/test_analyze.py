@@ -14,7 +14,7 @@ pytest.importorskip("captum", reason="needs captum (pip install 'maxsup-hf[analy
 
 from maxsup_hf.analysis import figures, seen
 from maxsup_hf.analysis.analyze import analyze
-from maxsup_hf.analysis.features import Rows, extract
+from maxsup_hf.analysis.features import FeatureRows, extract
 from maxsup_hf.analysis.measure import measure
 from maxsup_hf.analysis.sections import choose_rows
 from maxsup_hf.analysis.seen import Subject
@@ -157,7 +157,7 @@ def test_maps_of_models_that_see_other_pixels_are_figures_of_their_own(tmp_path)
 
 def test_rows_to_show():
     def made(predicted, confidence):
-        data = Rows(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))
+        data = FeatureRows(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))
         found = measure.__globals__["Measured"]
         fields = dict.fromkeys(found.__dataclass_fields__, data)
         labels = np.array([0, 0, 1, 1, 2, 2])

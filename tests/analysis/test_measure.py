@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maxsup_hf import metrics
-from maxsup_hf.analysis.features import Rows
+from maxsup_hf.analysis.features import FeatureRows
 from maxsup_hf.analysis.measure import choose_triples, measure, plane, project, rows_of
 
 
@@ -16,11 +16,11 @@ def data(classes=4, dim=6, labels=None):
     labels = torch.randint(classes, (40,), generator=generator) if labels is None else labels
     features = torch.randn(len(labels), dim, generator=generator) + torch.nn.functional.one_hot(labels, dim)
     weight = torch.randn(classes, dim, generator=generator)
-    return Rows(features, features @ weight.T, labels), weight
+    return FeatureRows(features, features @ weight.T, labels), weight
 
 
 def cut(rows, size=7):
-    return lambda: (Rows(*parts) for parts in zip(*(x.split(size) for x in rows), strict=True))
+    return lambda: (FeatureRows(*parts) for parts in zip(*(x.split(size) for x in rows), strict=True))
 
 
 def test_measures_are_those_of_the_whole_arrays():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from maxsup_hf.analysis import store
-from maxsup_hf.analysis.features import Rows
+from maxsup_hf.analysis.features import FeatureRows
 from maxsup_hf.analysis.store import data_fingerprint, has_rows, load_rows, model_fingerprint, save_rows
 from tests import tiny
 
@@ -16,7 +16,7 @@ def batches(count=5):
     generator = torch.Generator().manual_seed(0)
     for i in range(count):
         rows = 3 + i
-        yield Rows(
+        yield FeatureRows(
             torch.randn(rows, 4, generator=generator),
             torch.randn(rows, 6, generator=generator),
             torch.randint(6, (rows,), generator=generator),

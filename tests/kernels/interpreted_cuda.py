@@ -66,6 +66,51 @@ def test_the_top_of_a_tie_is_the_first():
     check("maxsup", torch.zeros(2, 4), torch.tensor([0, 3]))
 
 
+@pytest.mark.parametrize("in_registers", [False, True])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", SERVED)
+def test_logits_that_are_not_numbers_reach_loss_and_gradient(name, bad, in_registers, monkeypatch):
+    if not in_registers:
+        monkeypatch.setattr(cuda, "IN_REGISTERS", 2)
+        monkeypatch.setattr(cuda, "BLOCK", 4)
+    logits, labels = torch.randn(3, 7), torch.tensor([1, 0, 6])
+    logits[1, 2] = bad
+    found, expected = (results(name, logits, labels, kernel) for kernel in ("triton", "plain"))
+    assert found[0].isnan() and expected[0].isnan()
+    assert found[2][1].isnan().any(), "a gradient scaler would not see it"
+    torch.testing.assert_close(found[2][::2], expected[2][::2])
+
+
+@pytest.mark.parametrize("block", [4, 64])
+@pytest.mark.parametrize("away", [1e4, -1e4])
+def test_soft_labels_keep_their_digits_where_logits_are_large(away, block, monkeypatch):
+    monkeypatch.setattr(cuda, "IN_REGISTERS", block)
+    monkeypatch.setattr(cuda, "BLOCK", block)
+    logits, labels = torch.randn(4, 13) + away, torch.rand(4, 13).softmax(-1)
+    check("cross_entropy", logits, labels)
+
+
+def test_in_place_between_the_gaps_of_something_larger():
+    class Inside(torch.autograd.Function):
+        """Hands on memory as the output of a graph."""
+
+        @staticmethod
+        def forward(ctx, anchor, memory):
+            return memory.detach()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return None, None
+
+    memory, labels = torch.randn(4, 9), torch.tensor([0, 1, 2, 3])
+    logits, around = memory[:, :6].clone(), memory[:, 6:].clone()
+    given = Inside.apply(torch.zeros((), requires_grad=True), memory[:, :6])
+    (3 * create_loss("cross_entropy")(given, labels, kernel="triton", inplace=True)).backward()
+    assert torch.equal(memory[:, 6:], around)
+    gradient = logits.softmax(-1) - torch.nn.functional.one_hot(labels, 6)
+    torch.testing.assert_close(memory[:, :6], 3 / 4 * gradient)
+
+
 @pytest.mark.parametrize("name", ["maxsup", "focal"])
 def test_second_derivatives_are_those_of_the_plain_path(name):
     logits, labels = problem("ties")

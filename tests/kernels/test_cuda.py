@@ -44,4 +44,6 @@ def test_it_compiles_and_a_row_stays_in_registers(dtype, capability, tmp_path, m
             registers, stack, shared = compiled_cuda.usage(compiled)
             assert registers <= 255 and shared <= 2048
             assert stack <= 64 * soft, "spilled"
+            if write and not soft and classes <= compiled_cuda.cuda.IN_REGISTERS and dtype != "fp32":
+                assert compiled_cuda.label_is_read_before_warps_meet(compiled)
     assert compiled_cuda.usage(compiled_cuda.compile_times(capability, dtype))[1] == 0
