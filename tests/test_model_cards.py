@@ -1,20 +1,27 @@
 """The scripts beside the cards: each name of an experiment is a plan, and a model is published by one command."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from maxsup_hf import cli
 from maxsup_hf.comparison import command
+from maxsup_hf.comparison.tables import markdown
 from maxsup_hf.scripts.body.arguments import in_use
 from tests.hub.conftest import hub, hub_environment  # noqa: F401
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
+RESULTS = FOLDER / "results"
 sys.path.insert(0, str(FOLDER))
+import beyond  # noqa: E402
+import derived  # noqa: E402
 import experiments  # noqa: E402
 import publish  # noqa: E402
+import verdicts  # noqa: E402
 
 NAMES = list(experiments.experiments(Path("data")))
 
@@ -24,13 +31,63 @@ def test_an_experiment_is_a_plan(name, tmp_path):
     words = [*experiments.experiments(Path("data"))[name], "--seeds", "0,1,2", "--output_dir", str(tmp_path / "out")]
     args, flags = command.parser(cli.tasks()).parse_known_args(words)
     plan, folder, _ = command.prepare(args, cli.find_task(args.task), flags)
-    assert len(plan.runs()) == 3 * len(plan.losses) >= 9 and not in_use(str(folder))
+    assert len(plan.runs()) >= 3 * len(plan.losses) >= 9 and not in_use(str(folder))
     alphas = {(kwargs["alpha"], kwargs["alpha_end"]) for kwargs in plan.losses.values() if "alpha" in kwargs}
     assert alphas == {(0.1, 0.2)}, "losses with an alpha share its schedule"
 
 
 def test_results_are_of_known_experiments():
-    assert {path.stem for path in (FOLDER / "results").glob("*.md")} <= set(NAMES)
+    assert {path.stem.removesuffix("-beyond") for path in RESULTS.glob("*.json")} <= {*NAMES, "bench_cpu"}
+
+
+def test_tables_are_those_of_the_results():
+    assert verdicts.text() == (RESULTS / "verdicts.md").read_text(encoding="utf-8")
+    for path in RESULTS.glob("*-beyond.json"):
+        values = json.loads(path.read_text(encoding="utf-8"))["values"]
+        assert beyond.table(values) == path.with_suffix(".md").read_text(encoding="utf-8")
+    for name in NAMES:
+        if (path := RESULTS / f"{name}.json").exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            assert markdown(found) == path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("differences", "sign", "said"),
+    [
+        ([0.01, 0.011, 0.012], 1, "holds"),
+        ([0.01, 0.011, 0.012], -1, "contradicted"),
+        ([0.01, -0.011, 0.012], 1, "undecided"),
+        ([0.01, 0.03, 0.08], 1, "undecided"),  # beyond two standard errors, but p = 0.19
+        ([0.01, 0.01, 0.01], 1, "undecided"),  # no spread to judge by
+    ],
+)
+def test_a_verdict_needs_more_than_the_spread(differences, sign, said):
+    assert verdicts.verdict(differences, sign) == said
+
+
+def test_an_experiment_and_what_lies_beyond_it(tmp_path):
+    words = ["noise20", "--data", tmp_path, "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    fewer = ["--losses", "label_smoothing,maxsup", "--seeds", "0", "--max_steps", "2", "--max_train_samples", "60"]
+    for script, more in (("experiments", fewer), ("beyond", [])):
+        run = subprocess.run(
+            [sys.executable, *map(str, [FOLDER / f"{script}.py", *words, *more])],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+    text = (tmp_path / "results" / "noise20.json").read_text()
+    assert str(tmp_path) not in text and "runs/made/noise20/train.parquet" in text
+    values = json.loads((tmp_path / "results" / "noise20-beyond.json").read_text())["values"]
+    assert {loss: list(of) for loss, of in values["train_feature_r2"].items()} == {"label_smoothing": ["0"], "maxsup": ["0"]}
+    assert "| maxsup | 0." in (tmp_path / "results" / "noise20-beyond.md").read_text()
+
+
+def test_noise_is_a_share_of_the_labels():
+    (clean, _), (noisy, test), (noisier, _) = (derived.noisy_digits(share) for share in (0, 0.2, 0.4))
+    few, many = (np.flatnonzero(np.array(of["label"]) != np.array(clean["label"])) for of in (noisy, noisier))
+    assert set(few) < set(many) and len(few) == pytest.approx(0.18 * len(clean), rel=0.2)  # a tenth is drawn as it was
+    assert len(clean) + len(test) == 1797
 
 
 def test_a_model_is_published_by_one_command(hub, hub_environment, tmp_path):  # noqa: F811

