@@ -41,7 +41,7 @@ def verdict(differences: list[float], sign: int) -> str:
 
 def measured(path: Path) -> dict[str, dict[str, dict[str, float]]]:
     """metric -> loss -> seed -> value: of a comparison's table, and of what lies beyond it."""
-    tables = json.loads(path.read_text(encoding="utf-8"))["tables"]
+    tables = json.loads(path.read_text(encoding="utf-8")).get("tables", {"shared": {}})
     found = {metric: of["values"] for metric, of in tables["shared"].items()}
     beyond = path.with_name(f"{path.stem}-beyond.json")
     return found | json.loads(beyond.read_text(encoding="utf-8"))["values"] if beyond.exists() else found
@@ -50,7 +50,7 @@ def measured(path: Path) -> dict[str, dict[str, dict[str, float]]]:
 def text() -> str:
     """The table, claim by claim."""
     lines = ["| the paper's claim | data | compared | difference over seeds | here |", "|---|---|---|---:|---|"]
-    every = {path.stem: measured(path) for path in sorted(RESULTS.glob("*.json")) if path.with_suffix(".md").exists()}
+    every = {path.stem: measured(path) for path in sorted(RESULTS.glob("*.json"))}
     for one, other, metric, sign, claim in CLAIMS:
         for name, values in every.items():
             first, second = (values.get(metric, {}).get(loss, {}) for loss in (one, other))

@@ -1,6 +1,7 @@
 """The scripts beside the cards: each name of an experiment is a plan, and a model is published by one command."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ import beyond  # noqa: E402
 import derived  # noqa: E402
 import experiments  # noqa: E402
 import publish  # noqa: E402
+import speed  # noqa: E402
 import verdicts  # noqa: E402
 
 NAMES = list(experiments.experiments(Path("data")))
@@ -42,6 +44,7 @@ def test_results_are_of_known_experiments():
 
 def test_tables_are_those_of_the_results():
     assert verdicts.text() == (RESULTS / "verdicts.md").read_text(encoding="utf-8")
+    assert speed.text() == (RESULTS / "bench_cpu.md").read_text(encoding="utf-8")
     for path in RESULTS.glob("*-beyond.json"):
         values = json.loads(path.read_text(encoding="utf-8"))["values"]
         assert beyond.table(values) == path.with_suffix(".md").read_text(encoding="utf-8")
@@ -49,6 +52,20 @@ def test_tables_are_those_of_the_results():
         if (path := RESULTS / f"{name}.json").exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             assert markdown(found) == path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_the_readme_says_what_was_measured():
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    assert set((RESULTS / "cifar10.md").read_text(encoding="utf-8").splitlines()[4:12]) <= set(readme.splitlines())
+    found = {"{}×{}".format(*of["shape"]): of for of in json.loads((RESULTS / "bench_cpu.json").read_text())["results"]}
+    shapes = re.search(r"label_smoothing=0.1\)` \| (.*) \|", readme)[1].split(" | ")
+    for name, values in (
+        ("time, forward and backward", [found[shape]["ratios"]["loss"]["label smoothing"] for shape in shapes]),
+        ("peak memory over the logits", [found[shape]["peak_memory_over_logits"]["loss"] for shape in shapes]),
+    ):
+        assert re.search(rf"{name}[^|]*\| (.*) \|", readme)[1].split(" | ") == [f"{value:.2f}" for value in values]
+    perplexity = json.loads((RESULTS / "shakespeare.json").read_text())["tables"]["shared"]["perplexity"]["summary"]
+    assert all(f"{of['mean']:.2f} ± {of['sd']:.2f}" in readme for of in perplexity.values())
 
 
 @pytest.mark.parametrize(
