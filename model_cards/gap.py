@@ -1,0 +1,49 @@
+"""Where training errors remain, and only there, can MaxSup and label smoothing differ: a figure of it.
+
+    python model_cards/gap.py        # after beyond.py of noise0 to noise40; writes model_cards/results/gap.png
+
+On a row that is predicted right the top logit is the label's, and the two penalties are the same. A point is a comparison:
+the share of the training rows that both models get wrong, and how far the two losses are apart, MaxSup − label smoothing.
+"""
+
+from pathlib import Path
+from statistics import fmean, stdev
+
+from verdicts import RESULTS, measured
+
+SHOWN = {
+    "confidence_when_wrong": "confidence when wrong, test",
+    "train_feature_within": "within-class variation, training",
+    "nll": "NLL, test",
+}
+
+
+def points(metric: str) -> dict[str, tuple[float, float, float]]:
+    """Comparison -> training error of the two losses, mean and standard deviation of the difference."""
+    found = {}
+    for path in sorted(RESULTS.glob("*-beyond.json")):
+        name = path.stem.removesuffix("-beyond")
+        values = measured(RESULTS / f"{name}.json")
+        error = 1 - fmean(x for loss in ("label_smoothing", "maxsup") for x in values["train_accuracy"][loss].values())
+        first, second = (values[metric][loss] for loss in ("maxsup", "label_smoothing"))
+        differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+        found[name] = (error, fmean(differences), stdev(differences))
+    return found
+
+
+def main() -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for axes, (metric, title) in zip(figure.subplots(1, len(SHOWN)), SHOWN.items(), strict=True):
+        for name, (error, mean, spread) in points(metric).items():
+            axes.errorbar(error, mean, spread, fmt="o" if name.startswith("noise") else "s", capsize=3, color="#0072b2")
+            axes.annotate(name, (error, mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.axhline(0, color="#666666", linewidth=0.8)
+        axes.set(xlabel="training error", title=title)
+    figure.supylabel("MaxSup − label smoothing", fontsize=9)
+    figure.savefig(RESULTS / "gap.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()
