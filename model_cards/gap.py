@@ -6,7 +6,6 @@ On a row that is predicted right the top logit is the label's, and the two penal
 the share of the training rows that both models get wrong, and how far the two losses are apart, MaxSup − label smoothing.
 """
 
-from pathlib import Path
 from statistics import fmean, stdev
 
 from verdicts import RESULTS, measured
