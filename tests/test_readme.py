@@ -68,7 +68,7 @@ def commands():
         if words[0] == "maxsup-hf":
             found.append((variables, [*words[1:], *SHORT[words[1]]]))
         else:
-            assert words[:2] == ["pip", "install"] or line.endswith("python -m pytest"), line
+            assert words[:2] == ["pip", "install"] or line.endswith("python -m pytest -n 2"), line
     return found
 
 

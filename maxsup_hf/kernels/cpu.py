@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,11 +30,12 @@ from maxsup_hf.kernels.problem import ALL, Problem, Rows, evaluate, plain_number
 def walk(logits: Tensor, target: Tensor, problem: Problem, rows: Rows, grad: Tensor | None) -> tuple[Tensor, Tensor]:
     """See `maxsup_hf.kernels.gradient.Engine`."""
     job = _Job(problem, logits, target)
-    all_alike = job.coefficients is not None and rows is ALL and not problem.per_row
-    if all_alike and small.serves(logits, target, problem.names):
-        of = small.sums(logits, target, job.factors({}, rows), grad, _limit(job.wide))
-        if of is not None:
-            return job.totals(of)
+    all_alike = rows is ALL and not problem.per_row
+    if all_alike and small.serves(logits, target):
+        terms = job.small(logits, target, grad)
+        if terms is not None:
+            return terms
+    all_alike = all_alike and job.coefficients is not None
     # Whether classes are masked shows in the sums at the end, and then all is done again with a look at each block. But what
     # is overwritten cannot be done again, and float16's smallest number is not far from usual ones.
     if grad is not logits and logits.dtype != torch.float16:
@@ -163,17 +165,39 @@ class _Job:
         of = dict(zip(rows, torch.stack(list(rows.values())).flatten(1).sum(1).tolist(), strict=True))
         return None if self.sees_masks and not of["top"] - of["mean"] < _limit(self.wide) else of
 
+    def small(self, logits: Tensor, target: Tensor, grad: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """All of `walk` for what `small` serves; `None` if a class may be masked."""
+        if self.coefficients is not None:
+            linear = {"cross_entropy": 0.0} | self.factors({}, ALL)
+            found = small.walk(logits, target, linear, lambda _: linear, grad, _limit(self.wide))
+            return None if found is None else self.totals({name: float(np.add.reduce(found[name])) for name in linear})
+        terms: list[Tensor] = []
+
+        def factors(numbers: small.Numbers) -> dict[str, Any]:
+            given = {name: torch.from_numpy(numbers[name]) for name in self.problem.numbers}
+            scales = self.problem.label_scale, self.problem.penalty_scale
+            *terms[:], slopes = differentiate(self.problem.formula, given, self.problem.values, *scales)
+            return {"cross_entropy": 0.0} | {name: x.numpy() for name, x in slopes.items() if name != "classes"}
+
+        found = small.walk(logits, target, self.names, factors, grad, _limit(self.wide))
+        if found is None:
+            return None
+        label_term, penalty = (float(np.add.reduce(term.expand(len(logits)).numpy())) for term in terms)
+        return self.scalars(label_term, penalty, float(np.add.reduce(found["cross_entropy"])))
+
     def totals(self, of: Mapping[str, float]) -> tuple[Tensor, Tensor]:
         """`evaluate` for a linear formula on rows that all count alike, from sums of their numbers: in few operations, as
         small batches want it."""
         assert self.coefficients is not None
         by_label, by_penalty = self.coefficients
-        label_term = self.problem.label_scale * sum([c * of[name] for name, c in by_label.items()])
-        penalty = self.problem.penalty_scale * sum([c * of[name] for name, c in by_penalty.items()])
-        cross_entropy = self.problem.label_scale * of["cross_entropy"]
-        return torch.scalar_tensor(label_term + penalty, dtype=self.wide), torch.scalar_tensor(
-            cross_entropy, dtype=self.wide
-        )
+        label_term, penalty = (sum([c * of[name] for name, c in by.items()]) for by in (by_label, by_penalty))
+        return self.scalars(label_term, penalty, of["cross_entropy"])
+
+    def scalars(self, label_term: float, penalty: float, cross_entropy: float) -> tuple[Tensor, Tensor]:
+        """Loss and cross-entropy from sums over the rows."""
+        loss = self.problem.label_scale * label_term + self.problem.penalty_scale * penalty
+        cross_entropy *= self.problem.label_scale
+        return torch.scalar_tensor(loss, dtype=self.wide), torch.scalar_tensor(cross_entropy, dtype=self.wide)
 
     def gradient(
         self, z: Tensor, t: Tensor, index: Tensor | None, sums: Mapping[str, Tensor], rows: Rows, e: Tensor, out: Tensor

@@ -15,8 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 from maxsup_hf import create_loss, list_losses
-from maxsup_hf.kernels import blocks, small
+from maxsup_hf.kernels import blocks, cpu, small
 from maxsup_hf.kernels.formula import linear_coefficients
+from maxsup_hf.kernels.problem import ALL, Problem, plain
 from maxsup_hf.logit_stats import masked_classes
 from maxsup_hf.losses import get_spec
 
@@ -115,10 +116,10 @@ def test_every_case(name, case, inplace):
 @pytest.mark.parametrize("case", ["hard", "masked", "lowest", "ties", "nan", "inf", "column", "ignored"])
 @pytest.mark.parametrize("name", SERVED)
 def test_small_batches(name, case, inplace, monkeypatch):
-    """By NumPy, where the formula is linear and all rows count; else as ever."""
+    """By NumPy, where all rows count and no class is masked; else as ever."""
     monkeypatch.setattr(small, "MOST", 8192)
-    inner, by_numpy = small.sums, []
-    monkeypatch.setattr(small, "sums", lambda *args: by_numpy.append(found := inner(*args)) or found)
+    inner, by_numpy = small.walk, []
+    monkeypatch.setattr(small, "walk", lambda *args: by_numpy.append(found := inner(*args)) or found)
     logits, labels = problem("hard" if case in ("nan", "inf") else case)
     if case in ("nan", "inf"):
         logits[3, 1] = float(case)
@@ -130,13 +131,25 @@ def test_small_batches(name, case, inplace, monkeypatch):
     else:
         check(name, logits, labels, inplace=inplace)
         check(name, logits.float(), labels, rtol=1e-5, atol=1e-6, inplace=inplace)
-    linear = name in ("cross_entropy", "label_smoothing", "maxsup", "ls_error_amplification")
-    if linear and case in ("hard", "ties"):
+    if case in ("hard", "ties"):
         assert len(by_numpy) == 2 and None not in by_numpy
     elif case in ("column", "ignored"):
         assert not by_numpy
-    elif case != "hard" and case != "ties":
-        assert set(by_numpy) <= {None}
+    else:
+        assert by_numpy and not any(by_numpy)
+
+
+@pytest.mark.parametrize("most", [0, 8192])
+@pytest.mark.parametrize("of", [lambda lse, label: (lse - label, label), lambda lse, label: (lse - label, label.square())])
+def test_a_formula_without_the_cross_entropy(of, most, monkeypatch):
+    monkeypatch.setattr(small, "MOST", most)
+    logits, labels = problem("hard")
+    asked, grad = Problem(of, ("lse", "label"), {}), torch.empty_like(logits)
+    found = cpu.walk(logits, labels, asked, ALL, grad)
+    leaf = logits.clone().requires_grad_()
+    expected = plain(leaf, labels, asked)
+    assert_close(found, tuple(x.detach() for x in expected))
+    assert_close(grad, torch.autograd.grad(expected[0], leaf)[0])
 
 
 @pytest.mark.parametrize("inplace", [False, True])
