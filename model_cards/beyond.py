@@ -134,6 +134,7 @@ PARTS = {
     "halves": (training,),
     "clinc150": (training, foreign),
     **{f"longtail{ratio}": (training, tail) for ratio in (50, 100)},
+    **{f"epochs{epochs}": (training,) for epochs in (1, 3)},
     **{f"noise{share}": (training,) for share in (0, 10, 20, 40)},
 }
 

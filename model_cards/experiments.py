@@ -46,6 +46,13 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
         ]
         for ratio in (50, 100)
     }  # fmt: skip
+    short = {
+        f"epochs{epochs}": [
+            "image-classification", "--losses", THREE, *cifar10, "--max_train_samples", "5000",
+            "--num_train_epochs", f"{epochs}",
+        ]
+        for epochs in (1, 3)
+    }  # fmt: skip
     noise = {
         f"noise{share}": [
             "image-classification", "--losses", THREE, "--train_file", f"{made}/noise{share}/train.parquet",
@@ -70,7 +77,8 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
         ],
         # A long tail of CIFAR-10: 1,000 images of the first class, RATIO times fewer of the last.
         **tails,
-        # Handwritten digits with a share of the training labels drawn anew: how many errors remain in training.
+        # How many errors remain in training: less of it than above, and digits with a share of the labels drawn anew.
+        **short,
         **noise,
         # all-MiniLM-L6-v2 on 30 sentences of each of 150 intents.
         "clinc150": [

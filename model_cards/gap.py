@@ -1,6 +1,6 @@
 """Where training errors remain, and only there, can MaxSup and label smoothing differ: a figure of it.
 
-    python model_cards/gap.py        # after beyond.py of noise0 to noise40; writes model_cards/results/gap.png
+    python model_cards/gap.py        # of all that beyond.py has been through; writes model_cards/results/gap.png
 
 On a row that is predicted right the top logit is the label's, and the two penalties are the same. A point is a comparison:
 the share of the training rows that both models get wrong, and how far the two losses are apart, MaxSup − label smoothing.
@@ -36,8 +36,8 @@ def main() -> None:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, len(SHOWN)), SHOWN.items(), strict=True):
         for name, (error, mean, spread) in points(metric).items():
-            axes.errorbar(error, mean, spread, fmt="o" if name.startswith("noise") else "s", capsize=3, color="#0072b2")
-            axes.annotate(name, (error, mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axes.errorbar(error, mean, spread, fmt="o", capsize=3, color="#0072b2")
+            axes.annotate(name, (error, mean), xytext=(3, 3), textcoords="offset points", fontsize=6, rotation=45)
         axes.axhline(0, color="#666666", linewidth=0.8)
         axes.set(xlabel="training error", title=title)
     figure.supylabel("MaxSup − label smoothing", fontsize=9)
