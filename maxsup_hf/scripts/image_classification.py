@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     PretrainedConfig,
     ResNetConfig,
@@ -22,13 +21,13 @@ from transformers import (
 from maxsup_hf.callbacks import FeatureGeometryCallback
 from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.scripts.body import run
-from maxsup_hf.scripts.body.arguments import ScriptArguments, flag, parse
+from maxsup_hf.scripts.body.arguments import flag, parse
 from maxsup_hf.scripts.body.columns import find_column, is_image
 from maxsup_hf.scripts.body.embedded import digits
-from maxsup_hf.scripts.body.images import as_images, check_images
+from maxsup_hf.scripts.body.images import ImageArguments, as_images, check_images, named_processor
 from maxsup_hf.scripts.body.labels import classification_splits, find_label_column
-from maxsup_hf.scripts.body.loading import Splits, load_splits, loading
-from maxsup_hf.scripts.body.models import build_model, hub_options, load_config, set_classes
+from maxsup_hf.scripts.body.loading import Splits, load_splits
+from maxsup_hf.scripts.body.models import build_model, load_config, set_classes
 from maxsup_hf.scripts.body.recipes import Recipes
 from maxsup_hf.trainer import MaxSupTrainer
 
@@ -60,26 +59,16 @@ RECIPES = Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
 
 
 @dataclass
-class ImageClassificationArguments(ScriptArguments):
+class ImageClassificationArguments(ImageArguments):
     """Flags of image classification."""
 
     train_dir: str | None = flag("Training data: a folder with a subfolder of images for each class.")
-    validation_dir: str | None = flag("Validation data, as --train_dir.")
-    test_dir: str | None = flag("Test data, evaluated once at the end, as --train_dir.")
-    image_column_name: str | None = flag("Column of the images, or of paths to them (default: found by its type or name).")
-    image_processor_name: str | None = flag("Image processor: a Hub id or a folder (default: that of the model).")
-    image_size: int = flag("Height and width in pixels that the default model takes; images are resized to it.", 32)
     log_feature_geometry: bool = flag(run.GEOMETRY_HELP, False)
     mixup_alpha: float = flag("Mix images in training, with shares drawn from Beta(alpha, alpha) (Mixup); 0 is off.", 0.0)
     cutmix_alpha: float = flag("Paste boxes of one image into another in training (CutMix), as --mixup_alpha.", 0.0)
     mixup_prob: float = flag("Probability of mixing, where it is on.", 1.0)
     mixup_switch_prob: float = flag("Probability of CutMix, where both are on.", 0.5)
     mixup_mode: str = flag("Draw once for each batch, pair or elem(ent).", "batch")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
 
 
 def prepare(argv: Sequence[str] | None = None) -> run.Job:
@@ -141,11 +130,9 @@ def _default_config() -> PretrainedConfig:
 
 
 def _image_processor(args: ImageClassificationArguments, config: PretrainedConfig) -> Any:
-    source = args.image_processor_name or args.model_name_or_path
-    if source:
-        argument = "image_processor_name" if args.image_processor_name else "model_name_or_path"
-        with loading(argument, source):
-            return AutoImageProcessor.from_pretrained(source, **hub_options(args))
+    processor, _ = named_processor(args)
+    if processor is not None:
+        return processor
     size = getattr(config, "image_size", args.image_size)
     height, width = (size, size) if isinstance(size, int) else size
     return ViTImageProcessorPil(size={"height": height, "width": width})  # without torchvision, as it always is there

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
-    AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     EvalPrediction,
     PretrainedConfig,
@@ -25,12 +24,12 @@ from transformers import (
 
 from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from maxsup_hf.scripts.body import run
-from maxsup_hf.scripts.body.arguments import ScriptArguments, data_flags, flag, parse
+from maxsup_hf.scripts.body.arguments import data_flags, flag, parse
 from maxsup_hf.scripts.body.embedded_scenes import SCENE_CLASSES, digit_scenes
-from maxsup_hf.scripts.body.images import as_images
-from maxsup_hf.scripts.body.loading import Splits, load_splits, loading
+from maxsup_hf.scripts.body.images import ImageArguments, as_images, named_processor
+from maxsup_hf.scripts.body.loading import Splits, load_splits
 from maxsup_hf.scripts.body.masks import count_classes, find_columns, load_pair_folder, to_array
-from maxsup_hf.scripts.body.models import build_model, hub_options, load_config, set_classes
+from maxsup_hf.scripts.body.models import build_model, load_config, set_classes
 from maxsup_hf.scripts.body.recipes import Recipes
 from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
 from maxsup_hf.trainer import MaxSupTrainer
@@ -62,13 +61,10 @@ RECIPES = Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
 
 
 @dataclass
-class SemanticSegmentationArguments(ScriptArguments):
+class SemanticSegmentationArguments(ImageArguments):
     """Flags of semantic segmentation."""
 
     train_dir: str | None = flag("Training data: a folder with the subfolders images and masks, whose file names agree.")
-    validation_dir: str | None = flag("Validation data, as --train_dir.")
-    test_dir: str | None = flag("Test data, evaluated once at the end, as --train_dir.")
-    image_column_name: str | None = flag("Column of the images, or of paths to them (default: found by its type or name).")
     label_column_name: str | None = flag(
         "Column of the masks, or of paths to them: images of one channel whose values are classes, 255 where a pixel is to "
         "be ignored (default: found by its type or name)."
@@ -76,13 +72,7 @@ class SemanticSegmentationArguments(ScriptArguments):
     class_names: str | None = flag(
         "Names of the classes 0, 1, …, with commas between them (default: as many as the training masks have)."
     )
-    image_processor_name: str | None = flag("Image processor: a Hub id or a folder (default: that of the model).")
     image_size: int = flag("Height and width in pixels that the default model takes; images and masks are resized.", 40)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
 
 
 def prepare(argv: Sequence[str] | None = None) -> run.Job:
@@ -176,17 +166,14 @@ def _default_config() -> PretrainedConfig:
 
 
 def _image_processor(args: SemanticSegmentationArguments) -> Any:
-    source = args.image_processor_name or args.model_name_or_path
-    if not source:
+    processor, argument = named_processor(args)
+    if processor is None:
         size = {"height": args.image_size, "width": args.image_size}
         return SegformerImageProcessorPil(size=size)  # without torchvision, as it always is there
-    argument = "image_processor_name" if args.image_processor_name else "model_name_or_path"
-    with loading(argument, source):
-        processor = AutoImageProcessor.from_pretrained(source, **hub_options(args))
     if "segmentation_maps" not in inspect.signature(processor.preprocess).parameters:
         raise ValueError(
-            f"{argument}: the image processor of {source!r}, {type(processor).__name__}, does not take masks; name one of a "
-            "segmentation model with --image_processor_name"
+            f"{argument}: the image processor of {getattr(args, argument)!r}, {type(processor).__name__}, does not take "
+            "masks; name one of a segmentation model with --image_processor_name"
         )
     processor.do_reduce_labels = False  # masks mean what they were checked for
     return processor

@@ -1,17 +1,53 @@
-"""Columns of images."""
+"""Columns of images, and the image processor of a task."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 from datasets import Dataset, Image
+from transformers import AutoImageProcessor
 
+from maxsup_hf.scripts.body.arguments import ScriptArguments, flag
 from maxsup_hf.scripts.body.columns import check_column, check_not_missing, is_image, is_string
 from maxsup_hf.scripts.body.loading import loading
+from maxsup_hf.scripts.body.models import hub_options
 
 MOST = 10_000  # images that are opened before training, evenly spread where there are more
+
+
+@dataclass
+class ImageArguments(ScriptArguments):
+    """Flags of every task on images; a task says what its folders look like."""
+
+    train_dir: str | None = flag("Training data: a folder.")
+    validation_dir: str | None = flag("Validation data, as --train_dir.")
+    test_dir: str | None = flag("Test data, evaluated once at the end, as --train_dir.")
+    image_column_name: str | None = flag("Column of the images, or of paths to them (default: found by its type or name).")
+    image_processor_name: str | None = flag("Image processor: a Hub id or a folder (default: that of the model).")
+    image_size: int = flag("Height and width in pixels that the default model takes; images are resized to it.", 32)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
+
+
+def named_processor(args: ImageArguments) -> tuple[Any, str]:
+    """The image processor that is named or comes with the model, or `None`; and the argument that it comes by.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    argument = "image_processor_name" if args.image_processor_name else "model_name_or_path"
+    source = getattr(args, argument)
+    if not source:
+        return None, argument
+    with loading(argument, source):
+        return AutoImageProcessor.from_pretrained(source, **hub_options(args)), argument
 
 
 def as_images(dataset: Dataset, column: str, argument: str, split: str) -> Dataset:
