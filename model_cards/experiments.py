@@ -109,6 +109,13 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
+def anywhere(text: str, args: argparse.Namespace) -> str:
+    """Without the paths of what lies elsewhere on another machine."""
+    for path, said in ((args.data, "DATA"), (minilm(), "MINILM"), (args.runs, "runs")):
+        text = text if str(path) == "." else text.replace(str(path), said)
+    return text
+
+
 def parser(about: str | None, names: Iterable[str]) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("name", choices=list(names))
@@ -127,9 +134,7 @@ def main() -> None:
     subprocess.run(command, check=True)
     args.results.mkdir(exist_ok=True)
     for name in ("comparison.json", "table.md"):
-        text = (folder / name).read_text(encoding="utf-8")
-        for path, said in ((str(args.data), "DATA"), (minilm(), "MINILM"), (str(args.runs), "runs")):
-            text = text.replace(path, said)  # what lies elsewhere on another machine
+        text = anywhere((folder / name).read_text(encoding="utf-8"), args)
         (args.results / name.replace("comparison", args.name).replace("table", args.name)).write_text(text, encoding="utf-8")
 
 

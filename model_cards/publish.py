@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments import minilm
+from experiments import anywhere, minilm
 
 SHOWN = ("accuracy", "nll", "ece", "confidence_when_wrong", "feature_within", "feature_r2")
 
@@ -62,8 +62,9 @@ def main() -> None:
     maxsup_hf("card", str(folder))
     shutil.rmtree(args.cards / args.name, ignore_errors=True)
     shutil.copytree(folder / "figures", args.cards / args.name / "figures")
-    shutil.copy(folder / "README.md", args.cards / args.name / "README.md")
-    shutil.copy(folder / "run.json", args.cards / args.name / "run.json")
+    for name in ("README.md", "run.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        (args.cards / args.name / name).write_text(anywhere(text, args), encoding="utf-8")
     results = json.loads((folder / "all_results.json").read_text())
     found = {k: next((results[p + k] for p in ("test_", "eval_", "") if p + k in results), None) for k in SHOWN}
     print(f"| [{args.name}]({args.name}) | " + " | ".join("" if v is None else f"{v:.4f}" for v in found.values()) + " |")
