@@ -8,6 +8,7 @@ the share of the training rows that both models get wrong, and how far the two l
 
 from statistics import fmean, stdev
 
+import numpy as np
 from verdicts import RESULTS, measured
 
 SHOWN = {
@@ -39,7 +40,9 @@ def main() -> None:
             axes.errorbar(error, mean, spread, fmt="o", capsize=3, color="#0072b2")
             axes.annotate(name, (error, mean), xytext=(3, 3), textcoords="offset points", fontsize=6, rotation=45)
         axes.axhline(0, color="#666666", linewidth=0.8)
-        axes.set(xlabel="training error", title=title)
+        axes.set(xlabel="training error (square root scale)", title=title)
+        axes.set_xscale("function", functions=(np.sqrt, np.square))
+        axes.set_xlim(0, 0.6)
     figure.supylabel("MaxSup − label smoothing", fontsize=9)
     figure.savefig(RESULTS / "gap.png", dpi=150)
 

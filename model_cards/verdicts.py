@@ -55,7 +55,7 @@ def text() -> str:
         for name, values in every.items():
             first, second = (values.get(metric, {}).get(loss, {}) for loss in (one, other))
             differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-            if len(differences) < 2 or name.startswith(("noise", "epochs")):  # on purpose: see gap.py
+            if len(differences) < 2:
                 continue
             spread = f"{fmean(differences):+.4f} ± {stdev(differences):.4f}"
             compared = f"{metric.replace('feature_', '').replace('_', ' ')}, {one} − {other}"
