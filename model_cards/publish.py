@@ -62,7 +62,7 @@ def main() -> None:
     maxsup_hf("card", str(folder))
     shutil.rmtree(args.cards / args.name, ignore_errors=True)
     shutil.copytree(folder / "figures", args.cards / args.name / "figures")
-    for name in ("README.md", "run.json"):
+    for name in ("README.md", "run.json", "all_results.json"):
         text = (folder / name).read_text(encoding="utf-8")
         (args.cards / args.name / name).write_text(anywhere(text, args), encoding="utf-8")
     results = json.loads((folder / "all_results.json").read_text())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from maxsup_hf import cli
 from maxsup_hf.comparison import command
 from maxsup_hf.comparison.tables import markdown
+from maxsup_hf.hub.card import write_card
 from maxsup_hf.scripts.body.arguments import in_use
 from tests.hub.conftest import hub, hub_environment  # noqa: F401
 
@@ -104,6 +106,17 @@ def test_noise_is_a_share_of_the_labels():
     few, many = (np.flatnonzero(np.array(of["label"]) != np.array(clean["label"])) for of in (noisy, noisier))
     assert set(few) < set(many) and len(few) == pytest.approx(0.18 * len(clean), rel=0.2)  # a tenth is drawn as it was
     assert len(clean) + len(test) == 1797
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in sorted(FOLDER.glob("*/run.json"))])
+def test_a_card_is_what_its_record_says(name, tmp_path):
+    folder = shutil.copytree(FOLDER / name, tmp_path / name)
+    write_card(str(folder))
+    assert (folder / "README.md").read_text() == (FOLDER / name / "README.md").read_text()
+    found = json.loads((folder / "all_results.json").read_text())
+    values = [found.get(f"test_{key}", found.get(f"eval_{key}")) for key in publish.SHOWN]
+    index = (FOLDER / "README.md").read_text()
+    assert f"| [{name}]({name}) | " + " | ".join(f"{value:.4f}" for value in values) + " |" in index
 
 
 def test_a_model_is_published_by_one_command(hub, hub_environment, tmp_path):  # noqa: F811

@@ -44,7 +44,8 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
         "model": {
             "class": type(model).__name__,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "base_model": about.pop("finetuned_from", None) or _base_model(model),
+            "base_model": (given := about.pop("finetuned_from", None)) or _base_model(model),
+            "finetuned": bool(given or _source(model)),
             "adapter": hasattr(model, "peft_config"),
         },
         **{key: value for key, value in about.items() if value},
@@ -106,9 +107,14 @@ def _measured(metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def _source(model: Any) -> str:
+    """Where the weights came from: a Hub id or a folder; empty where that is not known."""
+    return getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+
+
 def _base_model(model: Any) -> str | None:
     """The Hub id that the model was fine-tuned from; a folder of this machine means nothing elsewhere."""
-    name = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    name = _source(model)
     return name if name and not os.path.exists(name) else None
 
 

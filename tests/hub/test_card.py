@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -10,10 +11,13 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from transformers import AutoModelForImageClassification
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli
 from maxsup_hf.hub.card import write_benchmark_result, write_card
 from maxsup_hf.hub.record import load_record
+from maxsup_hf.scripts.body.arguments import ScriptArguments
+from maxsup_hf.scripts.body.models import build_model, load_config
 from tests import tiny
 
 
@@ -53,6 +57,24 @@ def test_text(run):
     assert text.count("@inproceedings{zhou2025maxsup") == 1 and "@article{chowdhery2022palm" in text
     assert "szegedy" not in text and "- learning_rate: 5e-05" in text and "- steps: 2" in text
     assert "None" not in text and "python/object" not in text and not re.search(r"\n{3,}", text)
+
+
+@pytest.mark.parametrize(("source", "said"), [("", "trained"), ("folder", "fine-tuned"), ("me/base", "fine-tuned")])
+def test_what_the_weights_came_from(source, said, run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    trainer = train(tmp_path / "out", loss="maxsup")
+    trainer.model.config.name_or_path = str(folder) if source == "folder" else source
+    trainer.create_model_card(dataset="digits")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == (source if "/" in source else None) and str(folder) not in card.content
+    assert f"{said} on digits" in card.text and ("](https://huggingface.co/me/base)" in card.text) == ("/" in source)
+
+
+def test_a_model_made_of_a_config_was_not_fine_tuned(run, tmp_path):
+    args = ScriptArguments(config_name=str(run))
+    assert build_model(AutoModelForImageClassification, load_config(args), args, 0).config.name_or_path == ""
+    args = ScriptArguments(model_name_or_path=str(run))
+    assert build_model(AutoModelForImageClassification, load_config(args), args, 0).config.name_or_path == str(run)
 
 
 def test_the_code_in_it_runs(run):

@@ -55,4 +55,5 @@ def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments
             return auto_class.from_pretrained(
                 source, config=config, dtype=args.dtype, ignore_mismatched_sizes=True, **hub_options(args)
             )
+        config.name_or_path = ""  # of a config alone the card would call the model fine-tuned
         return auto_class.from_config(config, trust_remote_code=args.trust_remote_code, dtype=args.dtype)
