@@ -41,6 +41,13 @@ def maxsup_hf(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "maxsup_hf", *words], check=True)
 
 
+def row(name: str, folder: Path) -> str:
+    """Of the table in README.md."""
+    results = json.loads((folder / "all_results.json").read_text())
+    values = [next(results[p + key] for p in ("test_", "eval_", "") if p + key in results) for key in SHOWN]
+    return f"| [{name}]({name}) | " + " | ".join(f"{value:.4f}" for value in values) + " |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=models(Path()))
@@ -65,9 +72,7 @@ def main() -> None:
     for name in ("README.md", "run.json", "all_results.json"):
         text = (folder / name).read_text(encoding="utf-8")
         (args.cards / args.name / name).write_text(anywhere(text, args), encoding="utf-8")
-    results = json.loads((folder / "all_results.json").read_text())
-    found = {k: next((results[p + k] for p in ("test_", "eval_", "") if p + k in results), None) for k in SHOWN}
-    print(f"| [{args.name}]({args.name}) | " + " | ".join("" if v is None else f"{v:.4f}" for v in found.values()) + " |")
+    print(row(args.name, folder))
     if args.push:
         maxsup_hf("push", str(folder), args.push)
 
