@@ -1,9 +1,10 @@
-"""Training data made of other data: long tails, and labels that are wrong on purpose."""
+"""What an experiment needs beside data: long tails and labels that are wrong on purpose, made of data; the config of a ViT."""
 
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, load_dataset
+from transformers import ViTConfig
 
 from maxsup_hf.metrics import long_tailed_subset
 from maxsup_hf.scripts.body.embedded import digits
@@ -12,7 +13,7 @@ LARGEST = 1000  # rows of the first class of a long tail
 
 
 def make(name: str, data: Path, folder: Path) -> None:
-    """Write the data of an experiment `longtailRATIO` or `noisePERCENT` to `folder`; others need nothing."""
+    """Write what an experiment `longtailRATIO`, `noisePERCENT` or `vit` takes to `folder`; others need nothing."""
     if name.startswith("longtail"):
         train = load_dataset("parquet", data_files=str(data / "cifar10" / "train.parquet"), split="train")
         rows = long_tailed_subset(train["label"], float(name.removeprefix("longtail")), largest=LARGEST)
@@ -21,6 +22,9 @@ def make(name: str, data: Path, folder: Path) -> None:
         train, test = noisy_digits(float(name.removeprefix("noise")) / 100)
         write(train, folder / "train.parquet")
         write(test, folder / "test.parquet")
+    elif name == "vit":
+        sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
+        ViTConfig(image_size=32, patch_size=4, **sizes).save_pretrained(folder)
 
 
 def noisy_digits(share: float) -> tuple[Dataset, Dataset]:

@@ -21,6 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 SIX = "cross_entropy,label_smoothing,online_label_smoothing,zipf_label_smoothing,logit_penalty,maxsup"
 FOUR = "cross_entropy,label_smoothing,online_label_smoothing,maxsup"
 THREE = "cross_entropy,label_smoothing,maxsup"
+TWO = "label_smoothing,maxsup"
 HALVES = "cross_entropy,label_smoothing,ls_regularization,ls_error_amplification,maxsup"
 
 
@@ -35,13 +36,16 @@ def minilm() -> str:
 def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
     """Name -> arguments of `maxsup-hf compare`. `made` has a folder for each data set of `derived.py`."""
     cifar10 = ["--train_file", f"{data}/cifar10/train.parquet", "--test_file", f"{data}/cifar10/test.parquet"]
+    quick = [*cifar10, "--max_train_samples", "5000", "--num_train_epochs", "6"]
+    tiny = f"{data}/tiny_imagenet_100"
+    tiny_imagenet = ["--train_file", f"{tiny}/train.parquet", "--test_file", f"{tiny}/validation.parquet"]
     clinc150, sst2, wnut17 = (
         [f"--{s}_file={data}/{name}/{s}.parquet" for s in ("train", "validation", "test")]
         for name in ("clinc150", "sst2_sentences", "wnut17")
     )
     tails = {
         f"longtail{ratio}": [
-            "image-classification", "--losses", THREE, "--train_file", f"{made}/longtail{ratio}/train.parquet",
+            "image-classification", "--losses", SIX, "--train_file", f"{made}/longtail{ratio}/train.parquet",
             "--test_file", f"{data}/cifar10/test.parquet", "--num_train_epochs", "12", "--train_val_split", "0.05",
         ]
         for ratio in (50, 100)
@@ -66,15 +70,21 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
         "cifar10": [
             "image-classification", "--losses", SIX, *cifar10, "--max_train_samples", "10000", "--num_train_epochs", "8",
         ],
+        # A small ViT (0.6 M parameters), from random weights.
+        "vit": [
+            "image-classification", "--losses", SIX, *cifar10, "--config_name", f"{made}/vit/config.json",
+            "--max_train_samples", "5000", "--max_eval_samples", "1000", "--num_train_epochs", "8", "--eval_strategy", "no",
+        ],
+        # The default ResNet on 100 images of each of 100 classes, at 64×64 pixels.
+        "tinyimagenet100": [
+            "image-classification", "--losses", SIX, *tiny_imagenet, "--image_size", "64", "--max_train_samples", "10000",
+            "--num_train_epochs", "6", "--eval_strategy", "no",
+        ],
         # The paper's Table 1: the two halves of label smoothing by themselves.
-        "halves": [
-            "image-classification", "--losses", HALVES, *cifar10, "--max_train_samples", "5000", "--num_train_epochs", "6",
-        ],
-        # α, constant, and the default schedule 0.1 → 0.2; each loss at its own best by validation data.
-        "alphas": [
-            "image-classification", "--losses", THREE, *cifar10, "--max_train_samples", "5000", "--num_train_epochs", "6",
-            "--grid", "alpha=0.05,0.1,0.2",
-        ],
+        "halves": ["image-classification", "--losses", HALVES, *quick],
+        # α: the default schedule 0.1 → 0.2, its half and double, and constant ones; each loss at its own best by validation data.
+        "alphas": ["image-classification", "--losses", THREE, *quick, "--grid", "alpha=0.05,0.1,0.2"],
+        "constant": ["image-classification", "--losses", TWO, *quick, "--alpha", "0.1", "--grid", "alpha=0.05,0.1,0.2"],
         # A long tail of CIFAR-10: 1,000 images of the first class, RATIO times fewer of the last.
         **tails,
         # How many errors remain in training: less of it than above, and digits with a share of the labels drawn anew.
@@ -87,11 +97,11 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
             "--max_eval_samples", "750", "--max_test_samples", "3000", "--eval_strategy", "no",
         ],
         "sst2": [
-            "text-classification", "--losses", THREE, *sst2, *fine_tune, "--num_train_epochs", "1",
+            "text-classification", "--losses", SIX, *sst2, *fine_tune, "--num_train_epochs", "1",
             "--learning_rate", "1e-4", "--max_train_samples", "1600", "--eval_strategy", "no",
         ],
         "wnut17": [
-            "token-classification", "--losses", THREE, *wnut17, *fine_tune, "--num_train_epochs", "1",
+            "token-classification", "--losses", SIX, *wnut17, *fine_tune, "--num_train_epochs", "1",
             "--learning_rate", "3e-4", "--max_train_samples", "1600", "--eval_strategy", "no",
         ],
         # The default causal model (1 M parameters), 300 steps.
