@@ -1,4 +1,4 @@
-"""What an experiment needs beside data: long tails and labels that are wrong on purpose, made of data; the config of a ViT."""
+"""What an experiment takes that is not there: long tails, labels that are wrong on purpose, the config of a ViT."""
 
 from pathlib import Path
 
