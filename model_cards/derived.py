@@ -24,7 +24,7 @@ def make(name: str, data: Path, folder: Path) -> None:
         write(test, folder / "test.parquet")
     elif name == "vit":
         sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
-        ViTConfig(image_size=32, patch_size=4, **sizes).save_pretrained(folder)
+        ViTConfig(image_size=32, patch_size=8, **sizes).save_pretrained(folder)
 
 
 def noisy_digits(share: float) -> tuple[Dataset, Dataset]:
