@@ -131,7 +131,7 @@ def spoilt(dataset: Dataset) -> dict[tuple[str, int], list[np.ndarray]]:
 
 PARTS = {
     "cifar10": (training, transfer, corruptions),
-    "halves": (training,),
+    **dict.fromkeys(("vit", "tinyimagenet100", "halves", "sst2"), (training,)),
     "clinc150": (training, foreign),
     **{f"longtail{ratio}": (training, tail) for ratio in (50, 100)},
     **{f"epochs{epochs}": (training,) for epochs in (1, 3)},

@@ -79,7 +79,7 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
         ],
         # The default ResNet on 190 images of each of 100 classes, halved to 32×32 pixels.
         "tinyimagenet100": [
-            "image-classification", "--losses", SIX, *tiny_imagenet, "--num_train_epochs", "4", "--train_val_split", "0.05",
+            "image-classification", "--losses", SIX, *tiny_imagenet, "--num_train_epochs", "3", "--train_val_split", "0.05",
             "--eval_strategy", "no",
         ],
         # The halves again, where hardly an error remains in training.
@@ -92,10 +92,10 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
         # How many errors remain in training: less of it than above, and digits with a share of the labels drawn anew.
         **short,
         **noise,
-        # all-MiniLM-L6-v2 on 12 sentences of each of 150 intents.
+        # all-MiniLM-L6-v2 on 10 sentences of each of 150 intents.
         "clinc150": [
             "text-classification", "--losses", SIX, *clinc150, *fine_tune, "--num_train_epochs", "3",
-            "--learning_rate", "5e-4", "--per_device_train_batch_size", "32", "--max_train_samples", "1800",
+            "--learning_rate", "5e-4", "--per_device_train_batch_size", "32", "--max_train_samples", "1500",
             "--max_eval_samples", "150", "--max_test_samples", "3000", "--eval_strategy", "no",
         ],
         # all-MiniLM-L6-v2 on phrases, tested on whole sentences.

@@ -24,7 +24,7 @@ HIGHER = {
 SELECTED_BY = ("mean_iou", "f1", "chrf", "accuracy", "loss")  # the first of them that a task has
 SHOWN = (
     "mean_iou", "pixel_accuracy", "f1", "exact_match", "chrf", "bleu", "accuracy", "loss", "perplexity", "nll", "brier",
-    "ece", "feature_within", "feature_r2",
+    "ece", "confidence_when_wrong", "feature_within", "feature_r2",
 )  # fmt: skip
 CLOCKS = ("runtime", "samples_per_second", "steps_per_second", "samples", "jit_compilation_time", "model_preparation_time")
 
