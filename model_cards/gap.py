@@ -42,7 +42,7 @@ def main() -> None:
         axes.axhline(0, color="#666666", linewidth=0.8)
         axes.set(xlabel="training error (square root scale)", title=title)
         axes.set_xscale("function", functions=(np.sqrt, np.square))
-        axes.set_xlim(0, 0.6)
+        axes.set_xlim(0, 1)
     figure.supylabel("MaxSup − label smoothing", fontsize=9)
     figure.savefig(RESULTS / "gap.png", dpi=150)
 

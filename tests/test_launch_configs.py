@@ -49,6 +49,13 @@ def test_every_config_has_a_line():
     assert files == set(EXPECTED) == {Path(re.search(r"--config_file (\S+)", line)[1]).stem for line in LINES}
 
 
+def test_one_process_needs_no_launcher(monkeypatch, tmp_path, capsys):
+    (module,) = re.findall(r"^python -m (\S+)", README, flags=re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    importlib.import_module(module).main(["--dry_run", *SHORT])
+    assert "dry run: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_accelerate_reads_the_config(name):
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))  # raises on keys that it does not know

@@ -23,6 +23,7 @@ sys.path.insert(0, str(FOLDER))
 import beyond  # noqa: E402
 import derived  # noqa: E402
 import experiments  # noqa: E402
+import gap  # noqa: E402
 import publish  # noqa: E402
 import speed  # noqa: E402
 import verdicts  # noqa: E402
@@ -54,6 +55,13 @@ def test_tables_are_those_of_the_results():
         if (path := RESULTS / f"{name}.json").exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             assert markdown(found) == path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("metric", gap.SHOWN)
+def test_the_figure_has_a_point_for_each_comparison(metric):
+    points = gap.points(metric)
+    assert set(points) == {path.stem.removesuffix("-beyond") for path in RESULTS.glob("*-beyond.json")}
+    assert all(0 <= error < 1 and spread >= 0 for error, _, spread in points.values())
 
 
 def test_the_readme_says_what_was_measured():
