@@ -96,13 +96,13 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
         "clinc150": [
             "text-classification", "--losses", SIX, *clinc150, *fine_tune, "--num_train_epochs", "3",
             "--learning_rate", "5e-4", "--per_device_train_batch_size", "32", "--max_train_samples", "1500",
-            "--max_eval_samples", "150", "--max_test_samples", "3000", "--eval_strategy", "no",
+            "--max_eval_samples", "150", "--max_test_samples", "1500", "--eval_strategy", "no",
         ],
         # all-MiniLM-L6-v2 on phrases, tested on whole sentences.
         "sst2": [
             "text-classification", "--losses", SIX, *sst2, *fine_tune,
-            "--num_train_epochs", "1", "--learning_rate", "1e-4", "--max_train_samples", "3200",
-            "--max_eval_samples", "200", "--eval_strategy", "no",
+            "--num_train_epochs", "1", "--learning_rate", "1e-4", "--max_train_samples", "2400",
+            "--max_eval_samples", "100", "--eval_strategy", "no",
         ],
         "wnut17": [
             "token-classification", "--losses", THREE, *wnut17, *fine_tune, "--num_train_epochs", "1",
