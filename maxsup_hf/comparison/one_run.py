@@ -93,7 +93,7 @@ def _hold_out(job: run.Job, share: float) -> None:
     data = job.trainer.eval_dataset
     if job.test_dataset is not None or not share or data is None or len(data) < 2:
         return
-    column = np.zeros(len(data), int)
+    column: np.ndarray = np.zeros(len(data), int)
     if "labels" in data.column_names:
         labels = read_column(data, "labels").to_pylist()
         column = np.array(labels) if all(isinstance(label, int) for label in labels) else column

@@ -249,8 +249,8 @@ def _bin_of(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[
 
 
 def _curve(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int, adaptive: bool) -> ReliabilityCurve:
-    shares = np.linspace(0, 1, bins + 1)
-    edges = np.quantile(confidence, shares) if adaptive else shares
+    shares = np.linspace(0, 1, bins + 1, dtype=np.float64)
+    edges = np.asarray(np.quantile(confidence, shares) if adaptive else shares, np.float64)
     which = _bin_of(confidence, edges)
     count = np.bincount(which, minlength=bins)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN in an empty bin, as promised
@@ -261,7 +261,7 @@ def _curve(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int,
 def _class_gaps(q: NDArray[np.float64], y: NDArray[np.integer], bins: int) -> NDArray[np.float64]:
     """(K, B): over the rows whose q_k is in the bin, Σ [k is the label] − q_k."""
     classes = q.shape[1]
-    which = np.arange(classes) * bins + _bin_of(q, np.linspace(0, 1, bins + 1))
+    which = np.arange(classes) * bins + _bin_of(q, np.linspace(0, 1, bins + 1, dtype=np.float64))
     of_label = np.bincount(which[np.arange(len(y)), y], minlength=classes * bins)
     of_all = np.bincount(which.ravel(), q.ravel(), minlength=classes * bins)
     return np.subtract(of_label, of_all, dtype=np.float64).reshape(classes, bins)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from maxsup_hf.metrics._rows import as_array
 
-L2_GRID: NDArray[np.float64] = np.logspace(-6, 5, 45)
+L2_GRID: NDArray[np.float64] = np.logspace(-6, 5, 45, dtype=np.float64)
 
 
 class ProbeResult(NamedTuple):
