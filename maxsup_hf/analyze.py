@@ -32,6 +32,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from maxsup_hf.analysis.classes import match_classes
 from maxsup_hf.analysis.store import data_fingerprint
 from maxsup_hf.checks import read_column
 from maxsup_hf.hub.record import RECORD
@@ -141,6 +142,9 @@ def run(args: argparse.Namespace) -> Path:
     task = tasks.pop()
     data, notes = load_data(task, args)
     classes = data.classes
+    if args.dataset is None and not args.labels_by_position:
+        for (model, _), source in zip(loaded, args.models, strict=True):
+            _check_embedded(classes, list(model.config.id2label.values()), source)
     outputs = None
     if args.labels_by_position:
         outputs = data.declared
@@ -169,6 +173,16 @@ def run(args: argparse.Namespace) -> Path:
         notes=notes,
     )
     return analysis.folder
+
+
+def _check_embedded(classes: Sequence[str], known: Sequence[str], source: str) -> None:
+    """Raises:
+    ValueError: a model that was not trained on the embedded data set, and no other is named.
+    """
+    try:
+        match_classes(classes, known, "the embedded data set, which is taken without --dataset", f"model {source!r}")
+    except ValueError as error:
+        raise ValueError(f"dataset: {str(error).rpartition('. Rename')[0]}. Name the model's data with --dataset") from error
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -279,8 +293,16 @@ def _load_model(source: str, args: argparse.Namespace) -> tuple[Any, str]:
     """A model with all its weights, and its task."""
     if os.path.isfile(os.path.join(source, "adapter_config.json")):
         raise ValueError(f"MODEL: {source!r} holds an adapter; merge it into its model (merge_and_unload) and save that")
+    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
+        raise ValueError(
+            f"MODEL: {source!r} holds no model (no config.json); expected the output_dir of a training, or a name on the Hub"
+        )
     options = _script_arguments(source, args)
-    config = load_config(options)
+    try:
+        config = load_config(options)
+    except ValueError as error:
+        no_folder = "" if os.path.exists(source) else "; nor is there a folder of this name"
+        raise ValueError(f"MODEL: {str(error).removeprefix('model_name_or_path: ')}{no_folder}") from error
     assert config is not None
     architectures = config.architectures or []
     task = next((task for task in HEADS for name in architectures if _serves(name, task)), None)

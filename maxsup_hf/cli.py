@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `maxsup-hf`; `argv` defaults to the command line."""
     parser = argparse.ArgumentParser(prog="maxsup-hf", description="MaxSup and related losses for Hugging Face models.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('maxsup-hf')}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     train = commands.add_parser(
         "train",
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog="tasks:\n" + "\n".join(f"  {name:24}{line}" for name, line in tasks().items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("task", metavar="TASK", type=_task, help="one of the tasks below")
+    train.add_argument("task", metavar="TASK", nargs="?", type=_task, help="one of the tasks below")
     train.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the task")
     train.set_defaults(command=_train)
 
@@ -70,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench.set_defaults(command=_bench)
 
     args, rest = parser.parse_known_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    if args.command is _train and args.task is None:
+        train.error(f"which TASK? One of {', '.join(tasks())}")
     if rest and args.command not in (_analyze, _bench, _compare):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest

@@ -260,7 +260,9 @@ def bad_input(tmp_path):
     (tmp_path / "full" / "file").write_text("")
     image_folder(tmp_path / "two_classes", count=2)
     return {
-        "no such model": (["nowhere"], "model_name_or_path: 'nowhere' could not be loaded"),
+        "no such model": (["nowhere"], "MODEL: 'nowhere' could not be loaded"),
+        "a folder of something else": (["two_classes"], "MODEL: 'two_classes' holds no model (no config.json)"),
+        "no data for a model of one's own": ([moods], "against 'bad', 'good'. Name the model's data with --dataset"),
         "no classifier": ([body], "has no classifier layer: it was saved as BertModel"),
         "a head without weights": ([headless], "lacks weights, which would be random: classifier.bias, classifier.weight"),
         "an adapter": (["adapter"], "'adapter' holds an adapter; merge it"),

@@ -28,6 +28,22 @@ def test_tasks_are_the_scripts():
         assert line.endswith(".")
 
 
+def test_without_matplotlib(tmp_path):
+    """As after the README's first line: what can be said of a comparison is, and the rest names what to install."""
+    code = "import sys; sys.modules['matplotlib'] = None; from maxsup_hf.cli import main; main(sys.argv[1:])"
+    helps, asks = (command(sys.executable, "-c", code, "compare", flag, cwd=tmp_path) for flag in ("--help", "digits"))
+    assert helps.returncode == 0 and "--losses" in helps.stdout, helps.stderr
+    assert asks.returncode == 2 and asks.stderr.startswith("error: ") and "pip install" in asks.stderr, asks.stderr
+
+
+def test_without_words(capsys):
+    for words, said in (([], "{train,compare"), ([], "push a trained model"), (["train"], "image-classification")):
+        with pytest.raises(SystemExit) as exit:
+            cli.main(words)
+        assert exit.value.code == 2
+        assert said in capsys.readouterr().err or said.startswith("{")
+
+
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["losses", "--help"], ["--version"]])
 def test_help_exits_with_0(words, capsys):
     with pytest.raises(SystemExit) as exit:

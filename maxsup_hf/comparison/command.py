@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from maxsup_hf.arguments import parse_loss_kwargs
-from maxsup_hf.comparison import report, results, tables
+from maxsup_hf.comparison import results, tables
 from maxsup_hf.comparison.execute import execute
 from maxsup_hf.comparison.plan import Plan, check_grid, keep_plan, load_plan, share_strength
 from maxsup_hf.comparison.statistics import TESTS
@@ -145,6 +145,8 @@ def prepare(args: argparse.Namespace, task: str, flags: Sequence[str]) -> tuple[
 
 def _report(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> int:
     """Write what the finished runs say; returns the exit status."""
+    from maxsup_hf.comparison import report  # which needs matplotlib
+
     found = results.collect(plan, folder, failed, test)
     results.save(found, folder)
     text = tables.markdown(found)

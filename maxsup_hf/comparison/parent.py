@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 
 VARIABLE = "MAXSUP_STDIN_IS_PARENT"  # in the environment of a run whose stdin the comparison holds the other end of
@@ -15,7 +14,8 @@ def end_with_parent() -> None:
         return
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
+        # not sys.stdin, whose lock this thread would hold for ever, and Python aborts at exit without it
+        while os.read(0, 1):
             pass
         os._exit(143)
 

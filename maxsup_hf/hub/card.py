@@ -192,14 +192,16 @@ def _training(found: dict[str, Any], emissions: str | None) -> Iterator[str]:
 
 def _usage(found: dict[str, Any], folder: Path) -> str:
     """Code that runs as it stands, from anywhere if the model is on the Hub, else where the folder is."""
-    where = found.get("repo_id") or folder.name
+    where, note = found.get("repo_id"), ""
+    if where is None:
+        where, note = folder.name, "  # or the folder's path, where you are not beside it"
     task = found.get("tasks")
     if found["model"].get("adapter"):
-        return f'from peft import AutoPeftModel\n\nmodel = AutoPeftModel.from_pretrained("{where}")'
+        return f'from peft import AutoPeftModel\n\nmodel = AutoPeftModel.from_pretrained("{where}"){note}'
     if task in PIPELINE_REGISTRY.get_supported_tasks():
-        return f'from transformers import pipeline\n\nmodel = pipeline("{task}", model="{where}")'
+        return f'from transformers import pipeline\n\nmodel = pipeline("{task}", model="{where}"){note}'
     kind = found["model"]["class"]
-    return f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained("{where}")'
+    return f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained("{where}"){note}'
 
 
 def _emissions(folder: Path) -> str | None:

@@ -60,6 +60,8 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
     if args.hub_model_id:
         found["repo_id"] = getattr(trainer, "hub_model_id", None) or args.hub_model_id
     runtime = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
+    if args.resume_from_checkpoint:
+        runtime = None  # of the last part alone
     return {key: value for key, value in (found | {"train_seconds": runtime}).items() if value not in (None, {}, [])}
 
 
@@ -134,10 +136,11 @@ def _version(name: str) -> str | None:
 def _command() -> str | None:
     """The command line, where it was `maxsup-hf train` or one of its scripts, without anything like a token."""
     program = Path(sys.argv[0]).name
-    words, hidden = [], False
+    words, before = [], ""
     for word in sys.argv[1:]:
-        words.append("<token>" if hidden else word)
-        hidden = "token" in word and word.startswith("--") and "=" not in word
+        if "--resume_from_checkpoint" not in (before, word.partition("=")[0]):  # who does the training again begins it
+            words.append("<token>" if before.endswith("token") else word)
+        before = word if word.startswith("--") and "=" not in word else ""
     words = [word.partition("=")[0] + "=<token>" if word.startswith("--hub_token=") else word for word in words]
     if program == "maxsup-hf" or "maxsup_hf/__main__" in sys.argv[0]:
         return shlex.join(["maxsup-hf", *words])

@@ -24,7 +24,7 @@ from maxsup_hf.scripts.body import run
 from maxsup_hf.scripts.body.arguments import flag, parse
 from maxsup_hf.scripts.body.columns import find_column, is_image
 from maxsup_hf.scripts.body.embedded import digits
-from maxsup_hf.scripts.body.images import ImageArguments, as_images, check_images, named_processor
+from maxsup_hf.scripts.body.images import ImageArguments, as_images, check_images, named_processor, to_rgb
 from maxsup_hf.scripts.body.labels import classification_splits, find_label_column
 from maxsup_hf.scripts.body.loading import Splits, load_splits
 from maxsup_hf.scripts.body.models import build_model, load_config, set_classes
@@ -34,7 +34,7 @@ from maxsup_hf.trainer import MaxSupTrainer
 TASK = "image-classification"
 IMAGE_NAMES = ("image", "img", "image_path", "image_file", "path", "file", "file_name", "filename")
 
-EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 20}
+EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 20}
 FROM_SCRATCH = {
     **EVERY_EPOCH,
     "num_train_epochs": 10,
@@ -45,7 +45,7 @@ FROM_SCRATCH = {
     "warmup_steps": 0.1,
     "lr_scheduler_type": "cosine",
 }
-EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 8, "save_total_limit": 2}
+EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 8}
 FINE_TUNING = {
     **EVERY_EPOCH,
     "num_train_epochs": 3,
@@ -139,7 +139,7 @@ def _image_processor(args: ImageClassificationArguments, config: PretrainedConfi
 
 
 def to_pixels(batch: dict[str, list[Any]], column: str, processor: Any) -> dict[str, Any]:
-    images = [image.convert("RGB") for image in batch[column]]
+    images = [to_rgb(image) for image in batch[column]]
     return {**processor(images, return_tensors="pt"), "labels": batch["labels"]}
 
 

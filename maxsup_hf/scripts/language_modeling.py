@@ -51,7 +51,7 @@ FROM_SCRATCH = {
     "per_device_eval_batch_size": 32,
     "lr_scheduler_type": "cosine",
 }
-EMBEDDED = {**FROM_SCRATCH, "save_total_limit": 2}
+EMBEDDED = FROM_SCRATCH
 FINE_TUNING = {**recipes.FINE_TUNING, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8}
 RECIPES = recipes.Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
 

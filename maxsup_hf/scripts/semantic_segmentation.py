@@ -26,7 +26,7 @@ from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from maxsup_hf.scripts.body import run
 from maxsup_hf.scripts.body.arguments import data_flags, flag, parse
 from maxsup_hf.scripts.body.embedded_scenes import SCENE_CLASSES, digit_scenes
-from maxsup_hf.scripts.body.images import ImageArguments, as_images, named_processor
+from maxsup_hf.scripts.body.images import ImageArguments, as_images, check_images, named_processor, to_rgb
 from maxsup_hf.scripts.body.loading import Splits, load_splits
 from maxsup_hf.scripts.body.masks import count_classes, find_columns, load_pair_folder, to_array
 from maxsup_hf.scripts.body.models import build_model, load_config, set_classes
@@ -36,7 +36,7 @@ from maxsup_hf.trainer import MaxSupTrainer
 
 TASK = "semantic-segmentation"
 
-EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 20}
+EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 20}
 FROM_SCRATCH = {
     **EVERY_EPOCH,
     "num_train_epochs": 10,
@@ -47,7 +47,7 @@ FROM_SCRATCH = {
     "warmup_steps": 0.1,
     "lr_scheduler_type": "cosine",
 }
-EMBEDDED = {**FROM_SCRATCH, "save_total_limit": 2}
+EMBEDDED = FROM_SCRATCH
 FINE_TUNING = {
     **EVERY_EPOCH,
     "num_train_epochs": 10,
@@ -120,6 +120,7 @@ def _load_images(
     image, mask = find_columns(splits["train"], args.image_column_name, args.label_column_name)
     for split, dataset in splits.items():
         dataset = as_images(dataset, image, "image_column_name", split)
+        check_images(dataset, image, "image_column_name", split)
         splits[split] = as_images(dataset, mask, "label_column_name", split).select_columns([image, mask])
     names = _class_names(args)
     count = count_classes(splits, image, mask, names, ignore_index)
@@ -141,7 +142,7 @@ def _class_names(args: SemanticSegmentationArguments) -> list[str]:
 
 def _to_pixels(batch: dict[str, list[Any]], columns: tuple[str, str], processor: Any) -> dict[str, Any]:
     image, mask = columns
-    images = [picture.convert("RGB") for picture in batch[image]]
+    images = [to_rgb(picture) for picture in batch[image]]
     masks = [to_array(picture).astype(np.uint8) for picture in batch[mask]]
     return dict(processor(images, segmentation_maps=masks, return_tensors="pt"))
 

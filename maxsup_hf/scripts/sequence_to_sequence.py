@@ -47,7 +47,7 @@ VOCABULARY_SIZE = 1_000  # of the default model: names that are rare are spelled
 
 WRITES = {"predict_with_generate": True}
 FROM_SCRATCH = {**recipes.FROM_SCRATCH, **WRITES, "learning_rate": 3e-3}
-EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 4, "save_total_limit": 2, "max_target_length": 48}
+EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 4, "max_target_length": 48}
 FINE_TUNING = {**recipes.FINE_TUNING, **WRITES, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 32}
 RECIPES = recipes.Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
 

@@ -43,6 +43,17 @@ def no_training(monkeypatch):
     return what
 
 
+@pytest.mark.parametrize("status", [0, 2])
+def test_a_run_that_ends_by_itself_says_how(status, tmp_path):
+    """While its stdin is watched: a thread that held the lock of sys.stdin would turn every end into an abort."""
+    code = "import sys; from maxsup_hf.comparison.parent import *; end_with_parent(); sys.exit(int(sys.argv[1]))"
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, str(status)], env=os.environ | {execute.VARIABLE: "1"},
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert run.wait(60) == status and not run.stderr.read()
+
+
 def plan(seeds=(0, 1), **changes):
     return Plan("text-classification", {"cross_entropy": {}, "maxsup": {"alpha": 0.1}}, seeds, **changes)
 
@@ -123,7 +134,7 @@ def test_an_interruption_ends_the_processes_and_keeps_what_is_finished(tmp_path,
 
 def test_a_run_ends_with_its_parent_even_when_that_is_killed(tmp_path):
     child = (
-        "import sys, time; from maxsup_hf.comparison.parent import end_with_parent; end_with_parent(); "
+        "import sys, time; from maxsup_hf.comparison.parent import *; end_with_parent(); "
         "print('up', flush=True); time.sleep(600)"
     )
     parent = (

@@ -1,8 +1,11 @@
 """Image classification, from input to saved model."""
 
+import re
+
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, pipeline
 
 from maxsup_hf.scripts import image_classification
@@ -154,15 +157,44 @@ def test_files_that_are_no_images_are_named_before_training(tmp_path):
     broken = sorted(path for path in (tmp_path / "photos").rglob("*.*") if path.is_file())[1:3]
     for path in broken:
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"2 of \d+ images of the train data cannot be opened.*{broken[0].name}.*identify"):
+    with pytest.raises(ValueError, match=rf"2 of \d+ images of the train data cannot be used.*{broken[0].name}.*identify"):
         image_classification.prepare(["--train_dir", photos, "--output_dir", "out"])
+
+
+def test_images_of_more_than_8_bits_are_refused(tmp_path):
+    photos = image_folder(tmp_path / "photos", ("cat", "dog"))
+    Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path / "photos" / "dog" / "deep.png")
+    with pytest.raises(ValueError, match=r"1 of \d+ images of the train data cannot be used.*deep.png.*I;16 has more"):
+        image_classification.prepare(["--train_dir", photos, "--output_dir", "out"])
+
+
+def test_a_dry_run_counts_the_classes(tmp_path, capsys):
+    photos = image_folder(tmp_path / "photos", ("cat", "dog"))
+    image_classification.main(["--train_dir", photos, "--dry_run", "true", "--output_dir", "out"])
+    assert re.search(r"^2 classes: cat \(\d+\), dog \(\d+\)$", capsys.readouterr().out, re.M)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maxsup_hf.trainer.MaxSupTrainer.evaluate", interrupt)  # once, after the first epoch's steps
+    flags = ["--max_train_samples", "64", "--output_dir", "out", "--save_strategy", "steps", "--save_steps", "1"]
+    with pytest.raises(SystemExit) as end:
+        image_classification.main([*flags, "--max_steps", "2", "--eval_strategy", "no"])
+    assert end.value.code == 130
+    assert "interrupted: go on from out/checkpoint-2 with --resume_from_checkpoint true" in capsys.readouterr().err
 
 
 def test_bad_folders(tmp_path):
     (tmp_path / "none").mkdir()
+    (tmp_path / "half" / "zebra").mkdir(parents=True)
+    (tmp_path / "half" / "cat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "half" / "cat" / "1.png")
     for argv, error, message in (
         (["--train_dir", "nowhere"], FileNotFoundError, "train_dir: there is no folder 'nowhere'"),
-        (["--train_dir", "none"], ValueError, "train_dir: 'none' could not be loaded"),
+        (["--train_dir", "none"], ValueError, "train_dir: 'none' has no subfolders; put the images of each class"),
+        (["--train_dir", "half"], ValueError, "there is none in zebra of 'half'; fill or remove"),
         (["--train_dir", image_folder(tmp_path / "one", ("cat",))], ValueError, "single class, 'cat'"),
     ):
         with pytest.raises(error, match=message):

@@ -113,7 +113,8 @@ def parse(
         prog=f"maxsup-hf train {task}",
         allow_abbrev=False,  # an abbreviated or misspelled flag must not pass for another one
         usage="%(prog)s [flags]",
-        description="From --output_dir on these are the training arguments of transformers, with --loss and --loss_kwargs.",
+        description="From --output_dir on these are the training arguments of transformers, with --loss and --loss_kwargs. "
+        "Defaults are those of the run that is asked for: behind the flags of your data or model, --help shows others.",
     )
     # Without an accelerator: pinned memory only warns, and ranks that were not told use_cpu would each train alone.
     has_accelerator = torch.accelerator.is_available()

@@ -16,6 +16,7 @@ from maxsup_hf.scripts.body.columns import check_column, check_not_missing, is_i
 from maxsup_hf.scripts.body.loading import loading
 from maxsup_hf.scripts.body.models import hub_options
 
+DEEP = ("I", "F")  # modes of more than 8 bits a channel, with what follows them (I;16)
 MOST = 10_000  # images that are opened before training, evenly spread where there are more
 
 
@@ -69,7 +70,7 @@ def check_images(dataset: Dataset, column: str, argument: str, split: str) -> No
     """Decode the first image, and read the head of every other, of `MOST` at most.
 
     Raises:
-        ValueError: files that are no images; the message names the first of them.
+        ValueError: files that are no images, or have more than 8 bits a channel; the message names the first of them.
     """
     with loading(argument, f"{column}, row 0 of the {split} data"):
         dataset[0][column].load()
@@ -80,12 +81,29 @@ def check_images(dataset: Dataset, column: str, argument: str, split: str) -> No
         if cell["bytes"] is None and not Path(cell["path"]).exists() and "://" in cell["path"]:
             continue  # in an archive or on another machine
         try:
-            PIL.Image.open(cell["path"] if cell["bytes"] is None else BytesIO(cell["bytes"])).close()
-        except (OSError, PIL.Image.DecompressionBombError) as error:
+            with PIL.Image.open(cell["path"] if cell["bytes"] is None else BytesIO(cell["bytes"])) as image:
+                check_depth(image)
+        except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
             broken.append(f"row {i}{'' if cell['path'] is None else ' (' + str(cell['path']) + ')'}: {error}")
     if broken:
         listed = "; ".join(broken[:3]) + ("; …" if len(broken) > 3 else "")
         raise ValueError(
-            f"{argument}: {len(broken)} of {len(dataset)} images of the {split} data cannot be opened; remove or repair "
+            f"{argument}: {len(broken)} of {len(dataset)} images of the {split} data cannot be used; remove or repair "
             f"them: {listed}"
         )
+
+
+def check_depth(image: PIL.Image.Image) -> None:
+    """Raises:
+    ValueError: more than 8 bits a channel, which Pillow clips instead of scaling: most of such an image becomes white.
+    """
+    if image.mode.partition(";")[0] in DEEP:
+        raise ValueError(f"mode {image.mode} has more than 8 bits a channel, which RGB would clip; scale it to 8")
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Raises:
+    ValueError: see `check_depth`.
+    """
+    check_depth(image)
+    return image.convert("RGB")

@@ -63,6 +63,15 @@ def load_class_folders(argument: str, path: str) -> Dataset:
             f"{argument}: {path!r} holds a folder for each split ({', '.join(x.name for x in inside)}), not for each class; "
             f"give one of them ({argument} {inside[0]}), or all as --dataset_name {path}"
         )
+    if not inside:
+        raise ValueError(
+            f"{argument}: {path!r} has no subfolders; put the images of each class into one of its own, as "
+            f"{Path(path) / 'cat' / '1.jpeg'}"
+        )
+    empty = [folder.name for folder in inside if not any(x.is_file() for x in folder.rglob("[!.]*"))]
+    if empty:
+        listed = ", ".join(empty[:5])
+        raise ValueError(f"{argument}: a class needs images, but there is none in {listed} of {path!r}; fill or remove it")
     with loading(argument, path):
         # named as one split, or datasets would make its own of subfolders that are called train or test
         files = {"train": str(Path(path) / "**")}

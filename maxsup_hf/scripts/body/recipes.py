@@ -20,7 +20,7 @@ class Recipes(NamedTuple):
     fine_tuning: Mapping[str, Any]
 
 
-EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 50}
+EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 50}
 FROM_SCRATCH = {
     **EVERY_EPOCH,
     "num_train_epochs": 10,
@@ -30,7 +30,7 @@ FROM_SCRATCH = {
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
 }
-EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 4, "save_total_limit": 2}
+EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 4}
 FINE_TUNING = {
     **EVERY_EPOCH,
     "num_train_epochs": 3,

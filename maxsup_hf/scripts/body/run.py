@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import EvalPrediction, Trainer
 
-from maxsup_hf.checkpoints import CheckpointError
+from maxsup_hf.checkpoints import CheckpointError, last_checkpoint
+from maxsup_hf.checks import read_column
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, LogitMetrics
 from maxsup_hf.scripts.body.arguments import ScriptArguments, data_flags
@@ -77,6 +79,12 @@ def main(
         raise SystemExit(2) from None
     try:
         (describe if job.dry else act or run)(job)
+    except KeyboardInterrupt:
+        if job.trainer.is_world_process_zero():
+            whole = last_checkpoint(job.trainer.args.output_dir)
+            on = f"go on from {whole} with --resume_from_checkpoint true" if whole else "there is no checkpoint yet"
+            print(f"\ninterrupted: {on}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except (PushError, CheckpointError) as error:  # what was trained is saved, or the last of it could not be
         print("error:", error, file=sys.stderr)
         raise SystemExit(1) from error
@@ -107,6 +115,12 @@ def describe(job: Job) -> None:
         f"{args.per_device_train_batch_size} x accumulation {args.gradient_accumulation_steps} = {batch} rows a step, "
         f"mixed precision {trainer.accelerator.mixed_precision}, to {args.output_dir}"
     )
+    names = model.config.id2label or {}
+    columns = getattr(trainer.train_dataset, "column_names", None) or []
+    if "labels" in columns and job.card.get("tasks") in ("image-classification", "text-classification"):
+        counts = Counter(read_column(trainer.train_dataset, "labels").to_pylist())
+        listed = ", ".join(f"{names.get(i, i)} ({counts[i]:,})" for i in list(names)[:20])
+        print(f"{len(names)} classes: {listed}{', …' if len(names) > 20 else ''}")
 
 
 def run(job: Job) -> None:
@@ -118,6 +132,8 @@ def run(job: Job) -> None:
     """
     trainer = job.trainer
     checkpoint = trainer.args.resume_from_checkpoint
+    if checkpoint:
+        logger.info("going on from %s", checkpoint)
     train_metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     if trainer.preempted:
         if trainer.is_world_process_zero():
