@@ -36,6 +36,13 @@ class ComputeLoss(TrainerCallback):
         self.shifts_labels = function is ForCausalLMLoss and not encoder_decoder
         self.progress: float | None = None if self.loss.is_scheduled else 0.0
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={args.label_smoothing_factor} is not used beside a compute_loss_func; leave "
+                f"it out: loss {self.loss.spec.name!r} takes its place"
+            )
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress = min(1.0, state.global_step / max(1, state.max_steps))
 

@@ -70,6 +70,15 @@ def test_a_schedule_needs_the_callback(tmp_path):
     trainer.train()
 
 
+def test_label_smoothing_beside_it_is_refused(tmp_path):
+    model = tiny.vit()
+    function = compute_loss_func("maxsup", model=model)
+    args = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, **OPTIONS)
+    trainer = Trainer(model, args, train_dataset=CASES["vit"][1], compute_loss_func=function, callbacks=[function])
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0.1 is not used .* 'maxsup' takes its place"):
+        trainer.train()
+
+
 def test_misuse():
     with pytest.raises(ValueError, match="unknown loss 'maxsub', did you mean 'maxsup'"):
         compute_loss_func("maxsub", model=tiny.vit())

@@ -168,7 +168,7 @@ def run_folder(folder: Path, run: Run) -> Path:
 
 
 def keep_plan(folder: Path, plan: Plan) -> None:
-    """Write the plan, unless the folder holds something else.
+    """Write the plan, unless the folder holds something else. A comparison of which nothing is finished is nothing.
 
     Raises:
         FileExistsError: the folder holds another comparison, or other files.
@@ -178,7 +178,7 @@ def keep_plan(folder: Path, plan: Plan) -> None:
     if path.is_file():
         before = load_plan(folder)
         differing = _differences(before, plan)
-        if differing:
+        if differing and any((run_folder(folder, run) / DETAILS).is_file() for run in before.runs()):
             raise FileExistsError(
                 f"output_dir: {str(folder)!r} holds a comparison with other settings: {'; '.join(differing)}. Repeat its "
                 "settings (losses, seeds and grid may be added to), or name another folder"

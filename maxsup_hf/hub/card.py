@@ -201,6 +201,12 @@ def _usage(found: dict[str, Any], folder: Path) -> str:
     if task in PIPELINE_REGISTRY.get_supported_tasks():
         return f'from transformers import pipeline\n\nmodel = pipeline("{task}", model="{where}"){note}'
     kind = found["model"]["class"]
+    if task == "text2text-generation":
+        return (
+            f'from transformers import AutoTokenizer, {kind}\n\nmodel = {kind}.from_pretrained("{where}"){note}\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{where}")\ninputs = tokenizer("a text", return_tensors="pt")\n'
+            "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))"
+        )
     return f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained("{where}"){note}'
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from maxsup_hf.comparison.plan import Plan, at_point, check_grid, keep_plan, load_plan, share_strength
 from maxsup_hf.losses import create_loss, get_spec
+from tests.comparison.folders import leave
 
 FOUR = ["cross_entropy", "label_smoothing", "online_label_smoothing", "maxsup"]
 SCHEDULED = {"alpha": 0.1, "alpha_end": 0.2}
@@ -122,11 +123,19 @@ def test_may_grow(tmp_path):
 )
 def test_other_settings_are_refused(changes, message, tmp_path):
     keep_plan(tmp_path, plan())
+    leave(tmp_path, plan().runs()[0], {"eval": {}, "test": {}})
     before = (tmp_path / "plan.json").read_text()
     with pytest.raises(FileExistsError, match="other settings") as error:
         keep_plan(tmp_path, plan(**changes))
     assert message in str(error.value)
     assert (tmp_path / "plan.json").read_text() == before
+
+
+def test_where_nothing_is_finished_a_plan_may_change(tmp_path):
+    """A flag that was mistyped is put right by typing the command again."""
+    keep_plan(tmp_path, plan(flags=("--label_column_name", "topci")))
+    keep_plan(tmp_path, plan(flags=("--label_column_name", "topic")))
+    assert load_plan(tmp_path).flags == ("--label_column_name", "topic")
 
 
 def test_folders_of_something_else(tmp_path):

@@ -320,6 +320,12 @@ def test_names_in_languages():
             ValueError,
             "train_file: 'broken.csv' could not be loaded: .*EOF inside string.*; are its columns separated by commas",
         ),
+        (["--train_file", "commas.csv"], ValueError, "'commas.csv' has rows with more cells than its first line has names"),
+        (["--train_file", "semicolons.csv"], ValueError, "must be separated by commas, got 'text;label'"),
+        (["--train_file", "latin.csv"], ValueError, "'latin.csv' is not UTF-8; save it as that"),
+        (["--train_file", "good.csv", "--text_column_name", "label"], ValueError, "'label' is something else already"),
+        (["--alpha", "0.1"], ValueError, "'--alpha'; what a loss takes stands in loss_kwargs, as --loss_kwargs alpha=0.1"),
+        (["--model_name_or_path", "./nowhere"], ValueError, "model_name_or_path: there is no folder './nowhere'"),
         (["--train_file", "broken.jsonl"], ValueError, "'broken.jsonl' could not be loaded: JSON parse error"),
         (["--train_file", "broken.parquet"], ValueError, "'broken.parquet' could not be loaded: Parquet"),
         (["--train_file", "nothing.csv"], ValueError, "'nothing.csv' is empty"),
@@ -347,6 +353,9 @@ def test_bad_sources_end_with_one_line_before_anything_is_written(tmp_path, caps
     (tmp_path / "broken.jsonl").write_text("{not json\n")
     (tmp_path / "broken.parquet").write_text("nope")
     (tmp_path / "nothing.csv").write_text("")
+    (tmp_path / "commas.csv").write_text("text,label\n" + "hello, you,a\n" * 8)
+    (tmp_path / "semicolons.csv").write_text("text;label\n" + "hello;a\n" * 8)
+    (tmp_path / "latin.csv").write_bytes("text,label\nfrüh,a\n".encode("latin-1"))
     (tmp_path / "header.csv").write_text("text,label\n")
     datasets.Dataset.from_dict({"text": [], "label": []}).to_parquet(tmp_path / "empty.parquet")
     texts("good.csv")

@@ -20,6 +20,7 @@ from maxsup_hf.arguments import MaxSupTrainingArguments
 from maxsup_hf.checkpoints import damage, last_checkpoint
 from maxsup_hf.hub.mixin import destination
 from maxsup_hf.hub.push import prepare
+from maxsup_hf.losses import get_spec, list_losses
 from maxsup_hf.scripts.body.recipes import Recipes
 
 
@@ -166,8 +167,12 @@ def _read_config(path: str, parser: HfArgumentParser) -> dict[str, Any]:
 
 
 def _raise_unknown(what: str, name: str, known: Iterable[str]) -> NoReturn:
-    close = difflib.get_close_matches(name.partition("=")[0], list(known), n=1, cutoff=0.4)
+    word = name.partition("=")[0]
+    close = difflib.get_close_matches(word, [each for each in known if each not in ("-h", "--help")], n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}?" if close else "see --help for all of them"
+    plain = word.lstrip("-").removesuffix("_end")
+    if any(plain in get_spec(loss).parameters for loss in list_losses()):
+        hint = f"what a loss takes stands in loss_kwargs, as --loss_kwargs {word.lstrip('-')}=0.1"
     raise ValueError(f"unknown {what}: {name!r}; {hint}")
 
 

@@ -37,6 +37,8 @@ def find_column(
     """
     if given is not None:
         check_column(dataset, given, argument)
+        if given in taken:
+            raise ValueError(f"{argument}: column {given!r} is something else already, as the labels. {_columns(dataset)}")
         return given
     free = [name for name in dataset.column_names if name not in taken]
     typed = [name for name in free if fits(dataset.features[name])]

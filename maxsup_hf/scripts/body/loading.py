@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -138,13 +138,31 @@ def load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[st
     if Path(path).stat().st_size == 0:
         raise empty
     separator = {".csv": "commas", ".tsv": "tabs"}.get(extension)
-    with loading(argument, path, f"; are its columns separated by {separator}?" if separator else ""):
-        try:
-            return load_dataset(builder, data_files={"train": path}, split="train", **options)
-        except ValueError as error:
-            if "corresponds to no data" not in str(error):
-                raise
-    raise empty
+    try:
+        with loading(argument, path, f"; are its columns separated by {separator}?" if separator else ""):
+            found = load_dataset(builder, data_files={"train": path}, split="train", **options)
+    except ValueError as error:
+        if "corresponds to no data" in str(error):
+            raise empty from error
+        if "codec can't decode" in str(error):
+            raise ValueError(f"{argument}: {path!r} is not UTF-8; save it as that") from error
+        raise
+    if separator:
+        _check_separated(argument, path, found.column_names, separator)
+    return found
+
+
+def _check_separated(argument: str, path: str, columns: Sequence[str], separator: str) -> None:
+    """Raises:
+    ValueError: what pandas makes of other separators, and of texts that hold separators.
+    """
+    if any(name.startswith("__index_level_") for name in columns):
+        raise ValueError(
+            f"{argument}: {path!r} has rows with more cells than its first line has names; a text with {separator} in it "
+            "needs quotes around it"
+        )
+    if len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"):
+        raise ValueError(f"{argument}: the columns of {path!r} must be separated by {separator}, got {columns[0]!r}")
 
 
 def load_named(argument: str, name: str, configuration: str | None = None) -> DatasetDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ def load_config(args: ScriptArguments) -> PretrainedConfig | None:
     for argument in ("model_name_or_path", "config_name"):
         source = getattr(args, argument)
         if source:
+            if source.startswith((".", "/", "~")) and not os.path.exists(source):
+                raise ValueError(f"{argument}: there is no folder {source!r}")
             with loading(argument, source):
                 return AutoConfig.from_pretrained(source, **hub_options(args))
     return None

@@ -104,7 +104,7 @@ def describe(job: Job) -> None:
     trainer = job.trainer
     args, model = trainer.args, trainer.model
     with suppress(OSError):  # the Trainer made it; only an empty one can be removed
-        os.rmdir(args.output_dir)
+        (os.rmdir if os.path.isabs(args.output_dir) else os.removedirs)(args.output_dir)
     if not trainer.is_world_process_zero():
         return
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -113,7 +113,9 @@ def describe(job: Job) -> None:
         f"loss {trainer.loss_function}\n"
         f"{trainer.accelerator.distributed_type.value}, {args.world_size} process(es) on {args.device.type} x batch "
         f"{args.per_device_train_batch_size} x accumulation {args.gradient_accumulation_steps} = {batch} rows a step, "
-        f"mixed precision {trainer.accelerator.mixed_precision}, to {args.output_dir}"
+        f"mixed precision {trainer.accelerator.mixed_precision}, to {args.output_dir}\n"
+        f"learning rate {args.learning_rate:g}, "
+        + (f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs")
     )
     names = model.config.id2label or {}
     columns = getattr(trainer.train_dataset, "column_names", None) or []
