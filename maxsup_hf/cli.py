@@ -157,7 +157,12 @@ def _losses(args: argparse.Namespace) -> None:
     from maxsup_hf.losses import get_spec, list_losses
     from maxsup_hf.schedules import SCHEDULES
 
-    for name in list_losses():
+    try:
+        names = list_losses()
+    except (ValueError, TypeError) as error:  # of a file with losses of one's own
+        print("error:", error, file=sys.stderr)
+        raise SystemExit(2) from error
+    for name in names:
         spec = get_spec(name)
         print(f"{name}\n    {spec.description}")
         shown = [*spec.parameters, *(f"{parameter}_end" for parameter in spec.parameters)]

@@ -128,8 +128,9 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         if not torch.isfinite(loss).all():
             raise FloatingPointError(
                 f"the training loss is {loss.mean().item()} in step {self.state.global_step + 1}: the logits are NaN "
-                "or infinite, or a label's class is masked. The weights were not updated in this step, and earlier "
-                "checkpoints are as they were. Look at that step's data, or lower learning_rate"
+                f"or infinite, a label's class is masked, or loss {self.args.loss!r} makes that of finite logits. The "
+                "weights were not updated in this step, and earlier checkpoints are as they were. Look at that step's data, "
+                "or lower learning_rate"
             )
         return loss
 

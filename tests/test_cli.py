@@ -36,6 +36,21 @@ def test_without_matplotlib(tmp_path):
     assert asks.returncode == 2 and asks.stderr.startswith("error: ") and "pip install" in asks.stderr, asks.stderr
 
 
+def test_an_alpha_that_no_loss_has_is_refused(tmp_path, capsys):
+    words = ["compare", "image-classification", "--losses", "cross_entropy,z_loss", "--alpha", "0.1"]
+    with pytest.raises(SystemExit) as exit:
+        cli.main([*words, "--output_dir", str(tmp_path / "out")])
+    assert exit.value.code == 2 and "none of cross_entropy, z_loss has one" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_file_of_losses_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MAXSUP_HF_LOSSES", str(tmp_path / "none.py"))
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["losses"])
+    assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: MAXSUP_HF_LOSSES must name Python files")
+
+
 def test_without_words(capsys):
     for words, said in (([], "{train,compare"), ([], "push a trained model"), (["train"], "image-classification")):
         with pytest.raises(SystemExit) as exit:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from maxsup_hf.arguments import parse_loss_kwargs
 from maxsup_hf.comparison import results, tables
 from maxsup_hf.comparison.execute import execute
-from maxsup_hf.comparison.plan import Plan, check_grid, keep_plan, load_plan, share_strength
+from maxsup_hf.comparison.plan import Plan, alphas, check_grid, keep_plan, load_plan, share_strength
 from maxsup_hf.comparison.statistics import TESTS
 from maxsup_hf.losses import flatten, get_spec
 from maxsup_hf.schedules import SCHEDULES
@@ -126,6 +126,10 @@ def prepare(args: argparse.Namespace, task: str, flags: Sequence[str]) -> tuple[
     else:
         alpha, alpha_end = args.alpha, None
     alpha_end = alpha_end if args.alpha_end is None else args.alpha_end
+    if (args.alpha, args.alpha_end, args.schedule) != (None, None, None) and not any(map(alphas, names)):
+        raise ValueError(
+            f"alpha, alpha_end and schedule are for losses with an alpha, and none of {', '.join(names)} has one"
+        )
     losses = share_strength(names, alpha, alpha_end, args.schedule, _own(args.loss_kwargs, names))
     grid = _grid(args.grid)
     check_grid(losses, grid)

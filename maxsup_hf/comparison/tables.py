@@ -153,6 +153,13 @@ def fairness_lines(found: Mapping[str, Any]) -> list[str]:
     elif described:
         told = " Not the same for all, as it was asked for." if len(with_alpha) > 1 else ""
         lines.append(f"Strength: {described}.{told}")
+    others = {
+        loss: {key: value for key, value in kwargs.items() if key.rpartition(".")[2] not in fair["strength"][loss]}
+        for loss, kwargs in found["losses"].items()
+    }
+    told = "; ".join(f"{loss} {', '.join(f'{key} = {v}' for key, v in of.items())}" for loss, of in others.items() if of)
+    if told:
+        lines.append(f"Told by --loss_kwargs: {told}. What is not told is the loss's default.")
     return lines
 
 
@@ -163,6 +170,10 @@ def chosen_note(found: Mapping[str, Any]) -> str:
         if of["kwargs"]
     )
     grid = " × ".join(f"{key} = {', '.join(f'{value:g}' for value in values)}" for key, values in found["grid"].items())
+    moving = any(
+        key.endswith("_end") and end is not None for kwargs in found["losses"].values() for key, end in kwargs.items()
+    )
+    grid += ", with ends in proportion," * moving
     return (
         f"Chosen for each loss by the mean {metric_name(found['selected_by'])} over the seeds on the validation data, never "
         f"on the test data, among {grid} and the setting shared by all: {chosen}. A loss with nothing to choose stands here "

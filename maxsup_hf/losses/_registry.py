@@ -17,9 +17,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from maxsup_hf.logit_stats import NUMBERS
+from maxsup_hf.logit_stats import NUMBERS, logit_stats
 from maxsup_hf.schedules import SCHEDULES
 
 Formula = Callable[..., tuple[Tensor, Tensor]]
@@ -156,7 +157,8 @@ def register_loss(
 
     The positional arguments of the formula name the row numbers that it needs (`maxsup_hf.logit_stats.NUMBERS`), each of
     shape (N,). Its keyword-only arguments are the parameters, numbers with a default, and the options, words or booleans
-    with a default. It returns two (N,) tensors: the term on the label, which class weights scale, and the penalty, which
+    with a default. In training a parameter comes as a 0-dim tensor, for its value may move: write `int(k)` for a count.
+    It returns two (N,) tensors: the term on the label, which class weights scale, and the penalty, which
     they do not. The loss is their sum.
 
     A formula that cannot do with row numbers may also ask for `logits` (N, K), float32 or float64, −inf where a class is
@@ -175,7 +177,8 @@ def register_loss(
 
     Raises:
         ValueError: the name is taken, or has a "+" or a ".".
-        TypeError: an argument of the formula is no row number, or a parameter has no default.
+        TypeError: an argument of the formula is no row number, a parameter has no default, or the formula, which is tried
+            on a small batch, fails or returns something else.
     """
 
     def register(formula: Formula) -> Formula:
@@ -191,8 +194,8 @@ def register_loss(
             if argument.kind is not argument.KEYWORD_ONLY:
                 if argument.name not in NUMBERS + INPUTS:
                     raise TypeError(
-                        f"argument {argument.name!r} of loss {name!r} is no row number (these are: {', '.join(NUMBERS)}); "
-                        "put parameters behind a bare *"
+                        f"argument {argument.name!r} of loss {name!r} is no row number (these are: {', '.join(NUMBERS)}; "
+                        f"slower ones may ask for {', '.join(INPUTS)}); put parameters behind a bare *"
                     )
                 arguments.append(argument.name)
             elif argument.name in (choices or {}) or isinstance(argument.default, bool):
@@ -202,6 +205,12 @@ def register_loss(
                 parameters[argument.name] = argument.default
             else:
                 raise TypeError(f"parameter {argument.name!r} of loss {name!r} needs a number as its default, or choices")
+        for end in parameters:
+            if end.removesuffix("_end") in parameters.keys() - {end}:
+                raise TypeError(
+                    f"{end!r} of loss {name!r} comes with {end.removesuffix('_end')!r}, and is no parameter of the formula; "
+                    f"say its default to the decorator: @register_loss({name!r}, {end}={parameters[end]!r})"
+                )
         defaults = parameters | {f"{parameter}_end": None for parameter in parameters}
         for end in ends:
             if end not in defaults or not end.endswith("_end"):
@@ -223,10 +232,44 @@ def register_loss(
             state=state,
         )
         spec.resolve({})
+        _try(spec)
         _SPECS[name] = spec
         return formula
 
     return register
+
+
+def _try(spec: LossSpec) -> None:
+    """Compute a formula once, as training does: a mistake in it shows when it is registered, not after hours.
+
+    Raises:
+        TypeError: it fails, or returns something else than two terms for each row.
+    """
+    rows, classes = 3, 4
+    logits = torch.linspace(-1, 1, rows * classes, device="cpu").reshape(rows, classes)
+    labels = torch.arange(rows, device="cpu")
+    have = {**logit_stats(logits, labels, NUMBERS), "logits": logits, "target": labels, "labels": labels, "votes": None}
+    have["state"] = spec.state() if spec.state else None
+    values = {name: torch.tensor(float(spec.defaults[name]), device="cpu") for name in spec.parameters}
+    options = {name: spec.defaults[name] for name in spec.options}
+    try:
+        found = spec.formula(*(have[name] for name in spec.arguments), **values, **options)
+    except Exception as error:
+        raise TypeError(
+            f"loss {spec.name!r} fails on {rows} rows of {classes} classes: {error}. In training a parameter is a 0-dim "
+            "tensor, whose value may move: write int(k) where k is a count"
+        ) from error
+    if not (isinstance(found, tuple) and len(found) == 2 and all(_is_of_rows(term, rows) for term in found)):
+        got = [tuple(x.shape) if isinstance(x, Tensor) else x for x in (found if isinstance(found, tuple) else [found])]
+        raise TypeError(
+            f"loss {spec.name!r} must return two tensors of shape (N,), the term on the label and the penalty of each row, "
+            f"not averaged; of {rows} rows it returned {', '.join(map(str, got))}"
+        )
+
+
+def _is_of_rows(term: Any, rows: int) -> bool:
+    """Or a 0-dim zero, for no term."""
+    return isinstance(term, Tensor) and (term.shape == (rows,) or (term.ndim == 0 and not term))
 
 
 _loaded: set[str] = set()
@@ -245,7 +288,12 @@ def _load_own() -> None:
         spec = spec_from_file_location(Path(path).stem, path)
         if spec is None or spec.loader is None:
             raise ValueError(f"{OWN} must name Python files with losses, got {name!r}, which does not end in .py")
-        spec.loader.exec_module(module_from_spec(spec))
+        try:
+            spec.loader.exec_module(module_from_spec(spec))
+        except (ValueError, TypeError):
+            raise
+        except Exception as error:
+            raise ValueError(f"{OWN}: {name!r} cannot be run: {type(error).__name__}: {error}") from error
 
 
 def list_losses() -> list[str]:

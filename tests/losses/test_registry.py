@@ -47,8 +47,34 @@ def test_files_that_the_environment_names(registry, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"MAXSUP_HF_LOSSES must name Python files with losses, got '.*third.py'"):
         create_loss("maxsup")
     (tmp_path / "third.py").write_text("@@")
-    with pytest.raises(SyntaxError, match="third.py"):
+    with pytest.raises(ValueError, match="third.py' cannot be run: SyntaxError: .*line 1"):
         create_loss("maxsup")
+
+
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        (
+            lambda top, mean, *, alpha=0.1: (top, alpha * (top - mean).mean()),
+            r"not averaged; of 3 rows it returned \(3,\), \(\)",
+        ),
+        (lambda cross_entropy: cross_entropy, r"two tensors of shape \(N,\).* returned \(3,\)$"),
+        (lambda cross_entropy: cross_entropy.mean(), r"returned \(\)$"),
+        (lambda cross_entropy: (cross_entropy, None), r"returned \(3,\), None$"),
+        (
+            lambda cross_entropy, logits, *, k=3: (cross_entropy, logits.topk(k).values[:, 0]),
+            r"fails on 3 rows.*write int\(k\)",
+        ),
+        (
+            lambda top, *, alpha=0.1, alpha_end=0.2: (top, top),
+            r"'alpha_end' of loss 'a' comes with 'alpha'.*alpha_end=0.2\)",
+        ),
+    ],
+)
+def test_a_formula_is_tried_when_it_is_registered(formula, message, registry):
+    with pytest.raises(TypeError, match=message):
+        register_loss("a")(formula)
+    assert "a" not in list_losses()
 
 
 def test_registration_is_checked(registry):
