@@ -105,14 +105,14 @@ def test_runs_that_do_not_compare(changes, message, tmp_path):
 
 
 def test_told_otherwise_is_said(tmp_path):
-    own = {"maxsup": {"alpha": 0.4}, "focal": {"gamma": 3.0}}
-    losses = share_strength(["label_smoothing", "maxsup", "focal"], 0.1, 0.2, None, own)
+    own = {"maxsup": {"alpha": 0.4}, "label_smoothing": {"over": "K-1"}}
+    losses = share_strength(["label_smoothing", "maxsup"], 0.1, 0.2, None, own)
     plan = Plan("text-classification", losses, (0,))
     for run in plan.runs():
         leave(tmp_path, run, metrics(run))
     text = tables.markdown(collect(plan, tmp_path, {}, "t"))
     assert "Strength: label_smoothing α 0.1 → 0.2; maxsup α = 0.4. Not the same for all, as it was asked for." in text
-    assert "Told by --loss_kwargs: focal gamma = 3.0. What is not told is the loss's default." in text
+    assert "Told by --loss_kwargs: label_smoothing over = K-1. What is not told is the loss's default." in text
 
 
 def test_chosen_on_validation_data_never_on_test_data(tmp_path):
