@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, load_dataset
-from experiments import experiments, parser
+from experiments import parser, training
 from torch import Tensor
 
 from maxsup_hf.analysis.features import FeatureRows, extract, find_classifier
@@ -40,7 +40,7 @@ class Trained:
     """A run's model with the data as it takes them."""
 
     def __init__(self, words: list[str], folder: Path, data: Path):
-        task, _, _, *flags = words  # after --losses and what they are
+        task, *flags = words
         with TemporaryDirectory() as out:
             flags += ["--output_dir", f"{out}/out", "--model_name_or_path", str(folder)]
             job = import_module(f"maxsup_hf.scripts.{task.replace('-', '_')}").prepare(flags)
@@ -64,7 +64,7 @@ class Trained:
 # ---- parts ----
 
 
-def training(trained: Trained) -> dict[str, float]:
+def on_training_rows(trained: Trained) -> dict[str, float]:
     loader = trained.trainer.get_eval_dataloader(trained.trainer.train_dataset)
     found = measure(lambda: trained.rows(loader), trained.classifier.weight, missing="skip")
     values = {"accuracy": found.metrics["accuracy"], "confidence_when_wrong": found.metrics["confidence_when_wrong"]}
@@ -130,19 +130,19 @@ def spoilt(dataset: Dataset) -> dict[tuple[str, int], list[np.ndarray]]:
 # ---- all of them ----
 
 PARTS = {
-    "cifar10": (training, transfer, corruptions),
-    **dict.fromkeys(("vit", "tinyimagenet100", "halves", "sst2"), (training,)),
-    "clinc150": (training, foreign),
-    **{f"longtail{ratio}": (training, tail) for ratio in (50, 100)},
-    **{f"epochs{epochs}": (training,) for epochs in (1, 3)},
-    **{f"noise{share}": (training,) for share in (0, 10, 20, 40)},
+    "cifar10": (on_training_rows, transfer, corruptions),
+    **dict.fromkeys(("vit", "tinyimagenet100", "halves", "sst2"), (on_training_rows,)),
+    "clinc150": (on_training_rows, foreign),
+    **{f"longtail{ratio}": (on_training_rows, tail) for ratio in (50, 100)},
+    **{f"epochs{epochs}": (on_training_rows,) for epochs in (1, 3)},
+    **{f"noise{share}": (on_training_rows,) for share in (0, 10, 20, 40)},
 }
 
 
 def main() -> None:
     args = parser(__doc__, PARTS).parse_args()
     folder = args.runs / args.name
-    words = experiments(args.data, args.runs / "made")[args.name]
+    words = training(args.name, args.data, args.runs / "made")
     values: dict[str, dict[str, dict[int, float]]] = {}
     for run in load_plan(folder).runs():
         trained, kept = None, run_folder(folder, run) / "beyond.json"

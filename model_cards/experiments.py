@@ -123,6 +123,12 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
+def training(name: str, data: Path, made: Path = Path("made")) -> list[str]:
+    """Arguments of `maxsup-hf train` for one run of an experiment without a grid."""
+    task, _, _, *flags = experiments(data, made)[name]
+    return [task, *flags]
+
+
 def anywhere(text: str, args: argparse.Namespace) -> str:
     """Without the paths of what lies elsewhere on another machine."""
     for path, said in ((args.data, "DATA"), (minilm(), "MINILM"), (args.runs, "runs")):

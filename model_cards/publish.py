@@ -14,21 +14,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments import anywhere, minilm
+from experiments import anywhere, minilm, training
 
 SHOWN = ("accuracy", "nll", "ece", "confidence_when_wrong", "feature_within", "feature_r2")
 
 
 def models(data: Path) -> dict[str, tuple[list[str], list[str]]]:
     """Name -> flags of `maxsup-hf train`, and of `maxsup-hf analyze`."""
-    cifar10 = ["--train_file", f"{data}/cifar10/train.parquet", "--test_file", f"{data}/cifar10/test.parquet"]
     clinc150 = [f"--{s}_file={data}/clinc150/{s}.parquet" for s in ("train", "validation", "test")]
     return {
         "digits-maxsup": (["image-classification"], []),
-        "cifar10-maxsup": (
-            ["image-classification", *cifar10, "--max_train_samples", "10000", "--num_train_epochs", "8"],
-            ["--dataset", f"{data}/cifar10/test.parquet"],
-        ),
+        "cifar10-maxsup": (training("cifar10", data), ["--dataset", f"{data}/cifar10/test.parquet"]),
         "clinc150-maxsup": (
             ["text-classification", *clinc150, "--model_name_or_path", minilm(), "--num_train_epochs", "3",
              "--learning_rate", "5e-4", "--max_train_samples", "4500"],
