@@ -5,7 +5,8 @@
 
 Writes model_cards/results/NAME-beyond.json and .md. Values are kept beside each run, so that a second call goes on.
 
-- `train_…`: accuracy, confidence when wrong, within-class variation and R² on the training rows, labels as trained on.
+- `train_…`: accuracy, confidence when wrong, within-class variation and R² on the training rows (10,000 at most),
+  labels as trained on.
 - `probe_accuracy`: a linear probe on frozen features onto 50 classes of Tiny-ImageNet-100, which no model was trained on:
   2,000 images to fit, 1,000 to choose the strength, 1,000 to test.
 - `corrupted_accuracy`: 300 test images under 15 corruptions at 5 severities, averaged (Hendrycks & Dietterich 2019).
@@ -35,12 +36,17 @@ from maxsup_hf.comparison.statistics import summarise
 from maxsup_hf.metrics import CORRUPTIONS, corrupt, linear_probe, ood_auroc, shot_accuracy
 from maxsup_hf.metrics.robustness import SEVERITIES
 
+ROWS = 10_000
+
 
 class Trained:
     """A run's model with the data as it takes them."""
 
     def __init__(self, words: list[str], folder: Path, data: Path):
         task, *flags = words
+        if "--config_name" in flags:  # the trained model has its own
+            at = flags.index("--config_name")
+            del flags[at : at + 2]
         with TemporaryDirectory() as out:
             flags += ["--output_dir", f"{out}/out", "--model_name_or_path", str(folder)]
             job = import_module(f"maxsup_hf.scripts.{task.replace('-', '_')}").prepare(flags)
@@ -65,7 +71,8 @@ class Trained:
 
 
 def on_training_rows(trained: Trained) -> dict[str, float]:
-    loader = trained.trainer.get_eval_dataloader(trained.trainer.train_dataset)
+    rows = trained.trainer.train_dataset
+    loader = trained.trainer.get_eval_dataloader(rows.select(range(min(ROWS, len(rows)))))
     found = measure(lambda: trained.rows(loader), trained.classifier.weight, missing="skip")
     values = {"accuracy": found.metrics["accuracy"], "confidence_when_wrong": found.metrics["confidence_when_wrong"]}
     values |= {"feature_within": found.geometry["d_within"], "feature_r2": found.geometry["r2"]}
@@ -130,7 +137,7 @@ def spoilt(dataset: Dataset) -> dict[tuple[str, int], list[np.ndarray]]:
 # ---- all of them ----
 
 PARTS = {
-    "cifar10": (on_training_rows, transfer, corruptions),
+    **dict.fromkeys(("cifar10", "cifar10fifth"), (on_training_rows, transfer, corruptions)),
     **dict.fromkeys(("vit", "tinyimagenet100", "halves", "sst2"), (on_training_rows,)),
     "clinc150": (on_training_rows, foreign),
     **{f"longtail{ratio}": (on_training_rows, tail) for ratio in (50, 100)},

@@ -33,6 +33,13 @@ CLAIMS = [
         "features of MaxSup transfer better than those of label smoothing (Table 3)",
     ),
     ("maxsup", "label_smoothing", "confidence_when_wrong", -1, "MaxSup is less certain where it is wrong (Section 3)"),
+    (
+        "ls_error_amplification",
+        "cross_entropy",
+        "confidence_when_wrong",
+        1,
+        "error amplification makes errors more certain (Section 3)",
+    ),
     ("ls_regularization", "cross_entropy", "accuracy", 1, "the regularization half alone helps (Table 1)"),
     ("ls_error_amplification", "cross_entropy", "accuracy", -1, "the error-amplification half alone hurts (Table 1)"),
 ]

@@ -73,6 +73,8 @@ def test_the_readme_says_what_was_measured():
         ("peak memory over the logits", [found[shape]["peak_memory_over_logits"]["loss"] for shape in shapes]),
     ):
         assert re.search(rf"{name}[^|]*\| (.*) \|", readme)[1].split(" | ") == [f"{value:.2f}" for value in values]
+    differences = re.findall(r"\(([+−]\d\.\d{4} ± \d\.\d{4})\)", readme)
+    assert differences and all(said.replace("−", "-") in verdicts.text() for said in differences)
     perplexity = json.loads((RESULTS / "shakespeare.json").read_text())["tables"]["shared"]["perplexity"]["summary"]
     assert all(f"{of['mean']:.2f} ± {of['sd']:.2f}" in readme for of in perplexity.values())
 
