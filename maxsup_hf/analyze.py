@@ -135,6 +135,7 @@ def run(args: argparse.Namespace) -> Path:
     from maxsup_hf.analysis.seen import Subject
 
     _check(args)
+    names = _names(args)
     loaded = [_load_model(source, args) for source in args.models]
     tasks = {task for _, task in loaded}
     if len(tasks) > 1:
@@ -151,7 +152,7 @@ def run(args: argparse.Namespace) -> Path:
         listed = "; ".join(f"{i}: {name}" for i, name in enumerate(outputs[:10])) + ("; …" if len(outputs) > 10 else "")
         notes.append(f"Classes are matched by position, as asked for (--labels_by_position), not by name: {listed}.")
     subjects = []
-    for (model, _), source, name in zip(loaded, args.models, _names(args), strict=True):
+    for (model, _), source, name in zip(loaded, args.models, names, strict=True):
         record = _record(source, args)
         inputs = _inputs(task, model, source, data, args)
         loss = record.get("loss", {})

@@ -10,6 +10,7 @@ import pytest
 
 from maxsup_hf import cli
 from maxsup_hf.losses import get_spec, list_losses
+from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER
 
 BIN = Path(sys.executable).parent
 
@@ -113,6 +114,8 @@ def test_help_of_a_task_shows_every_kind_of_flag(task, capsys):
 
 @pytest.mark.parametrize("task", cli.tasks())
 def test_installed_command(task, tmp_path):
+    if task == "semantic-segmentation" and NO_SEGFORMER:
+        pytest.skip(NEEDS_TORCHVISION)
     result = command(
         BIN / "maxsup-hf", "train", task, "--max_steps", "3", "--max_eval_samples", "50", "--loss_kwargs", "alpha=0.2",
         cwd=tmp_path,

@@ -18,6 +18,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 
 from maxsup_hf.checkpoints import last_checkpoint
+from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "accelerate"
@@ -72,6 +73,8 @@ def test_a_line_of_the_readme(line, monkeypatch, tmp_path, capsys):
         assert int(args.fsdp_version) == 2
     if args.use_deepspeed:
         assert int(args.zero_stage) == int(args.config_file[-6])
+    if "semantic_segmentation" in args.training_script and NO_SEGFORMER:
+        pytest.skip(NEEDS_TORCHVISION)
     if not args.module:
         assert (ROOT / args.training_script).is_file()
         return

@@ -170,7 +170,13 @@ def _image_processor(args: SemanticSegmentationArguments) -> Any:
     processor, argument = named_processor(args)
     if processor is None:
         size = {"height": args.image_size, "width": args.image_size}
-        return SegformerImageProcessorPil(size=size)  # without torchvision, as it always is there
+        try:
+            return SegformerImageProcessorPil(size=size)  # of the two the one that is always there
+        except ImportError as error:
+            raise ValueError(
+                "image_processor_name: before transformers 5.21 SegFormer's needs torchvision: pip install torchvision, or "
+                "a newer transformers (Python 3.11), or name a processor that takes masks"
+            ) from error
     if "segmentation_maps" not in inspect.signature(processor.preprocess).parameters:
         raise ValueError(
             f"{argument}: the image processor of {getattr(args, argument)!r}, {type(processor).__name__}, does not take "

@@ -6,7 +6,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image
+from transformers import __version__ as transformers_version
+from transformers.utils import is_torchvision_available
+
+NO_SEGFORMER = Version(transformers_version) < Version("5.21") and not is_torchvision_available()
+NEEDS_TORCHVISION = "SegFormer's image processor needs torchvision before transformers 5.21"
 
 # The models are tiny: threads gain nothing, and wait ten times as long for each other where another program is running.
 torch.set_num_threads(1)

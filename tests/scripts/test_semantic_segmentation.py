@@ -17,7 +17,9 @@ from transformers import (
 from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from maxsup_hf.scripts import semantic_segmentation
 from maxsup_hf.scripts.body.embedded_scenes import digit_scenes
-from tests.scripts.conftest import picture, results, write
+from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER, picture, results, write
+
+pytestmark = pytest.mark.skipif(NO_SEGFORMER, reason=NEEDS_TORCHVISION)
 
 SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--max_eval_samples", "6", "--disable_tqdm", "true"]
 
