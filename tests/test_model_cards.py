@@ -45,6 +45,26 @@ def test_results_are_of_known_experiments():
     assert {path.stem.removesuffix("-beyond") for path in RESULTS.glob("*.json")} <= {*NAMES, "bench_cpu"}
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if (RESULTS / f"{name}.json").exists()])
+def test_results_are_those_of_the_printed_command(name):
+    _, _, losses, *flags = experiments.experiments(Path("DATA"), Path("runs/made"))[name]
+    flags = [flag.replace(experiments.minilm(), "MINILM") for flag in flags]
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert list(found["losses"]) == losses.split(",")
+    of_compare = {"--alpha", "--grid"}
+    asked = [flag for at, flag in enumerate(flags) if not of_compare & set(flags[max(0, at - 1) : at + 1])]
+    assert [*asked, "--save_strategy", "no"] == found["flags"]
+
+
+@pytest.mark.parametrize("path", (RESULTS / "reruns").glob("*.json"), ids=lambda path: path.stem)
+def test_a_rerun_agrees_within_the_spread(path):
+    first, again = (json.loads(p.read_text(encoding="utf-8"))["tables"]["shared"] for p in (RESULTS / path.name, path))
+    for metric in ("accuracy", "nll", "brier", "ece", "confidence_when_wrong", "feature_within", "feature_r2"):
+        for loss, of in first[metric]["summary"].items():
+            other = again[metric]["summary"][loss]
+            assert abs(of["mean"] - other["mean"]) <= of["sd"] + other["sd"], (loss, metric)
+
+
 def test_tables_are_those_of_the_results():
     assert verdicts.text() == (RESULTS / "verdicts.md").read_text(encoding="utf-8")
     assert speed.text() == (RESULTS / "bench_cpu.md").read_text(encoding="utf-8")
