@@ -56,7 +56,7 @@ def test_results_are_those_of_the_printed_command(name):
     assert [*asked, "--save_strategy", "no"] == found["flags"]
 
 
-@pytest.mark.parametrize("path", (RESULTS / "reruns").glob("*.json"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((RESULTS / "reruns").glob("*.json")), ids=lambda path: path.stem)
 def test_a_rerun_agrees_within_the_spread(path):
     first, again = (json.loads(p.read_text(encoding="utf-8"))["tables"]["shared"] for p in (RESULTS / path.name, path))
     for metric in ("accuracy", "nll", "brier", "ece", "confidence_when_wrong", "feature_within", "feature_r2"):
