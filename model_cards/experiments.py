@@ -106,7 +106,7 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
         ],
         # all-MiniLM-L6-v2 on phrases, tested on whole sentences.
         "sst2": [
-            "text-classification", "--losses", SIX, *sst2, *fine_tune,
+            "text-classification", "--losses", THREE, *sst2, *fine_tune,
             "--num_train_epochs", "1", "--learning_rate", "1e-4", "--max_train_samples", "2400",
             "--max_eval_samples", "100", "--eval_strategy", "no",
         ],
