@@ -55,7 +55,7 @@ with tempfile.TemporaryDirectory() as folder:
     args = MaxSupSFTConfig(
         folder, loss="maxsup", max_steps=60, learning_rate=1e-2, per_device_train_batch_size=16, max_length=64, bf16=False,
         gradient_checkpointing=False, save_strategy="no", use_cpu=True,
-        loss_type="nll",  # before TRL 1.15 another one replaces the model's own loss
+        loss_type="nll",  # the default of TRL 1.14 replaces the model's own loss
     )  # fmt: skip
     trainer = MaxSupSFTTrainer(
         LlamaForCausalLM(config), args, processing_class=tokenizer, train_dataset=Dataset.from_list(pairs[:70]),

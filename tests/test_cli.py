@@ -53,11 +53,11 @@ def test_a_bad_file_of_losses_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_without_words(capsys):
-    for words, said in (([], "{train,compare"), ([], "push a trained model"), (["train"], "image-classification")):
+    for words, said in (([], "push a trained model"), (["train"], "image-classification")):
         with pytest.raises(SystemExit) as exit:
             cli.main(words)
         assert exit.value.code == 2
-        assert said in capsys.readouterr().err or said.startswith("{")
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["losses", "--help"], ["--version"]])

@@ -17,7 +17,7 @@ from typing import IO, Any
 from tqdm.auto import tqdm
 
 from maxsup_hf.comparison.parent import VARIABLE
-from maxsup_hf.comparison.plan import DETAILS, PROGRESS, Plan, Run, run_folder
+from maxsup_hf.comparison.plan import PROGRESS, Plan, Run, is_finished, run_folder
 
 INPUT_ERROR = 2  # status of a script whose input is wrong: it would be for every run
 
@@ -61,10 +61,6 @@ class Process:
 
 def log_file(folder: Path, run: Run) -> Path:
     return folder / "logs" / f"{run.name}.log"
-
-
-def is_finished(folder: Path, run: Run) -> bool:
-    return (run_folder(folder, run) / DETAILS).is_file()
 
 
 def command(plan: Plan, run: Run, folder: Path) -> list[str]:

@@ -167,6 +167,10 @@ def run_folder(folder: Path, run: Run) -> Path:
     return folder / "runs" / run.name
 
 
+def is_finished(folder: Path, run: Run) -> bool:
+    return (run_folder(folder, run) / DETAILS).is_file()
+
+
 def keep_plan(folder: Path, plan: Plan) -> None:
     """Write the plan, unless the folder holds something else. A comparison of which nothing is finished is nothing.
 
@@ -178,7 +182,7 @@ def keep_plan(folder: Path, plan: Plan) -> None:
     if path.is_file():
         before = load_plan(folder)
         differing = _differences(before, plan)
-        if differing and any((run_folder(folder, run) / DETAILS).is_file() for run in before.runs()):
+        if differing and any(is_finished(folder, run) for run in before.runs()):
             raise FileExistsError(
                 f"output_dir: {str(folder)!r} holds a comparison with other settings: {'; '.join(differing)}. Repeat its "
                 "settings (losses, seeds and grid may be added to), or name another folder"

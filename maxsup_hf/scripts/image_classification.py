@@ -20,7 +20,7 @@ from transformers import (
 
 from maxsup_hf.callbacks import FeatureGeometryCallback
 from maxsup_hf.mixup import MixupCollator
-from maxsup_hf.scripts.body import run
+from maxsup_hf.scripts.body import recipes, run
 from maxsup_hf.scripts.body.arguments import flag, parse
 from maxsup_hf.scripts.body.columns import find_column, is_image
 from maxsup_hf.scripts.body.embedded import digits
@@ -28,13 +28,12 @@ from maxsup_hf.scripts.body.images import ImageArguments, as_images, check_image
 from maxsup_hf.scripts.body.labels import classification_splits, find_label_column
 from maxsup_hf.scripts.body.loading import Splits, load_splits
 from maxsup_hf.scripts.body.models import build_model, load_config, set_classes
-from maxsup_hf.scripts.body.recipes import Recipes
 from maxsup_hf.trainer import MaxSupTrainer
 
 TASK = "image-classification"
 IMAGE_NAMES = ("image", "img", "image_path", "image_file", "path", "file", "file_name", "filename")
 
-EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 20}
+EVERY_EPOCH = {**recipes.EVERY_EPOCH, "logging_steps": 20}
 FROM_SCRATCH = {
     **EVERY_EPOCH,
     "num_train_epochs": 10,
@@ -55,7 +54,7 @@ FINE_TUNING = {
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
 }
-RECIPES = Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
+RECIPES = recipes.Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
 
 
 @dataclass

@@ -23,20 +23,19 @@ from transformers import (
 )
 
 from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
-from maxsup_hf.scripts.body import run
+from maxsup_hf.scripts.body import recipes, run
 from maxsup_hf.scripts.body.arguments import data_flags, flag, parse
 from maxsup_hf.scripts.body.embedded_scenes import SCENE_CLASSES, digit_scenes
 from maxsup_hf.scripts.body.images import ImageArguments, as_images, check_images, named_processor, to_rgb
 from maxsup_hf.scripts.body.loading import Splits, load_splits
 from maxsup_hf.scripts.body.masks import count_classes, find_columns, load_pair_folder, to_array
 from maxsup_hf.scripts.body.models import build_model, load_config, set_classes
-from maxsup_hf.scripts.body.recipes import Recipes
 from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
 from maxsup_hf.trainer import MaxSupTrainer
 
 TASK = "semantic-segmentation"
 
-EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 20}
+EVERY_EPOCH = {**recipes.EVERY_EPOCH, "logging_steps": 20}
 FROM_SCRATCH = {
     **EVERY_EPOCH,
     "num_train_epochs": 10,
@@ -57,7 +56,7 @@ FINE_TUNING = {
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
 }
-RECIPES = Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
+RECIPES = recipes.Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
 
 
 @dataclass
