@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import re
 import tempfile
+import threading
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -169,6 +170,8 @@ def outcome(name: str) -> dict[str, Any]:
 
 
 head_classes_by_name: dict[str, Any] = {}
+# One fork at a time: filelock refuses a second beside it, and no child inherits the end of another's pipe.
+FORKING = threading.Lock()
 
 
 def _in_child(name: str, pipe: Any) -> None:
@@ -179,10 +182,12 @@ def _in_child(name: str, pipe: Any) -> None:
 
 def isolated(name: str) -> dict[str, Any]:
     """In a process of its own: what a model does there, a crash included, stays there."""
-    receive, send = multiprocessing.get_context("fork").Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_in_child, args=(name, send))
-    process.start()
-    send.close()
+    fork = multiprocessing.get_context("fork")
+    with FORKING:
+        receive, send = fork.Pipe(duplex=False)
+        process = fork.Process(target=_in_child, args=(name, send))
+        process.start()
+        send.close()
     try:
         row = receive.recv() if receive.poll(180) else {"outcome": "timeout"}
     except EOFError:
