@@ -140,7 +140,7 @@ PARTS = {
     **dict.fromkeys(("cifar10", "cifar10fifth"), (on_training_rows, transfer, corruptions)),
     **dict.fromkeys(("vit", "tinyimagenet100", "halves", "sst2"), (on_training_rows,)),
     "clinc150": (on_training_rows, foreign),
-    **{f"longtail{ratio}": (on_training_rows, tail) for ratio in (50, 100)},
+    **{f"longtail{ratio}{share}": (on_training_rows, tail) for ratio in (50, 100) for share in ("", "fifth")},
     **{f"epochs{epochs}": (on_training_rows,) for epochs in (1, 3)},
     **{f"noise{share}": (on_training_rows,) for share in (0, 10, 20, 40)},
 }

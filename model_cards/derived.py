@@ -9,14 +9,16 @@ from transformers import ViTConfig
 from maxsup_hf.metrics import long_tailed_subset
 from maxsup_hf.scripts.body.embedded import digits
 
-LARGEST = 1000  # rows of the first class of a long tail
-
 
 def make(name: str, data: Path, folder: Path) -> None:
-    """Write what an experiment `longtailRATIO`, `noisePERCENT` or `vit` takes to `folder`; others need nothing."""
+    """Write what an experiment `longtailRATIO`, `noisePERCENT` or `vit` takes to `folder`; others need nothing.
+
+    The first class of a long tail keeps all its rows, a fifth of them where the name ends so.
+    """
     if name.startswith("longtail"):
         train = load_dataset("parquet", data_files=str(data / "cifar10" / "train.parquet"), split="train")
-        rows = long_tailed_subset(train["label"], float(name.removeprefix("longtail")), largest=LARGEST)
+        ratio = float(name.removeprefix("longtail").removesuffix("fifth"))
+        rows = long_tailed_subset(train["label"], ratio, largest=1000 if name.endswith("fifth") else None)
         write(train.select(rows), folder / "train.parquet")
     elif name.startswith("noise"):
         train, test = noisy_digits(float(name.removeprefix("noise")) / 100)

@@ -95,6 +95,11 @@ def test_the_readme_says_what_was_measured():
         assert re.search(rf"{name}[^|]*\| (.*) \|", readme)[1].split(" | ") == [f"{value:.2f}" for value in values]
     differences = re.findall(r"\(([+−]\d\.\d{4} ± \d\.\d{4})\)", readme)
     assert differences and all(said.replace("−", "-") in verdicts.text() for said in differences)
+    tail = json.loads((RESULTS / "longtail100.json").read_text())["tables"]["shared"]
+    assert all(tail[metric]["best"] == "maxsup" and tail[metric]["significant"] for metric in ("ece", "nll", "brier"))
+    ece = {loss: f"{of['mean']:.4f}" for loss, of in tail["ece"]["summary"].items()}
+    said = "ECE: {maxsup} against {label_smoothing} and cross-entropy's {cross_entropy}".format(**ece)
+    assert said in " ".join(readme.split())
     perplexity = json.loads((RESULTS / "shakespeare.json").read_text())["tables"]["shared"]["perplexity"]["summary"]
     assert all(f"{of['mean']:.2f} ± {of['sd']:.2f}" in readme for of in perplexity.values())
 
