@@ -137,8 +137,8 @@ def spoilt(dataset: Dataset) -> dict[tuple[str, int], list[np.ndarray]]:
 # ---- all of them ----
 
 PARTS = {
-    **dict.fromkeys(("cifar10", "cifar10fifth"), (on_training_rows, transfer, corruptions)),
-    **dict.fromkeys(("vit", "tinyimagenet100", "halves", "sst2"), (on_training_rows,)),
+    **dict.fromkeys(("cifar10", "cifar10fifth", "vit"), (on_training_rows, transfer, corruptions)),
+    **dict.fromkeys(("tinyimagenet100", "halves", "sst2"), (on_training_rows,)),
     "clinc150": (on_training_rows, foreign),
     **{f"longtail{ratio}{share}": (on_training_rows, tail) for ratio in (50, 100) for share in ("", "fifth")},
     **{f"epochs{epochs}": (on_training_rows,) for epochs in (1, 3)},
