@@ -11,7 +11,7 @@ from typing import Any
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from maxsup_hf.fused_linear import check_serves
-from maxsup_hf.losses import create_loss, flatten, prefix_of
+from maxsup_hf.losses import Loss, create_loss, flatten, prefix_of
 
 
 def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -52,6 +52,22 @@ def _scalar(word: str) -> Any:
         return json.loads("null" if word == "None" else word)
     except json.JSONDecodeError:
         return word
+
+
+def check_epochs(loss: Loss, epochs: int) -> None:
+    """Refuse an epoch-wise schedule of another length than the training, which would end early or never reach its end.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    for key, value in loss.kwargs.items():
+        given = loss.kwargs.get(f"{prefix_of(key)}epochs")
+        if str(value).startswith("epoch") and given not in (None, epochs):
+            raise ValueError(
+                f"{prefix_of(key)}epochs of loss {loss.spec.name!r} must be the epochs of this training, {epochs}, for "
+                f"{prefix_of(key)}schedule={value!r}, got {given}: leave it out of loss_kwargs (with num_train_epochs it is "
+                "filled in), or train for as many epochs"
+            )
 
 
 @dataclass
@@ -100,14 +116,32 @@ class MaxSupArgumentsMixin:
                 f"""strength --loss maxsup --loss_kwargs '{{"alpha": {factor}, "alpha_end": {factor}}}', and leave """
                 "label_smoothing_factor at 0"
             )
-        if getattr(self, "max_steps", -1) <= 0:  # an epoch-wise schedule steps with this training's epochs, unless told
-            epochs = math.ceil(getattr(self, "num_train_epochs", 1))
-            for key in [key for key, value in self.loss_kwargs.items() if str(value).startswith("epoch")]:
-                self.loss_kwargs.setdefault(f"{prefix_of(key)}epochs", epochs)
-        loss = create_loss(self.loss, **self.loss_kwargs)
+        self._filled_in: dict[str, int] = {}
+        loss = self.make_loss()
         if self.fused_linear_loss:
             check_serves(loss)
         super().__post_init__()  # type: ignore[misc]
+
+    def make_loss(self) -> Loss:
+        """Make the loss that the arguments ask for now: a hyperparameter search changes them.
+
+        An epoch-wise schedule gets the epochs of this training where they are not given.
+
+        Raises:
+            ValueError, TypeError: an unknown loss or parameter, a value out of bounds or of a wrong type, or `epochs` of a
+                schedule that are not those of this training.
+        """
+        self.loss_kwargs = flatten(parse_loss_kwargs(self.loss_kwargs))
+        if getattr(self, "max_steps", -1) <= 0:
+            epochs = math.ceil(getattr(self, "num_train_epochs", 1))
+            for schedule in [key for key, value in self.loss_kwargs.items() if str(value).startswith("epoch")]:
+                key = f"{prefix_of(schedule)}epochs"
+                if self.loss_kwargs.get(key) == self._filled_in.get(key):
+                    self.loss_kwargs[key] = self._filled_in[key] = epochs
+        loss = create_loss(self.loss, **self.loss_kwargs)
+        if getattr(self, "max_steps", -1) <= 0:
+            check_epochs(loss, epochs)
+        return loss
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled, as `training_args.bin` is: everything but the token."""

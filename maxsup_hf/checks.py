@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sized
 from typing import Any
 
@@ -11,8 +12,10 @@ import pyarrow.compute as pc
 import torch
 from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.trainer_utils import unwrap_peft_model
 
-from maxsup_hf.counting import IGNORE_INDEX
+from maxsup_hf.normalization import IGNORE_INDEX
 
 # Heads whose logits have one column for each of config.num_labels.
 LABELLED_HEADS = (
@@ -40,6 +43,22 @@ def head_problem(model: Any) -> str | None:
     if classes == 1:
         return "config.num_labels is 1, which transformers trains as a regression"
     return None
+
+
+def shifts_labels(model: Any) -> bool:
+    """Whether the head computes its loss by transformers' `ForCausalLMLoss`, which shifts the labels by one.
+
+    Encoder-decoders that use it shift the decoder's inputs instead. What decides is the function that the forward calls, for
+    `loss_type` is `None` for heads named `*LMHeadModel` (GPT-2, OpenAI GPT, BERT), whose `loss_function` is this one.
+    """
+    model = unwrap_peft_model(model)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    function = getattr(model, "_loss_function", None)
+    if function is None:
+        function = LOSS_MAPPING.get(getattr(model, "loss_type", None), ForCausalLMLoss)
+    code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
+    return function is ForCausalLMLoss and code is not None and "loss_function" in code.co_names
 
 
 def check_head(model: nn.Module, loss: str) -> None:

@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.loss.loss_utils import ForCausalLMLoss
 
-from maxsup_hf.checks import check_head
-from maxsup_hf.counting import IGNORE_INDEX
+from maxsup_hf.checks import check_head, shifts_labels
 from maxsup_hf.losses import create_loss
+from maxsup_hf.normalization import IGNORE_INDEX
 
 
 class ComputeLoss(TrainerCallback):
@@ -31,9 +30,7 @@ class ComputeLoss(TrainerCallback):
             )
         check_head(model, name)
         self.model = model
-        function = getattr(model, "loss_function", None)
-        encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-        self.shifts_labels = function is ForCausalLMLoss and not encoder_decoder
+        self.shifts_labels = shifts_labels(model)
         self.progress: float | None = None if self.loss.is_scheduled else 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

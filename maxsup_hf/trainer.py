@@ -1,89 +1,91 @@
 """The thin Hugging Face shell: stock Trainers whose training loss is a registered one.
 
-Nothing of the stock training loop is written again. `compute_loss` runs the stock one while the model's cross-entropy is
-swapped (`maxsup_hf.seam`), `get_batch_samples` counts the items that the accumulated, cross-device batch holds, and `log`
-adds the parts of the loss.
+Nothing of the stock training loop is written again. While a training runs, `get_batch_samples` and `training_step` are
+wrapped, whoever has overridden them: the first counts the labels of the accumulated batch, the second runs with every
+cross-entropy replaced (`maxsup_hf.cross_entropy_patch`) and checks that the loss was trained. `log` adds the parts of the
+loss.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Sized
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
 
-from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupTrainingArguments, parse_loss_kwargs
+from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupSeq2SeqTrainingArguments, MaxSupTrainingArguments, check_epochs
 from maxsup_hf.checkpoints import CheckpointMixin
 from maxsup_hf.checks import check_float_labels, check_fused, check_head, check_liger, check_train_dataset, head_problem
-from maxsup_hf.counting import IGNORE_INDEX, LabelCount, Shares, count_labels
+from maxsup_hf.cross_entropy_patch import CrossEntropyPatch
 from maxsup_hf.hub.mixin import HubMixin
-from maxsup_hf.lazy_logits import NeedsLogitsError, lazy, output_embedding
+from maxsup_hf.lazy_logits import output_embedding
 from maxsup_hf.loss_state import load_loss, save_loss
-from maxsup_hf.losses import create_loss
+from maxsup_hf.losses import Loss, create_loss
 from maxsup_hf.mixup import MixupCollator
-from maxsup_hf.seam import Seam
-from maxsup_hf.votes import Votes
+from maxsup_hf.normalization import IGNORE_INDEX, AccumulatedBatch, class_targets
+from maxsup_hf.one_training import OneTraining, overrides_compute_loss
 
-# How heads of transformers, and its Trainer, say that they are not to be trained.
-UNTRAINABLE = ("not trainable", "support training", "did not return a loss", "ForCausalLMLoss() missing")
+# What is wrapped while a training runs, on the object itself: a method of a derived class cannot get past it.
+GUARDED = ("get_batch_samples", "training_step")
 
 
 class MaxSupMixin(HubMixin, CheckpointMixin):
-    """Goes before any Trainer class: `class MyTrainer(MaxSupMixin, SomeTrainer): ...`
+    """Goes before any Trainer class, whatever its constructor takes: `class MyTrainer(MaxSupMixin, SomeTrainer): ...`
 
-    The training loss is `args.loss` with `args.loss_kwargs`, in place of the cross-entropy that the model itself computes.
+    The training loss is `args.loss` with `args.loss_kwargs`, in place of the cross-entropy that the model itself, or the
+    `compute_loss` of a derived class, computes. A training step in which no cross-entropy is trained ends with an error.
     Gradients do not depend on how a batch is cut into micro-batches and ranks: every cross-entropy is a sum over the
-    micro-batch, divided by the number of items of the whole accumulated batch (of this rank's share, with
-    `average_tokens_across_devices=False`). Evaluation is the stock one: `eval_loss` is plain cross-entropy.
+    micro-batch, divided by what the whole accumulated batch counts (this rank's share of it, with
+    `average_tokens_across_devices=False`); a count that does not come out ends training. Evaluation is the stock one:
+    `eval_loss` is plain cross-entropy, against class probabilities where the labels are such.
 
     Labels are integers. Soft labels, of the shape of the logits, come beside them as `soft_labels`; floating `labels` of
     that shape whose rows sum to 1 are taken for soft labels too.
 
     Each log of the training loss also has its parts `train_cross_entropy` and `train_penalty` (averaged where a head has
-    several cross-entropies; auxiliary losses are in neither), and each parameter of the loss as `loss_<name>`
-    (`loss_alpha`), as it was in the last step.
+    several cross-entropies; auxiliary losses are in neither), for a sum of losses `train_penalty_<name>` of each, and each
+    parameter of the loss as `loss_<name>` (`loss_alpha`), as it was in the last step.
+
+    Attributes:
+        loss_function: the loss of this training, or of the last one.
+        trained_loss: the loss that was trained, `None` before the first step.
+        trained_class_weights: (K,) class weights that were used, also those of the user's own cross-entropy, or `None`.
 
     Raises:
         TypeError: `args` without the fields of `MaxSupArgumentsMixin`.
-        ValueError: `compute_loss_func` is given too, or (from `train`) the head or the data do not fit such a loss, or
-            `args.fused_linear_loss` does not fit the model.
+        ValueError: `compute_loss_func` is given too, or (from `train`) the head or the data do not fit such a loss, the loss
+            is not trained, its gradient depends on the cut, or `args.fused_linear_loss` does not fit the model.
         CheckpointError: (from `train`) a checkpoint could not be written; see `maxsup_hf.checkpoints`.
         FloatingPointError: (from `train`) a loss is NaN or infinite; checkpoints written before stay as they are.
     """
 
     args: MaxSupTrainingArguments
     model: Any
+    loss_function: Loss
+    trained_loss: Loss | None = None
+    trained_class_weights: Tensor | None = None
     _signature_columns: Any
     _unread: bool
-    loss_is_scaled_for_ga: bool | None = False  # what compute_loss returns looks like the mean of its micro-batch
+    _training: OneTraining | None = None
 
-    def __init__(self, model: Any = None, args: Any = None, *positional: Any, **kwargs: Any):
-        args = MaxSupTrainingArguments("tmp_trainer") if args is None else args
-        if not isinstance(args, MaxSupArgumentsMixin):
-            raise TypeError(
-                f"args must have the fields loss and loss_kwargs, got {type(args).__name__}: use MaxSupTrainingArguments "
-                f"or MaxSupSeq2SeqTrainingArguments, or derive a class from (MaxSupArgumentsMixin, {type(args).__name__})"
-            )
-        check_liger(args)
-        super().__init__(model, args, *positional, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, *args: Any, **kwargs: Any):
+        for value in (*args, *kwargs.values()):  # wherever this constructor takes them
+            if isinstance(value, TrainingArguments):
+                _check_arguments(value)
+        super().__init__(*args, **kwargs)
+        _check_arguments(self.args)
         if self.compute_loss_func is not None:
             raise ValueError(
-                f"compute_loss_func and loss={args.loss!r} are two losses for one training: drop compute_loss_func, or "
+                f"compute_loss_func and loss={self.args.loss!r} are two losses for one training: drop compute_loss_func, or "
                 "pass it to a stock Trainer (maxsup_hf.compute_loss_func makes one of a registered loss)"
             )
-        # The stock Trainer would pass num_items_in_batch to any forward with **kwargs, and believe that it was used.
-        self.model_accepts_loss_kwargs = False
-        self.loss_function = create_loss(args.loss, **parse_loss_kwargs(args.loss_kwargs))
-        self._seam = Seam(self.loss_function)
-        self._totals: dict[str, Tensor] = {}  # of the accumulated batch
-        self._parts = torch.zeros(3)  # cross-entropy, penalty and number of steps since the last log
-        if self.loss_function.state is not None:
-            self.add_callback(_TellEpochs(self))
+        self.loss_function = self.args.make_loss()
+        self.add_callback(_TellEpochs(self))
 
-    # ---- training ----
+    # ---- one training ----
 
     def check(self) -> None:
         """Look at the head, the data and the folder, as `train` does first.
@@ -105,25 +107,96 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`, after `check`."""
-        self.check()
-        if self.loss_function.needs_votes and self._seam.votes is None:
-            self._seam.votes = Votes(self.model)
-        self._parts = torch.zeros(3)
-        try:
-            output = super().train(*args, **kwargs)
-        finally:
-            self._totals = {}
+        output = super().train(*args, **kwargs)
         if not self.preempted:
             self._push_at_the_end()
         return output
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._totals = self._count_batch(samples, device)
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # Not in `train`, which may come here several times (auto_find_batch_size), with another model than the one that it
+        # found (model_init) and with other arguments (a hyperparameter search).
+        self._begin_training()
+        kept = {name: vars(self)[name] for name in GUARDED if name in vars(self)}
+        self.get_batch_samples = partial(self._counted_samples, self.get_batch_samples)
+        self.training_step = partial(self._guarded_step, self.training_step)
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            for name in GUARDED:
+                del vars(self)[name]
+            vars(self).update(kept)
+            self._end_training()
+
+    def _begin_training(self) -> OneTraining:
+        self._end_training()
+        self.trained_loss = self.trained_class_weights = None
+        self.loss_function = self.args.make_loss()
+        self.check()
+        # The stock Trainer would pass num_items_in_batch to any forward with **kwargs, and believe that it was used. Here
+        # every loss looks like the mean of its micro-batch, also that of a class which says otherwise.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False
+        self._training = OneTraining(
+            self.model,
+            self.loss_function,
+            class_weights=None,
+            fused=self.args.fused_linear_loss,
+            owner=type(self),
+        )
+        return self._training
+
+    def _end_training(self) -> None:
+        if self._training is not None:
+            self._training.end()
+            self._training = None
+
+    # ---- one step ----
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        return self._counted_samples(super().get_batch_samples, *args, **kwargs)
+
+    def _counted_samples(self, get: Callable[..., tuple[list, Any]], *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """The micro-batches of an optimizer step; their labels are counted once, over all ranks."""
+        samples, num_items = get(*args, **kwargs)
+        training = self._training or self._begin_training()
+        if training.samples is not samples:
+            training.begin_batch(samples, self._count(training, samples))
         return samples, num_items
 
+    def _count(self, training: OneTraining, samples: list[dict[str, Any]]) -> AccumulatedBatch:
+        across = self.args.average_tokens_across_devices and self.args.world_size > 1
+        return AccumulatedBatch(
+            [self._class_targets(sample) for sample in samples],
+            class_weights=training.patch.class_weights,
+            mean_over_ranks=partial(self.accelerator.reduce, reduction="mean") if across else None,
+            replicas=max(1, self.args.n_gpu),
+            device=self.args.device,
+        )
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+        return self._guarded_step(super().training_step, *args, **kwargs)
+
+    def _guarded_step(
+        self, step: Callable[..., Tensor], model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """A training step with every cross-entropy replaced, and checked; `step` is that of the most derived class."""
+        training = self._training or self._begin_training()
+        if training.patch.is_open:  # this step is inside one that was overridden
+            return step(model, inputs, num_items_in_batch)
+        targets = self._class_targets(inputs)
+        if not targets:  # a contrastive or a detection loss may use cross-entropy for something else than classes
+            raise ValueError(
+                f"the batch has no class labels (it has: {', '.join(inputs)}), which loss={self.args.loss!r} needs: "
+                "labels must be integer tensors under a name with 'label' in it, or start_positions and end_positions, or "
+                "target_values, or a name in label_names. For contrastive, detection and self-supervised heads use the "
+                "stock Trainer"
+            )
+        inputs, soft_labels = self._take_soft_labels(inputs)
+        if overrides_compute_loss(type(self)):  # a sum that it divides by this is the mean of the micro-batch, as all others
+            num_items_in_batch = training.num_items(targets)
+        progress = min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0
+        loss = training.step(
+            partial(step, model, inputs, num_items_in_batch), model, targets, soft_labels, progress, max(1, self.args.n_gpu)
+        )
         # The stock loop waits for this value right after, to filter NaN from its logs: looking at it here is free.
         if not torch.isfinite(loss).all():
             raise FloatingPointError(
@@ -132,78 +205,19 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
                 "weights were not updated in this step, and earlier checkpoints are as they were. Look at that step's data, "
                 "or lower learning_rate"
             )
+        self.trained_loss, self.trained_class_weights = training.loss, training.class_weights
         return loss
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
-    ) -> Any:
-        counts = self._count(inputs) if model.training else {}
-        soft_labels = None
-        if head_problem(self.model) is None:
-            inputs, soft_labels = self._take_soft_labels(inputs)
-        if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
-        if not counts:  # a contrastive or a detection loss may use cross-entropy for something else than classes
-            raise ValueError(
-                f"the batch has no class labels (it has: {', '.join(inputs)}), which loss={self.args.loss!r} needs: "
-                "labels must be integer tensors under a name with 'label' in it, or start_positions and end_positions, or "
-                "target_values. For contrastive, detection and self-supervised heads use the stock Trainer"
-            )
-        fused: Any = nullcontext()
-        if self.args.fused_linear_loss:
-            if soft_labels is not None:
-                raise ValueError(
-                    f"fused_linear_loss, asked for {type(self.model).__name__}, knows no soft labels, but the batch has "
-                    "some: leave out Mixup and other class probabilities, or leave fused_linear_loss out"
-                )
-            fused = lazy(output_embedding(self.model))
-        seam = self._seam
-        seam.set_progress(min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0)
-        seam.soft_labels = soft_labels
-        seam.shares = Shares(counts, self._totals, self._loss_shifts_labels)
-        try:
-            with seam.swapped(model), fused:
-                loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
-        except NeedsLogitsError as error:
-            raise ValueError(
-                f"fused_linear_loss cannot serve {type(self.model).__name__}, which {error}: leave fused_linear_loss out"
-            ) from error
-        except Exception as error:
-            if seam.outputs or should_reduce_batch_size(error):
-                raise
-            if isinstance(error, NotImplementedError) or any(words in str(error) for words in UNTRAINABLE):
-                raise ValueError(
-                    f"loss={self.args.loss!r} was asked for, but {type(self.model).__name__} is a head that transformers "
-                    f"gives no loss for these labels ({type(error).__name__}: {error}). Use a head whose loss is a "
-                    "cross-entropy over classes"
-                ) from error
-            if soft_labels is None:
-                raise
-            raise ValueError(
-                f"loss={self.args.loss!r} was asked for with soft labels, but {type(self.model).__name__} failed on the "
-                "integer labels that stand in for them, before any cross-entropy "
-                f"({type(error).__name__}: {error}). If its own loss takes floating labels (multi-label, KL divergence), "
-                "use the stock Trainer for this head"
-            ) from error
-        finally:
-            seam.soft_labels = seam.shares = None
-        if not seam.outputs:
-            raise ValueError(
-                f"loss={self.args.loss!r} was asked for, but {type(self.model).__name__} trained on a loss without a "
-                "cross-entropy that can be replaced (regression, multi-label, detection, contrastive, a loss function of "
-                "its own or a fused kernel). Use a head whose loss is a cross-entropy over classes, or the stock Trainer"
-            )
-        if self.args.fused_linear_loss and not seam.fused:
-            raise ValueError(
-                f"fused_linear_loss cannot serve {type(self.model).__name__}, whose loss does not come from what its output "
-                "embedding returns: leave fused_linear_loss out"
-            )
-        self._add_parts()
-        return (loss, outputs) if return_outputs else loss
+    def _class_targets(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        config = getattr(self.model, "config", None)
+        ignored = getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", IGNORE_INDEX))
+        return class_targets(inputs, ignored, self.label_names)
 
     def _take_soft_labels(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
-        """Models know integer labels alone (float ones make them train binary cross-entropy): soft labels are taken out,
+        """Models take integer labels alone (float ones make them train binary cross-entropy): soft labels are taken out,
         and the most probable class stands in where there are no integer ones."""
+        if head_problem(self.model) is not None:
+            return inputs, None
         soft_labels, labels = inputs.get("soft_labels"), inputs.get("labels")
         if isinstance(labels, Tensor) and labels.is_floating_point():
             check_float_labels(labels, self.model)
@@ -213,6 +227,20 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         inputs = {key: value for key, value in inputs.items() if key != "soft_labels"}
         inputs["labels"] = soft_labels.argmax(-1) if labels is None else labels
         return inputs, soft_labels
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in `transformers.Trainer`; an evaluation on class probabilities is plain cross-entropy against them."""
+        if model.training:
+            return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
+        inputs, soft_labels = self._take_soft_labels(inputs)
+        if soft_labels is None:
+            return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
+        patch = CrossEntropyPatch(create_loss("cross_entropy"))
+        patch.soft_labels = soft_labels
+        with patch.opened(model, differentiated=False):
+            return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         mixing = self.data_collator
@@ -224,46 +252,12 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         finally:
             self.data_collator = mixing
 
-    # ---- counting ----
-
-    def _count_batch(self, samples: list[dict[str, Any]], device: torch.device) -> dict[str, Tensor]:
-        """Labels of the accumulated batch of all ranks, divided by its micro-batches and ranks; see `maxsup_hf.counting`."""
-        totals: dict[str, Tensor] = {}
-        for sample in samples:
-            for name, count in self._count(sample).items():
-                totals[name] = totals.get(name, 0) + count.counted.to(device) / len(samples)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            return {name: self.accelerator.reduce(total, "mean") for name, total in totals.items()}
-        return totals
-
-    def _count(self, inputs: dict[str, Any]) -> dict[str, LabelCount]:
-        config = getattr(self.model, "config", None)
-        of_segmentation = getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", IGNORE_INDEX))
-        return count_labels(inputs, of_segmentation)
-
     # ---- logging ----
 
-    def _add_parts(self) -> None:
-        """Add this micro-batch's parts to those of the next log, weighted as the Trainer weights its loss."""
-        outputs = self._seam.outputs
-        cross_entropy = torch.stack([output.cross_entropy.mean() for output in outputs]).mean()
-        penalty = torch.stack([output.penalty.mean() for output in outputs]).mean()
-        parts = torch.stack([cross_entropy, penalty, torch.ones_like(penalty)]).float()
-        self._parts = self._parts.to(parts.device) + parts / getattr(self, "current_gradient_accumulation_steps", 1)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self.is_in_train:
-            logs |= self._take_parts()
+        if "loss" in logs and self._training is not None:
+            logs |= self._training.take_parts(partial(self.accelerator.reduce, reduction="mean"))
         super().log(logs, *args, **kwargs)
-
-    def _take_parts(self) -> dict[str, float]:
-        """The parts of the loss since the last log, averaged over steps and ranks; starts the next ones."""
-        cross_entropy, penalty, steps = self.accelerator.reduce(self._parts, "mean").tolist()
-        self._parts = torch.zeros(3)
-        if steps == 0:  # somebody else's log of a loss
-            return {}
-        values = {f"loss_{name}": value.item() for name, value in self._seam.values.items()}
-        return {"train_cross_entropy": cross_entropy / steps, "train_penalty": penalty / steps, **values}
 
     # ---- checkpoints ----
 
@@ -324,12 +318,25 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
             self._signature_columns.append("soft_labels")
 
 
+def _check_arguments(args: TrainingArguments) -> None:
+    if not isinstance(args, MaxSupArgumentsMixin):
+        raise TypeError(
+            f"args must have the fields loss and loss_kwargs, got {type(args).__name__}: use MaxSupTrainingArguments "
+            f"or MaxSupSeq2SeqTrainingArguments, or derive a class from (MaxSupArgumentsMixin, {type(args).__name__})"
+        )
+    check_liger(args)
+
+
 class _TellEpochs(TrainerCallback):
-    """Tells a loss with a state when epochs end. At the beginning of one too: a checkpoint of an epoch's last step was
-    written before that end."""
+    """Tells the loss how many epochs there are, and when they end. At the beginning of one too: a checkpoint of an epoch's
+    last step was written before that end."""
 
     def __init__(self, trainer: MaxSupMixin):
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if isinstance(self.trainer.train_dataset, Sized):  # else no number of epochs is known
+            check_epochs(self.trainer.loss_function, state.num_train_epochs)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.end_epoch(int(state.epoch + 1e-6))
@@ -342,8 +349,17 @@ class MaxSupTrainer(MaxSupMixin, Trainer):
 
     trainer = MaxSupTrainer(model, MaxSupTrainingArguments("out", loss="maxsup"), train_dataset=dataset)
     trainer.train()
+
+    Without `args` they are `MaxSupTrainingArguments("tmp_trainer")`.
     """
+
+    def __init__(self, model: Any = None, args: Any = None, *positional: Any, **kwargs: Any):
+        super().__init__(model, MaxSupTrainingArguments("tmp_trainer") if args is None else args, *positional, **kwargs)
 
 
 class MaxSupSeq2SeqTrainer(MaxSupMixin, Seq2SeqTrainer):
     """`transformers.Seq2SeqTrainer` with the loss of `MaxSupSeq2SeqTrainingArguments`; see `MaxSupMixin`."""
+
+    def __init__(self, model: Any = None, args: Any = None, *positional: Any, **kwargs: Any):
+        args = MaxSupSeq2SeqTrainingArguments("tmp_trainer") if args is None else args
+        super().__init__(model, args, *positional, **kwargs)

@@ -29,7 +29,12 @@ class Votes:
             raise ValueError(self._problem("it is no image classifier with a base model and a layer named `classifier`"))
         self.classifier = classifier
         self.features: Tensor | None = None
-        base.register_forward_hook(self._keep)
+        self._hook = base.register_forward_hook(self._keep)
+
+    def remove(self) -> None:
+        """Stop watching, and let the last feature map go."""
+        self._hook.remove()
+        self.features = None
 
     def _problem(self, reason: str) -> str:
         return (

@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, create_loss
-from maxsup_hf.seam import Seam
+from maxsup_hf.cross_entropy_patch import CrossEntropyPatch
 from tests import tiny
 from tests.heads import HEADS
 
@@ -110,9 +110,9 @@ def test_replicas_in_threads(tmp_path):
     """As DataParallel runs them: several forwards at a time inside one swap."""
     model, batch = build(HEADS["sequence classification"])
     wrapped = torch.nn.DataParallel(model)
-    seam, halves = Seam(create_loss("maxsup")), tiny.cut(batch, [4, 4])
-    with seam.swapped(wrapped), ThreadPoolExecutor(2) as pool:
+    patch, halves = CrossEntropyPatch(create_loss("maxsup")), tiny.cut(batch, [4, 4])
+    with patch.opened(wrapped), ThreadPoolExecutor(2) as pool:
         losses = list(pool.map(lambda half: wrapped(**half).loss, halves))
     for loss, half in zip(losses, halves, strict=True):
         torch.testing.assert_close(loss, create_loss("maxsup")(model(**half).logits, half["labels"]))
-    assert len(seam.outputs) == 2
+    assert len(patch.calls) == 2

@@ -24,8 +24,8 @@ from transformers import (
 
 from maxsup_hf.arguments import MaxSupSeq2SeqTrainingArguments
 from maxsup_hf.checks import read_column
-from maxsup_hf.counting import IGNORE_INDEX
 from maxsup_hf.metrics import chrf
+from maxsup_hf.normalization import IGNORE_INDEX
 from maxsup_hf.scripts.body import recipes, run
 from maxsup_hf.scripts.body.arguments import flag, no_flag, parse
 from maxsup_hf.scripts.body.columns import check_column, check_strings, find_column, is_string

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from maxsup_hf.checks import read_column
-from maxsup_hf.counting import IGNORE_INDEX
 from maxsup_hf.metrics import entity_f1, is_bio
+from maxsup_hf.normalization import IGNORE_INDEX
 from maxsup_hf.scripts.body import recipes, run
 from maxsup_hf.scripts.body.arguments import flag, parse
 from maxsup_hf.scripts.body.embedded_names import tagged_names

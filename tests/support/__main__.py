@@ -78,7 +78,7 @@ def trained(model: Any, inputs: dict[str, Any], loss: str) -> tuple[float, dict[
         torch.manual_seed(2)
         model.train()
         value, gradient = tiny.gradients(trainer, [inputs])
-        return value, gradient, len(trainer._seam.outputs)
+        return value, gradient, len(trainer._training.patch.calls)
 
 
 def in_double(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:

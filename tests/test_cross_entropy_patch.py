@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 from transformers.models.bert import modeling_bert
 
 from maxsup_hf import create_loss
-from maxsup_hf.seam import Seam
+from maxsup_hf.cross_entropy_patch import CrossEntropyPatch
 from tests import tiny
 
 FUNCTION, CRITERION, NN = nn.functional.cross_entropy, nn.CrossEntropyLoss, nn
@@ -21,8 +21,8 @@ def restored():
 def test_the_loss_is_ours_inside_and_the_models_outside(name):
     model, batch = tiny.CLASSIFIERS[name](), tiny.batch(name)
     before = set(model.state_dict())
-    seam = Seam(create_loss("maxsup", alpha=0.3))
-    with seam.swapped(model):
+    patch = CrossEntropyPatch(create_loss("maxsup", alpha=0.3))
+    with patch.opened(model):
         inside = model(**batch)
     assert restored()
     logits = inside.logits
@@ -30,7 +30,8 @@ def test_the_loss_is_ours_inside_and_the_models_outside(name):
     penalty = 0.3 * (logits.amax(-1) - logits.mean(-1)).mean()
     torch.testing.assert_close(inside.loss, plain + penalty)
     torch.testing.assert_close(model(**batch).loss, plain)
-    (output,) = seam.outputs
+    (call,) = patch.calls
+    output = call.output
     torch.testing.assert_close(output.cross_entropy, plain)
     torch.testing.assert_close(output.penalty, penalty)
     assert set(model.state_dict()) == before
@@ -40,7 +41,10 @@ def test_the_loss_is_ours_inside_and_the_models_outside(name):
 def test_names_are_restored_after_an_exception(name):
     model, batch = tiny.CLASSIFIERS[name](), tiny.batch(name)
     batch["labels"][0] = tiny.CLASSES
-    with pytest.raises(ValueError, match=r"labels must lie in \[0, 5\)"), Seam(create_loss("maxsup")).swapped(model):
+    with (
+        pytest.raises(ValueError, match=r"labels must lie in \[0, 5\)"),
+        CrossEntropyPatch(create_loss("maxsup")).opened(model),
+    ):
         model(**batch)
     assert restored()
 
@@ -50,10 +54,10 @@ def test_a_class_derived_in_another_file_is_seen_through():
         pass
 
     model = nn.Sequential(Derived(tiny.bert().config))  # and so is a wrapper
-    seam = Seam(create_loss("maxsup"))
-    with seam.swapped(model):
+    patch = CrossEntropyPatch(create_loss("maxsup"))
+    with patch.opened(model):
         model[0](**tiny.batch("bert"))
-    assert len(seam.outputs) == 1 and restored()
+    assert len(patch.calls) == 1 and restored()
 
 
 SPELLINGS = {
@@ -83,37 +87,37 @@ def test_every_spelling_of_cross_entropy(spelling, compiled):
     model, x, labels = OwnModel(SPELLINGS.get(spelling)), torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 1])
     forward = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
     forward(x, labels)  # a graph of the model's own loss must not serve ours
-    seam = Seam(create_loss("maxsup", alpha=0.2))
-    with seam.swapped(model):
+    patch = CrossEntropyPatch(create_loss("maxsup", alpha=0.2))
+    with patch.opened(model):
         loss, logits = forward(x, labels)
     plain = FUNCTION(logits, labels)
     torch.testing.assert_close(loss, plain + 0.2 * (logits.amax(-1) - logits.mean(-1)).mean())
-    assert len(seam.outputs) == 1 and restored()
+    assert len(patch.calls) == 1 and restored()
     torch.testing.assert_close(forward(x, labels)[0], plain)
 
 
 def test_class_weights_of_the_model_stay():
     weight = torch.tensor([1.0, 2.0, 0.5])
     model, x, labels = OwnModel(nn.CrossEntropyLoss(weight)), torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 1])
-    with Seam(create_loss("maxsup", alpha=0.2)).swapped(model):
+    with CrossEntropyPatch(create_loss("maxsup", alpha=0.2)).opened(model):
         loss, logits = model(x, labels)
     torch.testing.assert_close(loss, FUNCTION(logits, labels, weight) + 0.2 * (logits.amax(-1) - logits.mean(-1)).mean())
 
 
 def test_smoothing_inside_the_model_is_refused():
     model = OwnModel(nn.CrossEntropyLoss(label_smoothing=0.1))
-    with pytest.raises(ValueError, match="smooths its own labels"), Seam(create_loss("maxsup")).swapped(model):
+    with pytest.raises(ValueError, match="smooths its own labels"), CrossEntropyPatch(create_loss("maxsup")).opened(model):
         model(torch.randn(2, 4), torch.tensor([0, 1]))
     assert restored()
 
 
 def test_soft_labels_must_fit():
     model = tiny.vit()
-    seam = Seam(create_loss("maxsup"))
-    seam.soft_labels = torch.rand(8, 4).softmax(-1)
+    patch = CrossEntropyPatch(create_loss("maxsup"))
+    patch.soft_labels = torch.rand(8, 4).softmax(-1)
     with (
         pytest.raises(ValueError, match=r"soft_labels must have the shape of the logits, \(8, 5\), got \(8, 4\)"),
-        seam.swapped(model),
+        patch.opened(model),
     ):
         model(**tiny.batch("vit"))
 
@@ -135,16 +139,16 @@ def test_a_compiled_model_has_no_more_graphs_and_compiles_once_for_a_schedule(na
     def stock(model, compiled):
         return compiled(**batch).loss
 
-    seam = Seam(create_loss("maxsup"))
+    patch = CrossEntropyPatch(create_loss("maxsup"))
 
     def ours(progress):
         def step(model, compiled):
-            seam.set_progress(progress)
-            with seam.swapped(model):
+            patch.set_progress(progress)
+            with patch.opened(model):
                 loss = compiled(**batch).loss
                 loss.backward()
-            assert len(seam.outputs) == 1
-            with seam.swapped(model):
+            assert len(patch.calls) == 1
+            with patch.opened(model):
                 torch.testing.assert_close(model(**batch).loss, loss)
             return loss.item()
 
