@@ -43,7 +43,8 @@ class Call(NamedTuple):
         counting, found, expected: which labels it counts, how many it did (or their weight), and how many this rank has in
             the accumulated batch; `None` where it is the mean of its own rows.
         fused: whether its logits were never computed.
-        hooked: whether `CrossEntropyPatch.upstream` tells if a gradient reached it. In a compiled graph nothing does.
+        node: of its result in the autograd graph, with a hook that fills `CrossEntropyPatch.upstream`; `None` in a compiled
+            graph, which has no such nodes.
     """
 
     output: LossOutput
@@ -51,7 +52,7 @@ class Call(NamedTuple):
     found: Tensor | None
     expected: Tensor | None
     fused: bool
-    hooked: bool
+    node: Any
 
 
 class CrossEntropyPatch:
@@ -134,12 +135,19 @@ class CrossEntropyPatch:
 
     # ---- what happened ----
 
-    def reached(self) -> list[tuple[int, Call]]:
-        """(place, call) of the cross-entropies of the last step through which the gradient of the training loss went."""
+    def reached(self, loss: Tensor | None = None) -> list[tuple[int, Call]]:
+        """(place, call) of the cross-entropies of the last step through which the gradient of the training loss went.
+
+        Args:
+            loss: ask before its backward, by the graph behind it.
+        """
+        if loss is not None:
+            nodes = _first_of(loss, [call.node for call in self.calls if call.node is not None])
+            return [(place, call) for place, call in enumerate(self.calls) if call.node is None or call.node in nodes]
         return [
             (place, call)
             for place, call in enumerate(self.calls)
-            if not call.hooked or (place in self.upstream and bool(self.upstream[place].any()))
+            if call.node is None or (place in self.upstream and bool(self.upstream[place].any()))
         ]
 
     # ---- the stand-in ----
@@ -277,11 +285,11 @@ class CrossEntropyPatch:
     def _record(
         self, output: LossOutput, counting: Counting | None, found: Tensor | None, expected: Tensor | None, fused: bool
     ) -> None:
-        hooked = not torch.compiler.is_compiling() and output.loss.requires_grad
-        if hooked:
+        node = None if torch.compiler.is_compiling() else output.loss.grad_fn
+        if node is not None:
             output.loss.register_hook(partial(self.upstream.__setitem__, len(self.calls)))
         detached = output._replace(loss=output.loss.detach())
-        self.calls.append(Call(detached, counting, found, expected, fused, hooked))
+        self.calls.append(Call(detached, counting, found, expected, fused, node))
 
 
 class _Criterion:
@@ -298,6 +306,19 @@ class _Criterion:
 
     def __call__(self, input: Tensor, target: Tensor) -> Tensor:
         return self.patch.cross_entropy(input, target, **self.options)
+
+
+def _first_of(loss: Tensor, wanted: list[Any]) -> set[Any]:
+    """Those of the wanted nodes of the autograd graph that the loss depends on. They lie close to it: the search, breadth
+    first, ends when all are found, and goes through the whole model only if one is not."""
+    found: set[Any] = set()
+    seen, level = set(), [loss.grad_fn]
+    while level and len(found) < len(set(wanted)):
+        level = [node for node in level if node is not None and node not in seen]
+        seen.update(level)
+        found.update(node for node in level if node in wanted)
+        level = [child for node in level for child, _ in node.next_functions]
+    return found
 
 
 def _files(classes: Iterable[type]) -> set[Any]:

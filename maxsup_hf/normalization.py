@@ -47,8 +47,8 @@ def class_targets(
         names: further arguments that hold labels (`TrainingArguments.label_names`).
 
     Returns:
-        Name -> integer labels in which −100 stands for every label that is not counted. Class probabilities (`soft_labels`, or
-        floating `labels`) appear as `labels`, zeros of shape (...), since each of their rows is counted.
+        Name -> integer labels in which −100 stands for every label that is not counted. Class probabilities
+        (`soft_labels`, or floating `labels`) appear as `labels`, zeros of shape (...), since each of their rows is counted.
     """
     found = {}
     for name, labels in inputs.items():
@@ -172,11 +172,11 @@ class AccumulatedBatch:
         for counting, found, expected in self._reported.values():
             if not torch.isclose(found.double(), expected.double(), rtol=1e-5):
                 raise ValueError(
-                    f"a cross-entropy counted {found.item():g} over the {len(self.micro_batches)} micro-batches of this rank, "
-                    f"but was divided by {expected.item():g}, which the labels in {counting.name!r} add up to: the gradient "
-                    "would depend on how the batch is cut. The model, or compute_loss, leaves labels out, adds some, or "
-                    "changes its class weights between micro-batches. Mark ignored labels with -100 in the data, name label "
-                    "columns in label_names, give class weights as class_weights, or train with "
+                    f"a cross-entropy counted {found.item():g} over the {len(self.micro_batches)} micro-batches of this "
+                    f"rank, but was divided by {expected.item():g}, which the labels in {counting.name!r} add up to: the "
+                    "gradient would depend on how the batch is cut. The model, or compute_loss, leaves labels out, adds "
+                    "some, or changes its class weights between micro-batches. Mark ignored labels with -100 in the data, "
+                    "name label columns in label_names, give class weights as class_weights, or train with "
                     "gradient_accumulation_steps=1 on one device"
                 )
 

@@ -58,6 +58,7 @@ class OneTraining:
         self.votes = Votes(model) if loss.needs_votes else None
         self.patch.votes = self.votes
         self.samples: Sequence[Any] | None = None
+        self._checked = False  # this step, before its backward
         self._done = 0  # micro-batches of the accumulated batch
         self._parts: dict[str, Tensor] = {}  # summed over steps since the last log
         self._steps = 0.0
@@ -107,6 +108,7 @@ class OneTraining:
         patch = self.patch
         patch.set_progress(progress)
         patch.micro_batch, patch.soft_labels = targets, soft_labels
+        self._checked = False
         fused = lazy(output_embedding(self.model)) if self.fused else nullcontext()
         try:
             with patch.opened(model, self.owner), fused:
@@ -124,27 +126,40 @@ class OneTraining:
             raise ValueError(reason) from error
         finally:
             patch.soft_labels = None
-        reached = self._check_reached()
-        self._check_counts(reached, replicas)
+        reached = patch.reached()
+        if not self._checked:
+            self._check(reached, replicas)
         self._add_parts([call for _, call in reached])
         return loss
 
-    def _check_reached(self) -> list[tuple[int, Call]]:
-        reached = self.patch.reached()
+    def check_before_backward(self, loss: Tensor, replicas: int = 1) -> None:
+        """The checks of `step`, for a backward that updates the weights itself (DeepSpeed, LOMO)."""
+        self._check(self.patch.reached(loss), replicas)
+        self._checked = True
+
+    def _check(self, reached: list[tuple[int, Call]], replicas: int) -> None:
+        try:
+            self._check_reached(reached)
+            self._check_counts(reached, replicas)
+        except ValueError:
+            self.model.zero_grad()
+            raise
+
+    def _check_reached(self, reached: Sequence[tuple[int, Call]]) -> None:
         if reached:
             if self.fused and not any(call.fused for _, call in reached):
                 raise ValueError(
                     f"fused_linear_loss cannot serve {type(self.model).__name__}, whose loss does not come from what its "
                     "output embedding returns: leave fused_linear_loss out"
                 )
-            return reached
+            return
         what = f"{self.owner.__name__}.compute_loss" if overrides_compute_loss(self.owner) else type(self.model).__name__
         if self.patch.calls:
             found = f"the loss that {what} trains on does not depend on the cross-entropy that was computed in the step"
         else:
             found = (
-                f"{what} trained on a loss without a cross-entropy that can be replaced (regression, multi-label, detection, "
-                "contrastive, a formula of its own or a fused kernel)"
+                f"{what} trained on a loss without a cross-entropy that can be replaced (regression, multi-label, "
+                "detection, contrastive, a formula of its own or a fused kernel)"
             )
         raise ValueError(
             f"loss={self.loss.spec.name!r} was asked for, but {found}. The weights were not updated in this step. Let the "
@@ -168,15 +183,15 @@ class OneTraining:
         name = type(self.model).__name__
         if isinstance(error, NotImplementedError) or any(words in str(error) for words in UNTRAINABLE):
             return (
-                f"loss={self.loss.spec.name!r} was asked for, but {name} is a head that transformers gives no loss for these "
-                f"labels ({type(error).__name__}: {error}). Use a head whose loss is a cross-entropy over classes"
+                f"loss={self.loss.spec.name!r} was asked for, but {name} is a head that transformers gives no loss for "
+                f"these labels ({type(error).__name__}: {error}). Use a head whose loss is a cross-entropy over classes"
             )
         if not soft:
             return None
         return (
-            f"loss={self.loss.spec.name!r} was asked for with soft labels, but {name} failed on the integer labels that stand "
-            f"in for them, before any cross-entropy ({type(error).__name__}: {error}). If its own loss takes floating labels "
-            "(multi-label, KL divergence), use the stock Trainer for this head"
+            f"loss={self.loss.spec.name!r} was asked for with soft labels, but {name} failed on the integer labels that "
+            f"stand in for them, before any cross-entropy ({type(error).__name__}: {error}). If its own loss takes floating "
+            "labels (multi-label, KL divergence), use the stock Trainer for this head"
         )
 
     # ---- logging ----

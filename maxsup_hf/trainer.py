@@ -8,13 +8,15 @@ loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupSeq2SeqTrainingArguments, MaxSupTrainingArguments, check_epochs
 from maxsup_hf.checkpoints import CheckpointMixin
@@ -191,12 +193,17 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
                 "stock Trainer"
             )
         inputs, soft_labels = self._take_soft_labels(inputs)
+        if self.args.fused_linear_loss and soft_labels is not None:
+            raise ValueError(
+                f"fused_linear_loss, asked for {type(self.model).__name__}, does not support soft labels, but the batch has "
+                "some: leave out Mixup and other class probabilities, or leave fused_linear_loss out"
+            )
         if overrides_compute_loss(type(self)):  # a sum that it divides by this is the mean of the micro-batch, as all others
             num_items_in_batch = training.num_items(targets)
         progress = min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0
-        loss = training.step(
-            partial(step, model, inputs, num_items_in_batch), model, targets, soft_labels, progress, max(1, self.args.n_gpu)
-        )
+        run, replicas = partial(step, model, inputs, num_items_in_batch), max(1, self.args.n_gpu)
+        with self._checked_backward(training, replicas):
+            loss = training.step(run, model, targets, soft_labels, progress, replicas)
         # The stock loop waits for this value right after, to filter NaN from its logs: looking at it here is free.
         if not torch.isfinite(loss).all():
             raise FloatingPointError(
@@ -207,6 +214,24 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
             )
         self.trained_loss, self.trained_class_weights = training.loss, training.class_weights
         return loss
+
+    @contextmanager
+    def _checked_backward(self, training: OneTraining, replicas: int) -> Iterator[None]:
+        """Let the checks of a step come before a backward that updates the weights itself."""
+        if not (self.is_deepspeed_enabled or self.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO)):
+            yield
+            return
+        backward = self.accelerator.backward
+
+        def checked(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            training.check_before_backward(loss, replicas)
+            backward(loss, *args, **kwargs)
+
+        self.accelerator.backward = checked  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.accelerator.backward
 
     def _class_targets(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         config = getattr(self.model, "config", None)

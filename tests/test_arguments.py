@@ -71,8 +71,11 @@ def test_on_another_arguments_class():
 
 def test_an_epoch_wise_schedule_takes_the_epochs_of_the_training():
     assert MaxSupTrainingArguments("out", num_train_epochs=7, loss_kwargs="schedule=epoch").loss_kwargs["epochs"] == 7
-    given = MaxSupTrainingArguments("out", num_train_epochs=7, loss_kwargs={"schedule": "epoch/(T-1)", "epochs": 9})
-    assert given.loss_kwargs["epochs"] == 9
+    with pytest.raises(ValueError, match=r"epochs of loss 'maxsup' must be the epochs of this training, 7, .* got 9"):
+        MaxSupTrainingArguments("out", num_train_epochs=7, loss_kwargs={"schedule": "epoch/(T-1)", "epochs": 9})
+    args = MaxSupTrainingArguments("out", num_train_epochs=7, loss_kwargs="schedule=epoch")
+    args.num_train_epochs = 3  # as a hyperparameter search does
+    assert args.make_loss().kwargs["epochs"] == 3
     with pytest.raises(ValueError, match="epochs must be a whole number"):
         MaxSupTrainingArguments("out", max_steps=10, loss_kwargs="schedule=epoch")
 

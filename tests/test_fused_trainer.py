@@ -357,7 +357,7 @@ def test_output_embeddings_that_are_not_linear(tmp_path):
 def test_soft_labels(tmp_path):
     model = tiny.llama()
     batch = {"input_ids": torch.randint(3, V, (2, 5)), "labels": torch.rand(2, 5, V).softmax(-1)}
-    refused(model, tmp_path, "fused_linear_loss, asked for LlamaForCausalLM, knows no soft labels", batch)
+    refused(model, tmp_path, "fused_linear_loss, asked for LlamaForCausalLM, does not support soft labels", batch)
 
 
 @pytest.mark.parametrize("column", ["labels", "soft_labels"])

@@ -106,5 +106,5 @@ def test_a_head_that_transformers_gives_no_loss(error, tmp_path):
     model.forward = forward
     trainer = MaxSupTrainer(model, MaxSupTrainingArguments(str(tmp_path), use_cpu=True))
     with pytest.raises(ValueError, match="ViTForImageClassification is a head that transformers gives no loss") as caught:
-        trainer.compute_loss(model.train(), tiny.batch("vit"))
+        trainer.training_step(model, tiny.batch("vit"))
     assert caught.value.__cause__ is error
