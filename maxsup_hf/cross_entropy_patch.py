@@ -39,7 +39,7 @@ class Call(NamedTuple):
     """One cross-entropy of a training step.
 
     Attributes:
-        output: its values, detached.
+        output: its values, detached, as the mean that the Trainer averages over micro-batches.
         counting, found, expected: which labels it counts, how many it did (or their weight), and how many this rank has in
             the accumulated batch; `None` where it is the mean of its own rows.
         fused: whether its logits were never computed.
@@ -182,15 +182,17 @@ class CrossEntropyPatch:
             target = torch.movedim(target, 1, -1)
         weight = self._weight(weight, logits)
         counting, found, expected, divisors = self._count(logits, target, weight, ignore_index)
-        means = divisors if reduction == "mean" else {}
         compute = self._of_lazy_logits if fused else self._of_logits
-        output = compute(logits, target, weight, ignore_index, reduction, means)
-        if divisors and not means:
-            # What the caller divides by is his own count: afterwards each row weighs as much as in a mean.
-            factor = _rows(logits, target, ignore_index) / divisors["num_items_in_batch"].clamp_min(1e-9)
-            output = _times(output, factor)
+        if reduction == "mean":
+            output = mean = compute(logits, target, weight, ignore_index, reduction, divisors)
+        else:
+            output = compute(logits, target, weight, ignore_index, reduction, {})
+            rows = _rows(logits, target, ignore_index)
+            if divisors:  # the caller divides by a count of his own: in the end each row weighs as much as in a mean
+                output = _map(output, lambda part: part * (rows / divisors["num_items_in_batch"].clamp_min(1e-9)))
+            mean = _map(output, lambda part: part.detach().sum() / rows)
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:  # else a recomputation in the backward
-            self._record(output, counting, found, expected, fused)
+            self._record(output.loss, mean, counting, found, expected, fused)
         return output.loss
 
     def _weight(self, weight: Tensor | None, logits: Tensor | LazyLogits) -> Tensor | None:
@@ -283,13 +285,18 @@ class CrossEntropyPatch:
         return self.soft_labels.to(logits.device)
 
     def _record(
-        self, output: LossOutput, counting: Counting | None, found: Tensor | None, expected: Tensor | None, fused: bool
+        self,
+        result: Tensor,
+        mean: LossOutput,
+        counting: Counting | None,
+        found: Tensor | None,
+        expected: Tensor | None,
+        fused: bool,
     ) -> None:
-        node = None if torch.compiler.is_compiling() else output.loss.grad_fn
+        node = None if torch.compiler.is_compiling() else result.grad_fn
         if node is not None:
-            output.loss.register_hook(partial(self.upstream.__setitem__, len(self.calls)))
-        detached = output._replace(loss=output.loss.detach())
-        self.calls.append(Call(detached, counting, found, expected, fused, node))
+            result.register_hook(partial(self.upstream.__setitem__, len(self.calls)))
+        self.calls.append(Call(mean._replace(loss=mean.loss.detach()), counting, found, expected, fused, node))
 
 
 class _Criterion:
@@ -331,5 +338,5 @@ def _rows(logits: Tensor | LazyLogits, target: Tensor, ignore_index: int) -> Ten
     return logits.shape[:-1].numel() if target.is_floating_point() else counted(target, None, ignore_index)
 
 
-def _times(output: LossOutput, factor: Any) -> LossOutput:
-    return LossOutput(*(part * factor for part in output))
+def _map(output: LossOutput, function: Callable[[Tensor], Tensor]) -> LossOutput:
+    return LossOutput(*map(function, output))

@@ -189,6 +189,17 @@ def counted(labels: Tensor, weight: Tensor | None = None, ignore_index: int = IG
     return torch.where(valid, weight.to(labels.device)[torch.where(valid, labels, 0).long()], 0).float().sum()
 
 
+def num_items(targets: Mapping[str, Tensor], shifts: bool) -> Tensor:
+    """How many labels a micro-batch counts, as far as is known before its forward.
+
+    Args:
+        targets: `class_targets` of the micro-batch, not empty.
+        shifts: whether the model's own loss function shifts labels by one.
+    """
+    labels = targets.get("labels", next(iter(targets.values())))
+    return counted(_shifted(labels) if shifts else labels)
+
+
 class Countings:
     """Finds out which labels each cross-entropy of a forward counts; one object for one training.
 

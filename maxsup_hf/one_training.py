@@ -18,7 +18,7 @@ from maxsup_hf.checks import shifts_labels
 from maxsup_hf.cross_entropy_patch import Call, CrossEntropyPatch
 from maxsup_hf.lazy_logits import NeedsLogitsError, lazy, output_embedding
 from maxsup_hf.losses import Loss
-from maxsup_hf.normalization import AccumulatedBatch, counted
+from maxsup_hf.normalization import AccumulatedBatch
 from maxsup_hf.votes import Votes
 
 # How heads of transformers, and its Trainer, say that they are not to be trained.
@@ -73,11 +73,6 @@ class OneTraining:
             self.votes.remove()
 
     # ---- a step ----
-
-    def num_items(self, targets: Mapping[str, Tensor]) -> Tensor:
-        """How many labels this micro-batch counts, as far as is known before its forward."""
-        labels = targets.get("labels", next(iter(targets.values())))
-        return counted(labels[..., 1:] if self.shifts and labels.ndim > 1 else labels)
 
     def begin_batch(self, samples: Sequence[Any], batch: AccumulatedBatch) -> None:
         """Go on to the next accumulated batch."""

@@ -20,14 +20,22 @@ from transformers.training_args import OptimizerNames
 
 from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupSeq2SeqTrainingArguments, MaxSupTrainingArguments, check_epochs
 from maxsup_hf.checkpoints import CheckpointMixin
-from maxsup_hf.checks import check_float_labels, check_fused, check_head, check_liger, check_train_dataset, head_problem
+from maxsup_hf.checks import (
+    check_float_labels,
+    check_fused,
+    check_head,
+    check_liger,
+    check_train_dataset,
+    head_problem,
+    shifts_labels,
+)
 from maxsup_hf.cross_entropy_patch import CrossEntropyPatch
 from maxsup_hf.hub.mixin import HubMixin
 from maxsup_hf.lazy_logits import output_embedding
 from maxsup_hf.loss_state import load_loss, save_loss
 from maxsup_hf.losses import Loss, create_loss
 from maxsup_hf.mixup import MixupCollator
-from maxsup_hf.normalization import IGNORE_INDEX, AccumulatedBatch, class_targets
+from maxsup_hf.normalization import IGNORE_INDEX, AccumulatedBatch, class_targets, num_items
 from maxsup_hf.one_training import OneTraining, overrides_compute_loss
 
 # What is wrapped while a training runs, on the object itself: a method of a derived class cannot get past it.
@@ -84,8 +92,14 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
                 f"compute_loss_func and loss={self.args.loss!r} are two losses for one training: drop compute_loss_func, or "
                 "pass it to a stock Trainer (maxsup_hf.compute_loss_func makes one of a registered loss)"
             )
+        self._scale_losses_here()
         self.loss_function = self.args.make_loss()
         self.add_callback(_TellEpochs(self))
+
+    def _scale_losses_here(self) -> None:
+        """The stock Trainer would pass num_items_in_batch to any forward with **kwargs, and believe that it was used. Here
+        every loss looks like the mean of its micro-batch, also that of a class which says otherwise."""
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False
 
     # ---- one training ----
 
@@ -134,9 +148,7 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         self.trained_loss = self.trained_class_weights = None
         self.loss_function = self.args.make_loss()
         self.check()
-        # The stock Trainer would pass num_items_in_batch to any forward with **kwargs, and believe that it was used. Here
-        # every loss looks like the mean of its micro-batch, also that of a class which says otherwise.
-        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False
+        self._scale_losses_here()
         self._training = OneTraining(
             self.model,
             self.loss_function,
@@ -198,8 +210,8 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
                 f"fused_linear_loss, asked for {type(self.model).__name__}, does not support soft labels, but the batch has "
                 "some: leave out Mixup and other class probabilities, or leave fused_linear_loss out"
             )
-        if overrides_compute_loss(type(self)):  # a sum that it divides by this is the mean of the micro-batch, as all others
-            num_items_in_batch = training.num_items(targets)
+        if overrides_compute_loss(type(self)):  # a sum divided by this is the mean of the micro-batch, as all others are
+            num_items_in_batch = num_items(targets, training.shifts)
         progress = min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0
         run, replicas = partial(step, model, inputs, num_items_in_batch), max(1, self.args.n_gpu)
         with self._checked_backward(training, replicas):
@@ -214,6 +226,13 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
             )
         self.trained_loss, self.trained_class_weights = training.loss, training.class_weights
         return loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """Evaluation passes this to `compute_loss`, and one of the user's own may divide by it."""
+        if not overrides_compute_loss(type(self)):
+            return super()._get_num_items_in_batch(batch_samples, device)
+        targets = filter(None, map(self._class_targets, batch_samples))
+        return sum(num_items(each, shifts_labels(self.model)) for each in targets) or None
 
     @contextmanager
     def _checked_backward(self, training: OneTraining, replicas: int) -> Iterator[None]:

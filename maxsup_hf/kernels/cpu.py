@@ -67,7 +67,10 @@ class _Job:
         self.problem, self.names = problem, problem.names
         self.classes = logits.shape[-1]
         self.wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        self.coefficients = _coefficients(problem.formula, problem.numbers, tuple(problem.values.items()), self.classes)
+        # A formula of the user's own may read variables outside of its arguments, which a cache would not see change.
+        known = problem.formula.__module__.startswith("maxsup_hf.losses.") and problem.formula.__module__ != REGISTRY
+        find = _cached_coefficients if known else _coefficients
+        self.coefficients = find(problem.formula, problem.numbers, tuple(problem.values.items()), self.classes)
         self.soft = target.is_floating_point()
         self.keeps_z = self.soft or "square" in self.names or "expected" in self.names
         self.sees_masks = self.keeps_z or "mean" in self.names or "classes" in self.names
@@ -256,7 +259,6 @@ class _Job:
         return {name: x.view(sums["top"].shape) for name, x in gradients.items() if name != "classes"}
 
 
-@lru_cache(maxsize=64)
 def _coefficients(
     formula: Formula, numbers: tuple[str, ...], values: tuple[tuple[str, Any], ...], classes: int
 ) -> tuple[dict[str, float], dict[str, float]] | None:
@@ -273,6 +275,10 @@ def _coefficients(
         return None
     by_label, by_penalty = ({name: c for name, c in term.items() if c != 0} for term in found)
     return by_label, by_penalty
+
+
+REGISTRY = "maxsup_hf.losses._registry"  # where formulas of sums are made, which may have a user's in them
+_cached_coefficients = lru_cache(maxsize=64)(_coefficients)
 
 
 def _limit(dtype: torch.dtype) -> float:
