@@ -35,17 +35,18 @@ def class_weighted(target: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (N,) row weights for class indices, (N, K) weighted probabilities for probabilities.
     """
-    return target * weight.to(target.dtype) if target.is_floating_point() else weight[target.long()]
+    return target * weight if target.is_floating_point() else weight[target.long()]
 
 
-def check_reduction(reduction: str, num_items_in_batch: Tensor | float | None) -> None:
-    """Raise the errors of `reduce`."""
+def check_reduction(
+    reduction: str, num_items_in_batch: Tensor | float | None, weight_in_batch: Tensor | float | None = None
+) -> None:
+    """Raise the errors of `reduce`; the arguments are named as in `maxsup_hf.losses.Loss.compute`."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
-    if num_items_in_batch is not None and reduction != "mean":
-        raise ValueError(
-            f"num_items_in_batch divides a sum, so it needs reduction='mean', got {reduction!r}; leave one of them out"
-        )
+    for name, value in (("num_items_in_batch", num_items_in_batch), ("weight_in_batch", weight_in_batch)):
+        if value is not None and reduction != "mean":
+            raise ValueError(f"{name} divides a sum, so it needs reduction='mean', got {reduction!r}; leave one of them out")
 
 
 def reduce(

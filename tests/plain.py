@@ -79,6 +79,22 @@ TWINS = {
 }
 
 
+def smoothed(z, target, p, w):
+    """Cross-entropy against the smoothed target, each class of it with its own weight."""
+    kept = [k for k in range(len(z)) if z[k] != -math.inf]
+    t = [float(k == target) for k in range(len(z))] if isinstance(target, int) else target
+    spread = [w[k] * ((1 - p["alpha"]) * t[k] + p["alpha"] / len(kept)) * (k in kept) for k in range(len(z))]
+    return numbers(z, spread)["cross_entropy"], 0.0
+
+
+# With class weights, where the weighted term is not the twin's first one times the weight of the label:
+# name -> (row, target, parameters, weights) -> (weighted term, penalty)
+WEIGHTED = {
+    "label_smoothing": smoothed,
+    "ls_error_amplification": lambda z, y, p, w: (w[y] * sum(TWINS["ls_error_amplification"](z, y, p)), 0.0),
+}
+
+
 def loss(name, rows, targets, parameters, ignore_index=-100, weight=None, reduction="mean"):
     """What `create_loss(name, **parameters)` gives on a list of rows."""
     terms, penalties, weights = [], [], []
@@ -87,12 +103,14 @@ def loss(name, rows, targets, parameters, ignore_index=-100, weight=None, reduct
             terms.append(0.0), penalties.append(0.0), weights.append(0.0)
             continue
         term, penalty = TWINS[name](z, target, parameters)
-        w = 1.0
-        if weight is not None and isinstance(target, int):
-            w = weight[target]
-        elif weight is not None:
+        w = weight[target] if weight is not None and isinstance(target, int) else 1.0
+        if weight is not None and name in WEIGHTED:
+            term, penalty = WEIGHTED[name](z, target, parameters, weight)
+        elif weight is not None and not isinstance(target, int):
             term = numbers(z, [p * v for p, v in zip(target, weight, strict=True)])["cross_entropy"]
-        terms.append(w * term)
+        else:
+            term *= w
+        terms.append(term)
         penalties.append(penalty)
         weights.append(w)
     if reduction == "none":

@@ -16,13 +16,13 @@ from maxsup_hf.kernels import cpu
 from maxsup_hf.kernels.formula import Formula
 from maxsup_hf.kernels.gradient import Engine, loss_of_rows
 from maxsup_hf.kernels.problem import ALL, Problem, Rows
-from maxsup_hf.losses._registry import LossSpec
-from maxsup_hf.reduction import check_reduction
+from maxsup_hf.kernels.traced import traced_stats
+from maxsup_hf.logit_stats import NUMBERS, logit_stats
+from maxsup_hf.losses._spec import LossSpec
+from maxsup_hf.reduction import reduce
 
 
-def choose_engine(
-    kernel: str, spec: LossSpec, logits: Tensor, labels: Tensor, values: Mapping[str, Any], weight: Tensor | None
-) -> Engine | None:
+def choose_engine(kernel: str, spec: LossSpec, logits: Tensor, values: Mapping[str, Any]) -> Engine | None:
     """The fast kernel that serves, or `None` for the plain path.
 
     Raises:
@@ -35,15 +35,13 @@ def choose_engine(
         return None
     if wanted == "auto":
         wanted = "cpu" if logits.device.type == "cpu" else "triton"
-    obstacle = _obstacle(wanted, spec, logits, labels, values, weight)
+    obstacle = _obstacle(wanted, spec, logits, values)
     if obstacle and kernel == wanted:
         raise ValueError(f"kernel={kernel!r} cannot compute loss {spec.name!r} here: {obstacle}; use kernel='auto'")
     return None if obstacle else cpu.ENGINE if wanted == "cpu" else _triton()
 
 
-def _obstacle(
-    kernel: str, spec: LossSpec, logits: Tensor, labels: Tensor, values: Mapping[str, Any], weight: Tensor | None
-) -> str | None:
+def _obstacle(kernel: str, spec: LossSpec, logits: Tensor, values: Mapping[str, Any]) -> str | None:
     if torch.compiler.is_compiling():
         return "it runs in eager mode, and torch.compile is tracing"
     if kernel == "triton":
@@ -53,8 +51,6 @@ def _obstacle(
         return f"it serves plain tensors on the CPU, got {type(logits).__name__} on {logits.device}"
     if spec.needs_logits:
         return "it serves losses on row numbers, and this one needs the logits themselves"
-    if weight is not None and labels.is_floating_point():
-        return "it does not serve class weights under soft labels"
     if any(isinstance(value, Tensor) and value.requires_grad for value in values.values()):
         return "it has no gradient for the loss's parameters"
     return None
@@ -89,6 +85,38 @@ def _triton() -> Engine:
     return cuda.ENGINE
 
 
+def plainly(
+    formula: Formula,
+    arguments: tuple[str, ...],
+    values: Mapping[str, Any],
+    rows: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    row_weight: Tensor | None,
+    *,
+    inputs: Mapping[str, Any],
+    kernel: str,
+    reduction: str,
+    num_items_in_batch: Tensor | float | None,
+    weight_in_batch: Tensor | float | None,
+) -> tuple[Tensor, Tensor]:
+    """As `by_engine`, by the reference implementation, for rows (N, K), target (N,) or (N, K), valid and row_weight (N,).
+
+    Args:
+        inputs: what the formula may take beside row statistics.
+        kernel: as the user gave it.
+    """
+    stats = traced_stats if kernel != "plain" and torch.compiler.is_compiling() else logit_stats
+    names = tuple(dict.fromkeys(("cross_entropy", *(name for name in arguments if name in NUMBERS))))
+    # what an ignored row holds must not reach a formula: NaN times a gradient of 0 is NaN
+    numbers = {name: torch.where(valid, x, 0) for name, x in stats(rows, target, names).items()}
+    have = {**inputs, **numbers}
+    target_term, penalty = formula(*(have[name] for name in arguments), **values)
+    divisor = num_items_in_batch if weight_in_batch is None else weight_in_batch
+    loss = reduce(target_term, valid, reduction, divisor, row_weight) + reduce(penalty, valid, reduction, num_items_in_batch)
+    return loss, reduce(numbers["cross_entropy"].detach(), valid, reduction, divisor, row_weight)
+
+
 def by_engine(
     engine: Engine,
     formula: Formula,
@@ -101,6 +129,7 @@ def by_engine(
     *,
     reduction: str,
     num_items_in_batch: Tensor | float | None,
+    weight_in_batch: Tensor | float | None,
     inplace: bool,
 ) -> tuple[Tensor, Tensor]:
     """Loss and cross-entropy, reduced as `maxsup_hf.reduction.reduce` does.
@@ -111,25 +140,29 @@ def by_engine(
         logits: (..., K).
         target: (...) class indices, any valid one in ignored rows, or (..., K) probabilities.
         valid: (...) bool, `None` if no row is ignored.
-        row_weight: (...) factor of the term on the label, or `None`.
-        reduction, num_items_in_batch: see there.
+        row_weight: (...) factor of the target term, float32 or for float64 logits float64, or `None`.
+        reduction, num_items_in_batch, weight_in_batch: see `maxsup_hf.losses.Loss.compute`.
     """
-    check_reduction(reduction, num_items_in_batch)
     rows = ALL
     count: Any = logits.shape[:-1].numel()
     if valid is not None:
         rows, count = Rows(valid), engine.factor(valid.sum())
     items = count
     if row_weight is not None:
-        row_weight = row_weight.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
         rows = rows._replace(label_weight=row_weight)
-        items = engine.factor((row_weight if valid is None else torch.where(valid, row_weight, 0)).sum())
+        if weight_in_batch is None and num_items_in_batch is None:
+            items = engine.factor((row_weight if valid is None else torch.where(valid, row_weight, 0)).sum())
     if num_items_in_batch is not None:
-        given = num_items_in_batch
-        items = count = engine.factor(given) if isinstance(given, Tensor) else given
+        items = count = _number(engine, num_items_in_batch)
+    if weight_in_batch is not None:
+        items = _number(engine, weight_in_batch)
     of_label, of_penalty = (_one_over(items), _one_over(count)) if reduction == "mean" else (1.0, 1.0)
     problem = Problem(formula, numbers, values, of_label, of_penalty, reduction == "none", inplace)
     return loss_of_rows(engine, logits, target, problem, rows)
+
+
+def _number(engine: Engine, given: Tensor | float) -> Any:
+    return engine.factor(given) if isinstance(given, Tensor) else given
 
 
 def _one_over(count: Any) -> Any:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maxsup_hf.kernels.traced import traced_stats
-from maxsup_hf.logit_stats import logit_stats, masked_classes, upcast
-from maxsup_hf.losses._kernels import by_engine, choose_engine
-from maxsup_hf.losses._registry import LossSpec, get_spec, prefix_of
-from maxsup_hf.reduction import class_weighted, reduce, split_ignored
+from maxsup_hf.logit_stats import masked_classes, upcast
+from maxsup_hf.losses._kernels import by_engine, choose_engine, plainly
+from maxsup_hf.losses._registry import get_spec
+from maxsup_hf.losses._spec import LossSpec, prefix_of
+from maxsup_hf.reduction import check_reduction, class_weighted, split_ignored
 from maxsup_hf.schedules import SCHEDULES, interpolate
 
 
@@ -73,7 +73,7 @@ class Loss(nn.Module):
     @property
     def needs_votes(self) -> bool:
         """Whether it must be given votes of the last feature map."""
-        return "votes" in self.spec.arguments and any(self.options[k] for k in self.options if k.endswith("dense"))
+        return any(option is None or self.options[option] for option in self.spec.votes)
 
     def check_row_numbers(self, what: str) -> None:
         """Refuse, for a way to compute losses that has no logits, a loss that needs them.
@@ -129,8 +129,9 @@ class Loss(nn.Module):
             num_items_in_batch: what to divide the sum by, instead of the number of counted rows of this batch.
             reduction: `"mean"`, `"sum"`, or `"none"` for a tensor of the shape of one label per row.
             ignore_index: label of rows that take no part.
-            weight: (K,) class weights; they scale the term on the label and its normalisation as in
-                `torch.nn.functional.cross_entropy`, not the penalty.
+            weight: (K,) class weights w. Cross-entropy and label smoothing are then those of
+                `torch.nn.functional.cross_entropy(weight=w, label_smoothing=α)`: for integer labels the mean divides their
+                sum by Σ w_label. Penalties are not weighted, except one that may be negative (`ls_error_amplification`).
             votes: (..., P) class indices that the P positions of the last feature map vote for; only for a loss that asks
                 for them (`zipf_label_smoothing` with `dense=True`).
             kernel: `"auto"`, the fastest that serves, or what the environment variable MAXSUP_HF_KERNEL says; `"plain"`,
@@ -170,76 +171,83 @@ class Loss(nn.Module):
         reduction: str = "mean",
         ignore_index: int = -100,
         weight: Tensor | None = None,
+        weight_in_batch: Tensor | float | None = None,
         votes: Tensor | None = None,
         kernel: str = "auto",
         inplace: bool = False,
     ) -> LossOutput:
         """As `forward`, with the parameters' values given (numbers, or 0-dim tensors so that a compiled graph serves a
-        whole schedule), returning the cross-entropy beside the loss."""
+        whole schedule), returning the cross-entropy beside the loss.
+
+        Args:
+            weight_in_batch: with `weight` and integer labels, what the weighted sum is divided by, while
+                `num_items_in_batch` divides the sum of the penalties. Default: `num_items_in_batch` divides both.
+        """
         all_count = check_inputs(logits, labels, ignore_index, weight)
-        num_classes = logits.shape[-1]
-        soft = labels.is_floating_point()
-        if soft and "labels" in self.spec.arguments:
+        check_reduction(reduction, num_items_in_batch, weight_in_batch)
+        spec, soft = self.spec, labels.is_floating_point()
+        if soft and "labels" in spec.arguments:
             raise ValueError(
-                f"loss {self.spec.name!r} needs integer labels, got soft ones ({labels.dtype}): it asks which class is the "
+                f"loss {spec.name!r} needs integer labels, got soft ones ({labels.dtype}): it asks which class is the "
                 "true one. Leave out Mixup, CutMix and other soft labels, or take another loss"
             )
-        engine = choose_engine(kernel, self.spec, logits, labels, values, weight)
-        if engine is not None:
-            valid, target = (None, labels) if all_count else split_ignored(labels, ignore_index)
-            return LossOutput(
-                *by_engine(
-                    engine,
-                    self.spec.formula,
-                    self.spec.arguments,
-                    {**values, **self.options},
-                    logits,
-                    target,
-                    valid,
-                    None if weight is None else class_weighted(target, weight),
-                    reduction=reduction,
-                    num_items_in_batch=num_items_in_batch,
-                    inplace=inplace,
-                )
+        if soft and weight is not None and not spec.weighs_soft_labels:
+            raise ValueError(
+                f"weight cannot be combined with soft labels in loss {spec.name!r}, of which class weights would scale a "
+                "term that is not a sum over classes: leave class weights out, or use integer labels"
             )
-        rows = logits.reshape(-1, num_classes)
-        valid, target = split_ignored(labels.reshape(-1, num_classes) if soft else labels.reshape(-1), ignore_index)
-        if self.state is not None and self.training:
-            self.state.add(rows.detach(), target, valid)
-        if self.spec.needs_logits:  # upcast once, so that the parts of the gradient are added before they are rounded
-            rows = torch.where(valid[:, None], upcast(rows).masked_fill(masked_classes(rows), -torch.inf), 0)
-
-        stats = traced_stats if kernel != "plain" and torch.compiler.is_compiling() else logit_stats
-        names = tuple(dict.fromkeys(("cross_entropy", *self.spec.numbers)))
-        # what an ignored row holds must not reach a formula: NaN times a gradient of 0 is NaN
-        numbers = {name: torch.where(valid, x, 0) for name, x in stats(rows, target, names).items()}
-        have: dict[str, Any] = {**numbers, "logits": rows, "target": target, "labels": target, "state": self.state}
-        have["votes"] = None if votes is None else votes.reshape(-1, votes.shape[-1])
-        cross_entropy = have["cross_entropy"]
+        if weight_in_batch is not None and (soft or weight is None):
+            raise ValueError(
+                "weight_in_batch divides a sum that class weights scale, so it needs weight and integer labels, got "
+                f"{'no weight' if weight is None else 'weight'} and labels of {labels.dtype}; leave it out"
+            )
+        engine = choose_engine(kernel, spec, logits, values)
+        values = {**values, **self.options}
+        shape = logits.shape[:-1]
+        if engine is None:
+            logits = logits.reshape(-1, logits.shape[-1])
+            labels = labels.reshape(logits.shape if soft else -1)
+        valid: Any = None
+        target = labels
+        if engine is None or not all_count:
+            valid, target = split_ignored(labels, ignore_index)
+        inputs: dict[str, Any] = {"target": target, "labels": target, "state": self.state}
+        if engine is None:
+            if self.state is not None and self.training:
+                self.state.add(logits.detach(), target, valid)
+            if spec.needs_logits:  # upcast once, so that the parts of the gradient are added before they are rounded
+                masked = masked_classes(logits)
+                logits = torch.where(valid[:, None], upcast(logits).masked_fill(masked, -torch.inf), 0)
+            inputs |= {"logits": logits, "votes": None if votes is None else votes.reshape(-1, votes.shape[-1])}
         row_weight = None
         if weight is not None:
-            weighted = class_weighted(target, weight)
-            if soft:  # every class of a row has its own weight, so the weighting is the target's; the penalty sees none
-                have |= logit_stats(rows, weighted, ("cross_entropy",))
+            weight = weight.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+            if soft:  # every class of a row has its own weight, so the weighting is the target's
+                target = class_weighted(target, weight)
             else:
-                row_weight = weighted
-        label_term, penalty = self.spec.formula(*(have[name] for name in self.spec.arguments), **values, **self.options)
-        if weight is not None and soft and label_term is not have["cross_entropy"]:
-            raise ValueError(
-                f"weight cannot be combined with soft labels in loss {self.spec.name!r}, whose term on the label is not a "
-                "sum over classes: leave class weights out, or use integer labels"
-            )
+                row_weight = class_weighted(target, weight)
 
-        def total(term: Tensor, row_weight: Tensor | None = None) -> Tensor:
-            return reduce(term, valid, reduction, num_items_in_batch, row_weight)
+        inplace = inplace and (weight is None or spec.spread is None)
 
-        output = LossOutput(
-            loss=total(label_term, row_weight) + total(penalty),
-            cross_entropy=total(cross_entropy.detach(), row_weight),
-        )
-        if reduction == "none":
-            return LossOutput(*(x.reshape(logits.shape[:-1]) for x in output))
-        return output
+        def evaluate(formula: Any, arguments: Any, target: Tensor, row_weight: Any, items: Any, weights: Any) -> LossOutput:
+            given = (formula, arguments, values, logits, target, valid, row_weight)
+            by: Any = {"reduction": reduction, "num_items_in_batch": items, "weight_in_batch": weights}
+            if engine is not None:
+                return LossOutput(*by_engine(engine, *given, inplace=inplace, **by))
+            terms = plainly(*given, inputs=inputs, kernel=kernel, **by)
+            return LossOutput(*(term.reshape(shape) if reduction == "none" else term for term in terms))
+
+        formula = spec.formula if weight is None else spec.weighted
+        output = evaluate(formula, spec.arguments, target, row_weight, num_items_in_batch, weight_in_batch)
+        if weight is None or spec.spread is None:
+            return output
+        kept = ~masked_classes(logits)
+        uniform = torch.where(kept, weight, 0) / kept.sum(-1, keepdim=True).clamp_min(1)
+        items = num_items_in_batch if weight_in_batch is None else weight_in_batch
+        if items is None and row_weight is not None and reduction == "mean":
+            items = (row_weight if valid is None else torch.where(valid, row_weight, 0)).sum()
+        added = evaluate(spec.spread, ("cross_entropy", "classes"), uniform, None, items, None)
+        return output._replace(loss=output.loss + added.loss)
 
 
 def create_loss(name: str, **kwargs: Any) -> Loss:

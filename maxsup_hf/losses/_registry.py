@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import math
 import operator
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import reduce
 from importlib.util import module_from_spec, spec_from_file_location
 from numbers import Real
@@ -21,119 +19,11 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.logit_stats import NUMBERS, logit_stats
-from maxsup_hf.schedules import SCHEDULES
-
-Formula = Callable[..., tuple[Tensor, Tensor]]
+from maxsup_hf.losses._spec import INPUTS, Formula, LossSpec, nearest, prefix_of
 
 # Names Python files with losses of one's own (several with os.pathsep between). A variable, and not a flag, because it
 # reaches every process that a command starts: launchers, the runs of a comparison, workers.
 OWN = "MAXSUP_HF_LOSSES"
-
-# What a formula can ask for beside the numbers of a row. Such a loss takes the plain path, without a fast kernel.
-INPUTS = ("logits", "target", "labels", "votes", "state")
-
-
-@dataclass(frozen=True)
-class LossSpec:
-    """What the registry knows of a loss; nothing here changes after registration.
-
-    Attributes:
-        name: what users type; `"a+b"` for a sum of losses.
-        formula: `(arguments, **parameters and options) -> (term on the label, penalty)`, each (N,).
-        arguments: what the formula takes, in its order: names of row numbers and of `INPUTS`.
-        parameters: its numbers.
-        options: its words and switches, with what each may be.
-        defaults: keyword arguments of `create_loss` with their defaults: each parameter of the formula, its `_end`,
-            `schedule`, `epochs` and `warmup_ratio`, and the options. In a sum each carries its loss's name and a dot.
-        bounds: parameter -> (lowest, highest) allowed value; a parameter without an entry must not be negative.
-        citation: BibTeX of the paper that the loss comes from, or "".
-        replaces_target: whether it is another term on the label than cross-entropy, or smooths the label. A sum has at most
-            one such loss.
-        shift_invariant: whether adding a constant to all logits of a row changes neither value nor gradient.
-        state: class of what the loss remembers from batch to batch, or `None`.
-    """
-
-    name: str
-    formula: Formula
-    arguments: tuple[str, ...]
-    parameters: tuple[str, ...]
-    options: Mapping[str, tuple[Any, ...]]
-    defaults: Mapping[str, Any]
-    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    citation: str = ""
-    replaces_target: bool = False
-    shift_invariant: bool = True
-    state: type | None = None
-
-    @property
-    def numbers(self) -> tuple[str, ...]:
-        """The row numbers among the arguments."""
-        return tuple(name for name in self.arguments if name in NUMBERS)
-
-    @property
-    def needs_logits(self) -> bool:
-        """Whether row numbers are not enough for the formula."""
-        return len(self.numbers) < len(self.arguments)
-
-    @property
-    def description(self) -> str:
-        """The first line of the formula's docstring."""
-        return (inspect.getdoc(self.formula) or "").partition("\n")[0]
-
-    def resolve(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill in the defaults and check every value.
-
-        Args:
-            kwargs: keyword arguments of `create_loss`; for a sum also nested, `{"maxsup": {"alpha": 0.1}}`.
-
-        Raises:
-            TypeError: a keyword that the loss does not have (the message names the nearest), or a value of a wrong type.
-            ValueError: a value that is NaN, infinite or out of bounds, an unknown word, or a schedule that moves nothing.
-        """
-        kwargs = flatten(kwargs)
-        for key in kwargs:
-            if key not in self.defaults:
-                takes = ", ".join(self.defaults) or "none"
-                raise TypeError(
-                    f"loss {self.name!r} has no parameter {key!r}{_nearest(key, self.defaults)} (it takes: {takes})"
-                )
-        values = {**self.defaults, **kwargs}
-        for parameter in self.parameters:
-            bounds = self.bounds.get(parameter, (0.0, math.inf))
-            self._check_number(parameter, values[parameter], bounds)
-            if values[f"{parameter}_end"] is not None:
-                self._check_number(f"{parameter}_end", values[f"{parameter}_end"], bounds)
-        for option, allowed in self.options.items():
-            if values[option] not in allowed or isinstance(values[option], bool) is not isinstance(allowed[0], bool):
-                known = " or ".join(map(repr, allowed))
-                raise ValueError(f"{option} of loss {self.name!r} must be {known}, got {values[option]!r}")
-        for prefix in {prefix_of(parameter) for parameter in self.parameters}:
-            self._check_schedule(prefix, values, given=f"{prefix}schedule" in kwargs)
-        return values
-
-    def _check_number(self, key: str, value: Any, bounds: tuple[float, float]) -> None:
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{key} of loss {self.name!r} must be a number, got {type(value).__name__} {value!r}")
-        low, high = bounds
-        if not (math.isfinite(value) and low <= float(value) <= high):
-            allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
-            raise ValueError(f"{key} of loss {self.name!r} must be finite and {allowed}, got {value!r}")
-
-    def _check_schedule(self, prefix: str, values: Mapping[str, Any], given: bool) -> None:
-        schedule, epochs = values[f"{prefix}schedule"], values[f"{prefix}epochs"]
-        if not isinstance(schedule, str) or schedule not in SCHEDULES:
-            known = ", ".join(map(repr, SCHEDULES))
-            raise ValueError(f"{prefix}schedule of loss {self.name!r} must be one of {known}, got {schedule!r}")
-        if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
-            raise ValueError(f"{prefix}epochs of loss {self.name!r} must be a whole number of at least 1, got {epochs!r}")
-        if schedule == "warmup" or values[f"{prefix}warmup_ratio"] is not None:
-            self._check_number(f"{prefix}warmup_ratio", values[f"{prefix}warmup_ratio"], (1e-9, 1.0))
-        ends = [f"{name}_end" for name in self.parameters if prefix_of(name) == prefix]
-        if given and schedule != "constant" and all(values[end] is None for end in ends):
-            raise ValueError(
-                f"{prefix}schedule={schedule!r} of loss {self.name!r} moves nothing: say where to, with {' or '.join(ends)}"
-            )
-
 
 _SPECS: dict[str, LossSpec] = {}
 
@@ -146,6 +36,9 @@ def register_loss(
     citation: str = "",
     replaces_target: bool = False,
     shift_invariant: bool = True,
+    smoothing: Callable[..., Any] | None = None,
+    weighted_penalty: bool | None = None,
+    needs: Mapping[str, str] | None = None,
     state: type | None = None,
     **ends: float | None,
 ) -> Callable[[Formula], Formula]:
@@ -158,27 +51,35 @@ def register_loss(
     The positional arguments of the formula name the row numbers that it needs (`maxsup_hf.logit_stats.NUMBERS`), each of
     shape (N,). Its keyword-only arguments are the parameters, numbers with a default, and the options, words or booleans
     with a default. In training a parameter comes as a 0-dim tensor, for its value may move: write `int(k)` for a count.
-    It returns two (N,) tensors: the term on the label, which class weights scale, and the penalty, which
-    they do not. The loss is their sum.
+    It returns two (N,) tensors: the target term, which class weights scale, and the penalty, which they do not (but see
+    `weighted_penalty`). The loss is their sum.
 
     A formula that cannot do with row numbers may also ask for `logits` (N, K), float32 or float64, −inf where a class is
     masked and 0 in ignored rows; `labels` (N,), class indices (soft labels are then refused); `target`, either; `votes`
-    (N, P), see `Loss.compute`; and `state`. It is then computed plainly, without a fast kernel.
+    (N, P), see `Loss.forward`; and `state`. It is then computed plainly, without a fast kernel.
 
     Args:
         name: a new name, without "+" and ".".
         bounds: parameter -> (lowest, highest); without an entry a parameter must be finite and not negative.
         choices: option -> the words that it may be.
         citation: BibTeX of the source.
-        replaces_target: the loss has a term on the label of its own, so that it does not add to another such loss.
+        replaces_target: the loss has a target term of its own, so that it cannot be added to another such loss. A formula
+            whose target term is not `cross_entropy` itself is always such a loss.
         shift_invariant: adding a constant to all logits changes neither value nor gradient.
+        smoothing: `(classes, **parameters and options) -> s`, for a formula on `classes` that smooths the label,
+            cross_entropy + s·(label − mean). With class weights it is then that of `torch.nn.functional.cross_entropy`.
+        weighted_penalty: class weights scale the penalty too. A penalty that depends on the label and can be negative needs
+            this: next to a weighted cross-entropy an unweighted one has no lower bound. Default: whether the formula
+            takes `label`.
+        needs: `{"votes": option}`: the switch that says whether `votes` are needed. Default: a formula that takes them
+            always gets them.
         state: class of what the loss remembers, see `maxsup_hf.losses.online_label_smoothing`.
         **ends: default end of a scheduled parameter, as `alpha_end=0.2`; without one the default is constant.
 
     Raises:
         ValueError: the name is taken, or has a "+" or a ".".
-        TypeError: an argument of the formula is no row number, a parameter has no default, or the formula, which is tried
-            on a small batch, fails or returns something else.
+        TypeError: an argument of the formula is not a row statistic, a parameter has no default, `smoothing` or `needs` do
+            not fit the formula, or the formula, which is tried on a small batch, fails or returns something else.
     """
 
     def register(formula: Formula) -> Formula:
@@ -218,9 +119,18 @@ def register_loss(
         defaults |= ends
         if parameters:
             defaults |= {"schedule": "linear", "epochs": None, "warmup_ratio": None}
+        for needed, option in (needs or {}).items():
+            if needed != "votes" or needed not in arguments or options.get(option) != (True, False):
+                raise TypeError(
+                    f"needs of loss {name!r} must map 'votes', which the formula takes, to one of its switches, got "
+                    f"{dict(needs or {})!r}"
+                )
+        if smoothing is not None and not {"cross_entropy", "label", "mean", "classes"} <= set(arguments):
+            raise TypeError(f"smoothing of loss {name!r} needs a formula on cross_entropy, label, mean and classes")
         spec = LossSpec(
             name=name,
             formula=formula,
+            weighted=formula,
             arguments=tuple(arguments),
             parameters=tuple(parameters),
             options=MappingProxyType(options),
@@ -229,18 +139,26 @@ def register_loss(
             citation=citation,
             replaces_target=replaces_target,
             shift_invariant=shift_invariant,
+            smoothing=smoothing,
+            weighted_penalty="label" in arguments and smoothing is None if weighted_penalty is None else weighted_penalty,
+            votes=((needs or {}).get("votes"),) if "votes" in arguments else (),
             state=state,
         )
         spec.resolve({})
-        _try(spec)
+        spec = replace(spec, replaces_target=replaces_target or not _try(spec))
+        if smoothing is not None or spec.weighted_penalty:
+            spec = replace(spec, weighted=_combine([spec], spec.arguments, weighted=True), spread=_spread([spec]))
         _SPECS[name] = spec
         return formula
 
     return register
 
 
-def _try(spec: LossSpec) -> None:
+def _try(spec: LossSpec) -> bool:
     """Compute a formula once, as training does: a mistake in it shows when it is registered, not after hours.
+
+    Returns:
+        Whether its target term is the cross-entropy.
 
     Raises:
         TypeError: it fails, or returns something else than two terms for each row.
@@ -265,6 +183,7 @@ def _try(spec: LossSpec) -> None:
             f"loss {spec.name!r} must return two tensors of shape (N,), the term on the label and the penalty of each row, "
             f"not averaged; of {rows} rows it returned {', '.join(map(str, got))}"
         )
+    return found[0] is have["cross_entropy"]
 
 
 def _is_of_rows(term: Any, rows: int) -> bool:
@@ -316,7 +235,7 @@ def get_spec(name: str) -> LossSpec:
     _load_own()
     if name not in _SPECS:
         raise ValueError(
-            f"unknown loss {name!r}{_nearest(name, _SPECS)} (registered: {', '.join(list_losses())}; files with others are "
+            f"unknown loss {name!r}{nearest(name, _SPECS)} (registered: {', '.join(list_losses())}; files with others are "
             f"named by the variable {OWN})"
         )
     return _SPECS[name]
@@ -336,16 +255,7 @@ def _add(parts: list[LossSpec]) -> LossSpec:
         )
     arguments = tuple(dict.fromkeys(("cross_entropy", *(argument for spec in parts for argument in spec.arguments))))
 
-    def formula(*given: Any, **values: Any) -> tuple[Tensor, Tensor]:
-        have = dict(zip(arguments, given, strict=True))
-        label_term, penalties = have["cross_entropy"], []
-        for spec in parts:
-            own = {key.removeprefix(f"{spec.name}."): v for key, v in values.items() if prefix_of(key) == f"{spec.name}."}
-            term, penalty = spec.formula(*(have[argument] for argument in spec.arguments), **own)
-            label_term = term if spec.replaces_target else label_term
-            penalties.append(penalty)
-        return label_term, reduce(operator.add, penalties)
-
+    formula = _combine(parts, arguments)
     formula.__doc__ = "; ".join(spec.description for spec in parts)
 
     def prefixed(items: str) -> dict[str, Any]:
@@ -354,6 +264,7 @@ def _add(parts: list[LossSpec]) -> LossSpec:
     return LossSpec(
         name=name,
         formula=formula,
+        weighted=_combine(parts, arguments, weighted=True),
         arguments=arguments,
         parameters=tuple(f"{spec.name}.{parameter}" for spec in parts for parameter in spec.parameters),
         options=MappingProxyType(prefixed("options")),
@@ -362,23 +273,57 @@ def _add(parts: list[LossSpec]) -> LossSpec:
         citation="\n\n".join(spec.citation for spec in parts if spec.citation),
         replaces_target=bool(rules),
         shift_invariant=all(spec.shift_invariant for spec in parts),
+        spread=_spread(parts),
+        weighted_penalty=any(spec.weighted_penalty for spec in parts),
+        votes=tuple(option and f"{spec.name}.{option}" for spec in parts for option in spec.votes),
         state=next((spec.state for spec in parts if spec.state), None),
     )
 
 
-def flatten(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"maxsup": {"alpha": 0.1}}` -> `{"maxsup.alpha": 0.1}`; what is not nested stays."""
-    flat: dict[str, Any] = {}
-    for key, value in kwargs.items():
-        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, Mapping) else {key: value}
-    return flat
+def _combine(parts: Sequence[LossSpec], arguments: Sequence[str], weighted: bool = False) -> Formula:
+    """The formula of a sum of losses, or of a single one: one target term, and everyone's penalty.
+
+    Args:
+        arguments: what the formula takes.
+        weighted: make that of `LossSpec.weighted`.
+    """
+
+    def formula(*given: Any, **values: Any) -> tuple[Any, Any]:
+        have = dict(zip(arguments, given, strict=True))
+        target_term: Any = have.get("cross_entropy")
+        scaled: list[Any] = []  # penalties that class weights scale
+        penalties: list[Any] = []
+        for spec in parts:
+            own = _own(spec, values, parts)
+            term, penalty = spec.formula(*(have[argument] for argument in spec.arguments), **own)
+            if spec.replaces_target:
+                target_term = term
+            if weighted and spec.smoothing is not None:
+                target_term = (1 - spec.smoothing(have["classes"], **own)) * term
+            elif weighted and spec.weighted_penalty:
+                scaled.append(penalty)
+            else:
+                penalties.append(penalty)
+        penalty = reduce(operator.add, penalties) if penalties else target_term.new_zeros(())
+        return reduce(operator.add, scaled, target_term), penalty
+
+    return formula
 
 
-def prefix_of(key: str) -> str:
-    """The loss's name and a dot in front of a parameter of a sum, "" for a loss alone."""
-    return key[: key.rfind(".") + 1]
+def _spread(parts: Sequence[LossSpec]) -> Formula | None:
+    """`LossSpec.spread` of a sum of losses, or of a single one."""
+    spec = next((spec for spec in parts if spec.smoothing is not None), None)
+    if spec is None:
+        return None
+
+    def spread(cross_entropy: Any, classes: Any, **values: Any) -> tuple[Any, Any]:
+        assert spec.smoothing is not None
+        return spec.smoothing(classes, **_own(spec, values, parts)) * cross_entropy, cross_entropy.new_zeros(())
+
+    return spread
 
 
-def _nearest(word: Any, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(str(word).lower().replace("-", "_"), list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+def _own(spec: LossSpec, values: Mapping[str, Any], parts: Sequence[LossSpec]) -> dict[str, Any]:
+    """The parameters and options of one summand."""
+    prefix = f"{spec.name}." if len(parts) > 1 else ""
+    return {key.removeprefix(prefix): value for key, value in values.items() if prefix_of(key) == prefix}

@@ -1,3 +1,5 @@
+from typing import Any
+
 from torch import Tensor
 
 from maxsup_hf.losses._registry import register_loss
@@ -11,8 +13,18 @@ CITATION = """@inproceedings{szegedy2016rethinking,
 }"""
 
 
+def share(classes: Any, *, alpha: Any, over: str) -> Any:
+    """What part of the label is spread evenly over all K classes."""
+    return alpha if over == "K" else alpha * classes / (classes - 1)
+
+
 @register_loss(
-    "label_smoothing", bounds={"alpha": (0, 1)}, choices={"over": ("K", "K-1")}, citation=CITATION, replaces_target=True
+    "label_smoothing",
+    bounds={"alpha": (0, 1)},
+    choices={"over": ("K", "K-1")},
+    citation=CITATION,
+    replaces_target=True,
+    smoothing=share,
 )
 def label_smoothing(
     cross_entropy: Tensor, label: Tensor, mean: Tensor, classes: Tensor, *, alpha: float = 0.1, over: str = "K"
@@ -20,7 +32,7 @@ def label_smoothing(
     """Label smoothing: cross-entropy + α(z_label − mean z).
 
     `over="K"` spreads α over all K classes, as torch, timm and the paper do; `over="K-1"` over the others only, as fairseq
-    does, which is the former with α·K/(K−1).
+    does, which is the former with α·K/(K−1). With class weights it is torch's
+    `F.cross_entropy(weight=w, label_smoothing=α)`: each smoothed class counts with its own weight.
     """
-    strength = alpha if over == "K" else alpha * classes / (classes - 1)
-    return cross_entropy, strength * (label - mean)
+    return cross_entropy, share(classes, alpha=alpha, over=over) * (label - mean)

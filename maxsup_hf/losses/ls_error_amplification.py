@@ -5,7 +5,7 @@ from maxsup_hf.losses._registry import register_loss
 from maxsup_hf.losses.maxsup import CITATION
 
 
-@register_loss("ls_error_amplification", choices={"of": ("mean", "top")}, citation=CITATION)
+@register_loss("ls_error_amplification", choices={"of": ("mean", "top")}, citation=CITATION, weighted_penalty=True)
 def ls_error_amplification(
     cross_entropy: Tensor,
     label: Tensor,
@@ -19,7 +19,7 @@ def ls_error_amplification(
     """Label smoothing's error amplification alone: cross-entropy + α/N·Σ_{z_n > z_label} (z_label − z_n).
 
     N is the number of such classes (arXiv 2502.15798, Table 1; 0 where there is none). `of="top"` is the table's other
-    form, α(z_label − max z).
+    form, α(z_label − max z). Either is at most 0, so class weights scale it with the cross-entropy that outweighs it.
     """
     if of == "top":
         return cross_entropy, alpha * (label - top)

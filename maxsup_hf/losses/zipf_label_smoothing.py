@@ -12,7 +12,7 @@ CITATION = """@inproceedings{liang2022efficient,
 }"""
 
 
-@register_loss("zipf_label_smoothing", citation=CITATION, replaces_target=True)
+@register_loss("zipf_label_smoothing", citation=CITATION, replaces_target=True, needs={"votes": "dense"})
 def zipf_label_smoothing(
     cross_entropy: Tensor,
     logits: Tensor,

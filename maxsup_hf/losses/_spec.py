@@ -1,0 +1,158 @@
+"""What the registry knows of a loss."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+from maxsup_hf.logit_stats import NUMBERS
+from maxsup_hf.schedules import SCHEDULES
+
+Formula = Callable[..., tuple[Tensor, Tensor]]
+
+# What a formula can ask for beside the numbers of a row. Such a loss takes the plain path, without a fast kernel.
+INPUTS = ("logits", "target", "labels", "votes", "state")
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """What the registry knows of a loss; nothing here changes after registration.
+
+    Attributes:
+        name: what users type; `"a+b"` for a sum of losses.
+        formula: `(arguments, **parameters and options) -> (term on the label, penalty)`, each (N,).
+        arguments: what the formula takes, in its order: names of row numbers and of `INPUTS`.
+        parameters: its numbers.
+        options: its words and switches, with what each may be.
+        defaults: keyword arguments of `create_loss` with their defaults: each parameter of the formula, its `_end`,
+            `schedule`, `epochs` and `warmup_ratio`, and the options. In a sum each carries its loss's name and a dot.
+        bounds: parameter -> (lowest, highest) allowed value; a parameter without an entry must not be negative.
+        citation: BibTeX of the paper that the loss comes from, or "".
+        replaces_target: whether it is another term on the label than cross-entropy, or smooths the label. A sum has at most
+            one such loss.
+        shift_invariant: whether adding a constant to all logits of a row changes neither value nor gradient.
+        weighted: as `formula`, for use with class weights, which scale its first term and not its second.
+        smoothing: `(classes, **parameters and options) -> s`, for a loss that spreads a share s of the label evenly over
+            all classes; otherwise `None`.
+        spread: the formula of what such a loss adds to `weighted` with class weights w, s·cross_entropy against w/K; it
+            takes `cross_entropy` and `classes`.
+        weighted_penalty: whether class weights scale the penalty too, because it depends on the label and can be negative.
+        votes: for each summand that takes `votes`, the option that switches them on; `None` where they are always needed.
+        state: class of what the loss remembers from batch to batch, or `None`.
+    """
+
+    name: str
+    formula: Formula
+    weighted: Formula
+    arguments: tuple[str, ...]
+    parameters: tuple[str, ...]
+    options: Mapping[str, tuple[Any, ...]]
+    defaults: Mapping[str, Any]
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    citation: str = ""
+    replaces_target: bool = False
+    shift_invariant: bool = True
+    smoothing: Callable[..., Any] | None = None
+    spread: Formula | None = None
+    weighted_penalty: bool = False
+    votes: tuple[str | None, ...] = ()
+    state: type | None = None
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The row numbers among the arguments."""
+        return tuple(name for name in self.arguments if name in NUMBERS)
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the formula needs more than row statistics."""
+        return len(self.numbers) < len(self.arguments)
+
+    @property
+    def weighs_soft_labels(self) -> bool:
+        """Whether class weights have a meaning under soft labels: what they scale must be a sum over classes."""
+        return not self.weighted_penalty and (self.spread is not None or not self.replaces_target)
+
+    @property
+    def description(self) -> str:
+        """The first line of the formula's docstring."""
+        return (inspect.getdoc(self.formula) or "").partition("\n")[0]
+
+    def resolve(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Fill in the defaults and check every value.
+
+        Args:
+            kwargs: keyword arguments of `create_loss`; for a sum also nested, `{"maxsup": {"alpha": 0.1}}`.
+
+        Raises:
+            TypeError: a keyword that the loss does not have (the message names the nearest), or a value of a wrong type.
+            ValueError: a value that is NaN, infinite or out of bounds, an unknown word, or a schedule that moves nothing.
+        """
+        kwargs = flatten(kwargs)
+        for key in kwargs:
+            if key not in self.defaults:
+                takes = ", ".join(self.defaults) or "none"
+                raise TypeError(
+                    f"loss {self.name!r} has no parameter {key!r}{nearest(key, self.defaults)} (it takes: {takes})"
+                )
+        values = {**self.defaults, **kwargs}
+        for parameter in self.parameters:
+            bounds = self.bounds.get(parameter, (0.0, math.inf))
+            self._check_number(parameter, values[parameter], bounds)
+            if values[f"{parameter}_end"] is not None:
+                self._check_number(f"{parameter}_end", values[f"{parameter}_end"], bounds)
+        for option, allowed in self.options.items():
+            if values[option] not in allowed or isinstance(values[option], bool) is not isinstance(allowed[0], bool):
+                known = " or ".join(map(repr, allowed))
+                raise ValueError(f"{option} of loss {self.name!r} must be {known}, got {values[option]!r}")
+        for prefix in {prefix_of(parameter) for parameter in self.parameters}:
+            self._check_schedule(prefix, values, given=f"{prefix}schedule" in kwargs)
+        return values
+
+    def _check_number(self, key: str, value: Any, bounds: tuple[float, float]) -> None:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{key} of loss {self.name!r} must be a number, got {type(value).__name__} {value!r}")
+        low, high = bounds
+        if not (math.isfinite(value) and low <= float(value) <= high):
+            allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+            raise ValueError(f"{key} of loss {self.name!r} must be finite and {allowed}, got {value!r}")
+
+    def _check_schedule(self, prefix: str, values: Mapping[str, Any], given: bool) -> None:
+        schedule, epochs = values[f"{prefix}schedule"], values[f"{prefix}epochs"]
+        if not isinstance(schedule, str) or schedule not in SCHEDULES:
+            known = ", ".join(map(repr, SCHEDULES))
+            raise ValueError(f"{prefix}schedule of loss {self.name!r} must be one of {known}, got {schedule!r}")
+        if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
+            raise ValueError(f"{prefix}epochs of loss {self.name!r} must be a whole number of at least 1, got {epochs!r}")
+        if schedule == "warmup" or values[f"{prefix}warmup_ratio"] is not None:
+            self._check_number(f"{prefix}warmup_ratio", values[f"{prefix}warmup_ratio"], (1e-9, 1.0))
+        ends = [f"{name}_end" for name in self.parameters if prefix_of(name) == prefix]
+        if given and schedule != "constant" and all(values[end] is None for end in ends):
+            raise ValueError(
+                f"{prefix}schedule={schedule!r} of loss {self.name!r} moves nothing: say where to, with {' or '.join(ends)}"
+            )
+
+
+def flatten(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"maxsup": {"alpha": 0.1}}` -> `{"maxsup.alpha": 0.1}`; what is not nested stays."""
+    flat: dict[str, Any] = {}
+    for key, value in kwargs.items():
+        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
+def prefix_of(key: str) -> str:
+    """The loss's name and a dot in front of a parameter of a sum, "" for a loss alone."""
+    return key[: key.rfind(".") + 1]
+
+
+def nearest(word: Any, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(str(word).lower().replace("-", "_"), list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
