@@ -37,7 +37,7 @@ class Counting(NamedTuple):
 
 
 def class_targets(
-    inputs: Mapping[str, Any], ignore_index: int = IGNORE_INDEX, names: Sequence[str] = ()
+    inputs: Mapping[str, Any], ignore_index: int = IGNORE_INDEX, names: Sequence[str] = (), classes: int | None = None
 ) -> dict[str, Tensor]:
     """The class labels in a batch, one for each row of logits.
 
@@ -45,6 +45,8 @@ def class_targets(
         inputs: keyword arguments of a model's forward.
         ignore_index: label that the head ignores.
         names: further arguments that hold labels (`TrainingArguments.label_names`).
+        classes: K of a classification head: integer labels (B, T, K) that are one-hot are class indices (B, T) to it, as in
+            heads for audio frames.
 
     Returns:
         Name -> integer labels in which −100 stands for every label that is not counted. Class probabilities
@@ -57,12 +59,14 @@ def class_targets(
         if name == "soft_labels" or (name == "labels" and labels.is_floating_point()):
             found["labels"] = torch.zeros(labels.shape[:-1], dtype=torch.long, device=labels.device)
         elif not labels.is_floating_point() and "soft_labels" not in inputs:
-            found[name] = _positions(labels, inputs) if name in POSITIONS else _unify(labels, ignore_index)
+            found[name] = _positions(labels, inputs) if name in POSITIONS else _unify(labels, ignore_index, classes)
     return found
 
 
-def _unify(labels: Tensor, ignore_index: int) -> Tensor:
+def _unify(labels: Tensor, ignore_index: int, classes: int | None) -> Tensor:
     labels = labels.long()
+    if labels.ndim == 3 and labels.shape[-1] == classes and bool(((labels >= 0).all(-1) & (labels.sum(-1) == 1)).all()):
+        labels = labels.argmax(-1)
     return labels if ignore_index == IGNORE_INDEX else labels.masked_fill(labels == ignore_index, IGNORE_INDEX)
 
 

@@ -255,7 +255,7 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
     def _class_targets(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         config = getattr(self.model, "config", None)
         ignored = getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", IGNORE_INDEX))
-        return class_targets(inputs, ignored, self.label_names)
+        return class_targets(inputs, ignored, self.label_names, getattr(config, "num_labels", None))
 
     def _take_soft_labels(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
         """Models take integer labels alone (float ones make them train binary cross-entropy): soft labels are taken out,
