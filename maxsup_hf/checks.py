@@ -6,13 +6,13 @@ from collections.abc import Sized
 from typing import Any
 
 import datasets
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 
 from maxsup_hf.counting import IGNORE_INDEX
+from maxsup_hf.label_counts import read_column
 
 # Heads whose logits have one column for each of config.num_labels.
 LABELLED_HEADS = (
@@ -130,11 +130,6 @@ def check_float_labels(labels: Tensor, model: nn.Module) -> None:
             f"floating labels are class probabilities whose rows sum to 1, got sums from {sums.min().item():g} to "
             f"{sums.max().item():g}: a multi-label head needs the stock Trainer"
         )
-
-
-def read_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    """A column's stored values, without running transforms or decoding images."""
-    return dataset.select_columns(name).with_format("arrow")[:].column(name)
 
 
 def check_train_dataset(dataset: Any, model: nn.Module) -> None:
