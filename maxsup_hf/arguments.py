@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from maxsup_hf.class_weights import parse_class_weights
 from maxsup_hf.fused_linear import check_serves
 from maxsup_hf.losses import Loss, create_loss, flatten, prefix_of
 
@@ -77,7 +78,8 @@ class MaxSupArgumentsMixin:
 
     Raises at construction:
         ValueError, TypeError: an unknown loss or parameter, a value out of bounds or of a wrong type,
-            `label_smoothing_factor` set beside the loss, or `fused_linear_loss` with a loss that needs the logits.
+            `label_smoothing_factor` set beside the loss, `class_weights` that are not finite, negative or all 0, or
+            `fused_linear_loss` with a loss that needs the logits or with class weights.
     """
 
     loss: str = field(
@@ -94,6 +96,14 @@ class MaxSupArgumentsMixin:
             'or alpha=0.1,alpha_end=0.2; of a sum those of each: \'{"maxsup": {"alpha": 0.1}, "z_loss": {"lam": 1e-4}}\''
         },
     )
+    class_weights: list[float] | str | dict[str, float] | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of the classes in the training loss of a classifier: balanced (n / (K*n_k) of the training "
+            "labels), one number for each class (1,20,0.5 or a JSON list), or numbers by name as JSON: "
+            '\'{"cat": 1, "dog": 20}\'. Evaluation is not weighted.'
+        },
+    )
     fused_linear_loss: bool = field(
         default=False,
         metadata={
@@ -108,6 +118,11 @@ class MaxSupArgumentsMixin:
 
     def __post_init__(self) -> None:
         self.loss_kwargs = flatten(parse_loss_kwargs(self.loss_kwargs))
+        self.class_weights = parse_class_weights(self.class_weights)
+        if self.class_weights is not None and self.fused_linear_loss:
+            raise ValueError(
+                "class_weights are for classifiers, and fused_linear_loss is for language models: leave one of them out"
+            )
         factor = getattr(self, "label_smoothing_factor", 0.0)
         if factor:
             raise ValueError(
@@ -161,6 +176,9 @@ class MaxSupTrainingArguments(MaxSupArgumentsMixin, TrainingArguments):
         loss: registered name of the training loss. Default `"maxsup"`.
         loss_kwargs: its parameters, as a dict, a JSON string or `"key=value,…"`. Default: the loss's own defaults; for
             `maxsup` alpha rises linearly from 0.1 to 0.2 over training (arXiv 2502.15798).
+        class_weights: weight of each class in the training loss: `"balanced"` (n / (K·n_k) of the training labels, as in
+            scikit-learn), K numbers, or a mapping from class names, also as text; see `maxsup_hf.class_weights`. Evaluation
+            stays unweighted. Default `None`.
         fused_linear_loss: train a language model without ever making the logits of a whole batch, see
             `maxsup_hf.lazy_logits`; a model that it cannot serve is refused. Default False.
         resume_with_other_loss: allow resuming a checkpoint of another loss or other loss_kwargs. Default False: refused.

@@ -7,7 +7,6 @@ from collections.abc import Sized
 from typing import Any
 
 import datasets
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate.utils import DynamoBackend
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.trainer_utils import unwrap_peft_model
 
+from maxsup_hf.label_counts import read_column
 from maxsup_hf.normalization import IGNORE_INDEX
 
 # Heads whose logits have one column for each of config.num_labels.
@@ -149,11 +149,6 @@ def check_float_labels(labels: Tensor, model: nn.Module) -> None:
             f"floating labels are class probabilities whose rows sum to 1, got sums from {sums.min().item():g} to "
             f"{sums.max().item():g}: a multi-label head needs the stock Trainer"
         )
-
-
-def read_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    """A column's stored values, without running transforms or decoding images."""
-    return dataset.select_columns(name).with_format("arrow")[:].column(name)
 
 
 def check_train_dataset(dataset: Any, model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from maxsup_hf.checks import check_head, shifts_labels
+from maxsup_hf.class_weights import weights_for_training
 from maxsup_hf.losses import create_loss
 from maxsup_hf.normalization import IGNORE_INDEX
 
@@ -15,7 +16,12 @@ from maxsup_hf.normalization import IGNORE_INDEX
 class ComputeLoss(TrainerCallback):
     """Made by `compute_loss_func`: what to call, and the callback that tells it how far training is."""
 
-    def __init__(self, name: str, model: nn.Module, **loss_kwargs: Any):
+    def __init__(self, name: str, model: nn.Module, weight: Any = None, **loss_kwargs: Any):
+        try:
+            self.weight = weights_for_training(weight, model, None)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"weight of compute_loss_func: {error}") from error
+        self.has_begun = False
         self.loss = create_loss(name, **loss_kwargs)
         self.plain = create_loss("cross_entropy")
         if self.loss.state is not None:
@@ -39,6 +45,14 @@ class ComputeLoss(TrainerCallback):
                 f"label_smoothing_factor={args.label_smoothing_factor} is not used beside a compute_loss_func; leave "
                 f"it out: loss {self.loss.spec.name!r} takes its place"
             )
+        accumulation, devices = args.gradient_accumulation_steps, args.world_size * max(1, args.n_gpu)
+        if self.weight is not None and (accumulation > 1 or devices > 1):
+            raise ValueError(
+                "weight of compute_loss_func needs one micro-batch on one device for each step, got "
+                f"gradient_accumulation_steps={accumulation} and {devices} device(s): the stock Trainer does not count the "
+                "class weights of a whole batch. Use MaxSupTrainer with class_weights, which does"
+            )
+        self.has_begun = True
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress = min(1.0, state.global_step / max(1, state.max_steps))
@@ -60,10 +74,19 @@ class ComputeLoss(TrainerCallback):
                 "compute_loss_func is not told: pass the same object as a callback too, Trainer(compute_loss_func=f, "
                 "callbacks=[f]), or set alpha_end=None"
             )
-        return self.loss(logits, labels, self.progress, num_items_in_batch, ignore_index=IGNORE_INDEX)
+        if self.weight is None:
+            return self.loss(logits, labels, self.progress, num_items_in_batch, ignore_index=IGNORE_INDEX)
+        if not self.has_begun:
+            raise ValueError(
+                "weight of compute_loss_func needs to know how batches are cut: pass the same object as a callback too, "
+                "Trainer(compute_loss_func=f, callbacks=[f])"
+            )
+        self.weight = self.weight.to(logits.device)
+        # one micro-batch on one device: what its rows and their weights add up to is what the sums are divided by
+        return self.loss(logits, labels, self.progress, weight=self.weight, ignore_index=IGNORE_INDEX)
 
 
-def compute_loss_func(name: str, *, model: nn.Module, **loss_kwargs: Any) -> ComputeLoss:
+def compute_loss_func(name: str, *, model: nn.Module, weight: Any = None, **loss_kwargs: Any) -> ComputeLoss:
     """Make a registered loss for a stock `transformers.Trainer`.
 
         f = compute_loss_func("maxsup", model=model)
@@ -78,6 +101,9 @@ def compute_loss_func(name: str, *, model: nn.Module, **loss_kwargs: Any) -> Com
         name: registered name of the loss.
         model: the model that is trained: tells whether labels are shifted, and whether it is training; evaluation
             returns plain cross-entropy.
+        weight: class weights, as a (K,) tensor, a list, or a mapping from the class names of the model's config; evaluation
+            stays unweighted. They need one micro-batch on one device for each step; pass the returned object in
+            `callbacks` too, which checks it when training begins. Default `None`.
         **loss_kwargs: as for `create_loss`. Where a parameter changes over training, pass the returned object in
             `callbacks` too.
 
@@ -85,6 +111,6 @@ def compute_loss_func(name: str, *, model: nn.Module, **loss_kwargs: Any) -> Com
         A callable (outputs, labels, num_items_in_batch=None) -> 0-dim loss, which is also a `TrainerCallback`.
 
     Raises:
-        ValueError, TypeError: unknown loss or parameters, or a regression or multi-label head.
+        ValueError, TypeError: unknown loss or parameters, a regression or multi-label head, or weights that do not fit it.
     """
-    return ComputeLoss(name, model, **loss_kwargs)
+    return ComputeLoss(name, model, weight, **loss_kwargs)

@@ -29,6 +29,7 @@ from maxsup_hf.checks import (
     head_problem,
     shifts_labels,
 )
+from maxsup_hf.class_weights import weights_for_training
 from maxsup_hf.cross_entropy_patch import CrossEntropyPatch
 from maxsup_hf.hub.mixin import HubMixin
 from maxsup_hf.lazy_logits import output_embedding
@@ -149,10 +150,11 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         self.loss_function = self.args.make_loss()
         self.check()
         self._scale_losses_here()
+        weights = weights_for_training(self.args.class_weights, self.model, self.train_dataset, self.label_names)
         self._training = OneTraining(
             self.model,
             self.loss_function,
-            class_weights=None,
+            class_weights=weights,
             fused=self.args.fused_linear_loss,
             owner=type(self),
         )

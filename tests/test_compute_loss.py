@@ -79,6 +79,66 @@ def test_label_smoothing_beside_it_is_refused(tmp_path):
         trainer.train()
 
 
+WEIGHT = [1.0, 20.0, 1.0, 1.0, 0.1]
+
+
+@pytest.mark.parametrize("given", [WEIGHT, torch.tensor(WEIGHT), {f"LABEL_{k}": w for k, w in enumerate(WEIGHT)}])
+@pytest.mark.parametrize("name", ["cross_entropy", "maxsup", "label_smoothing"])
+def test_class_weights(name, given, tmp_path):
+    """One step of SGD along the gradient of torch's weighted loss; evaluation stays unweighted."""
+    data = tiny.batch("bert")
+    options = {**OPTIONS, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 1}
+    torch.manual_seed(0)
+    model = tiny.bert()
+    expected = tiny.bert()
+    expected.load_state_dict(model.state_dict())
+    function = compute_loss_func(name, model=model, weight=given, **({} if name == "cross_entropy" else {"alpha_end": None}))
+    args = TrainingArguments(str(tmp_path), lr_scheduler_type="constant", max_grad_norm=0.0, **options)
+    trainer = Trainer(
+        model, args, train_dataset=tiny.rows(data), eval_dataset=tiny.rows(data), compute_loss_func=function,
+        callbacks=[function],
+    )  # fmt: skip
+    trainer.train()
+    logits = expected(**data).logits
+    value = cross_entropy(
+        logits, data["labels"], torch.tensor(WEIGHT), label_smoothing=0.1 if name == "label_smoothing" else 0.0
+    )
+    if name == "maxsup":
+        value = value + 0.1 * (logits.amax(1) - logits.mean(1)).mean()
+    value.backward()
+    for parameter, reached in zip(expected.parameters(), model.parameters(), strict=True):
+        if parameter.grad is not None:
+            torch.testing.assert_close(reached.data, parameter.data - 1e-2 * parameter.grad, rtol=1e-5, atol=1e-7)
+    plain = cross_entropy(model.eval()(**data).logits, data["labels"])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_class_weights_of_a_cut_batch_are_refused(tmp_path):
+    model = tiny.bert()
+    data = CASES["bert"][1]
+    function = compute_loss_func("cross_entropy", model=model, weight=WEIGHT)
+    args = TrainingArguments(str(tmp_path), **OPTIONS)  # three micro-batches for each step
+    trainer = Trainer(model, args, train_dataset=data, compute_loss_func=function, callbacks=[function])
+    with pytest.raises(ValueError, match="accumulation_steps=3 and 1 device.* Use MaxSupTrainer with class_weights"):
+        trainer.train()
+    with pytest.raises(ValueError, match=r"weight of compute_loss_func needs to know .* callbacks=\[f\]"):
+        Trainer(model, args, train_dataset=data, compute_loss_func=function).train()
+
+
+@pytest.mark.parametrize(
+    ("build", "weight", "message"),
+    [
+        (tiny.bert, [1.0, 2.0], "one weight for each of the model's 5 classes, got 2"),
+        (tiny.bert, {"yak": 1.0}, "unknown: 'yak'"),
+        (tiny.bert, [1.0, 1.0, 1.0, 1.0, -1.0], r"class_weights\[4\] must be a finite number"),
+        (tiny.llama, [1.0] * 40, "LlamaForCausalLM does not"),
+    ],
+)
+def test_class_weights_that_do_not_fit(build, weight, message):
+    with pytest.raises(ValueError, match=f"weight of compute_loss_func: .*{message}"):
+        compute_loss_func("maxsup", model=build(), weight=weight)
+
+
 def test_misuse():
     with pytest.raises(ValueError, match="unknown loss 'maxsub', did you mean 'maxsup'"):
         compute_loss_func("maxsub", model=tiny.vit())

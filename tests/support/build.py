@@ -131,7 +131,9 @@ def head_classes() -> dict[str, type[PreTrainedModel]]:
     """Every exported class with a head, by name."""
     found = {}
     for name in dir(transformers):
-        if re.search(r"For[A-Z]|LMHead|Decoder$|DoubleHeads|WithLMHead", name) and not name.startswith(("Auto", "TF", "Flax")):
+        if re.search(r"For[A-Z]|LMHead|Decoder$|DoubleHeads|WithLMHead", name) and not name.startswith(
+            ("Auto", "TF", "Flax")
+        ):
             cls = getattr(transformers, name)
             if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and getattr(cls, "config_class", None):
                 found[name] = cls
