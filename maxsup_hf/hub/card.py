@@ -18,6 +18,8 @@ from maxsup_hf.hub.record import load_record
 
 START = "<!-- maxsup_hf: what stands between these marks is written anew with every card -->"
 END = "<!-- maxsup_hf: end -->"
+LISTED = 20  # so many class weights are shown one by one
+LARGEST = 5  # of more classes, so many
 SPLITS = {"eval": "validation", "test": "test"}
 
 
@@ -47,9 +49,9 @@ def write_card(folder: str | Path) -> Path:
         after = rest.partition(END)[2] if mark else ""
         text = "\n\n".join(part for part in (before.strip(), text, after.strip()) if part)
         theirs = given.data.to_dict()
-        tags = [*(theirs.get("tags") or []), *data["tags"]]
+        tags = [*(theirs.get("tags") or []), *data.get("tags", [])]
         results = {key: data[key] for key in ("model-index",) if key in data}
-        data = data | theirs | results | {"tags": list(dict.fromkeys(tags))}
+        data = data | theirs | results | ({"tags": list(dict.fromkeys(tags))} if tags else {})
     front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     path.write_text(f"---\n{front}---\n\n{text}\n", encoding="utf-8")
     read_card(path)
@@ -106,7 +108,7 @@ def read_card(path: str | Path) -> ModelCard:
 
 
 def _metadata(found: dict[str, Any], folder: Path) -> dict[str, Any]:
-    model, loss = found["model"], found["loss"]
+    model, loss = found["model"], found.get("loss")
     tasks = found.get("tasks")
     task = tasks if isinstance(tasks, str) else None
     results = []
@@ -124,7 +126,7 @@ def _metadata(found: dict[str, Any], folder: Path) -> dict[str, Any]:
                     metric_value=value,
                 )
             )
-    tags = ["maxsup", *loss["name"].split("+"), *(found.get("tags") or [])]
+    tags = [*(["maxsup", *loss["name"].split("+")] if loss else []), *(found.get("tags") or [])]
     metrics = dict.fromkeys(key.partition("_")[2] for key in found.get("results", {}))
     data = ModelCardData(
         language=found.get("language"),
@@ -135,7 +137,7 @@ def _metadata(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         base_model_relation=("adapter" if model.get("adapter") else "finetune") if model.get("base_model") else None,
         datasets=[found["dataset_tags"]] if found.get("dataset_tags") else None,
         metrics=list(metrics) or None,
-        tags=list(dict.fromkeys(tags)),
+        tags=list(dict.fromkeys(tags)) or None,
         model_name=_name(found, folder) if results else None,
         eval_results=results or None,
     )
@@ -159,13 +161,15 @@ def _render(folder: Path, found: dict[str, Any]) -> str:
     ]
     environment = Environment(undefined=ChainableUndefined, keep_trailing_newline=False)
     template = environment.from_string(files("maxsup_hf.hub").joinpath("card.md.jinja").read_text(encoding="utf-8"))
+    loss = found.get("loss", {})
     text = template.render(
         **found,
         start=START,
         end=END,
         name=_name(found, folder),
         table=_table(["metric", *splits], rows),
-        parameters=_table(["parameter", "value"], [[f"`{key}`", value] for key, value in found["loss"]["kwargs"].items()]),
+        parameters=_table(["parameter", "value"], [[f"`{key}`", value] for key, value in loss.get("kwargs", {}).items()]),
+        class_weights=_weight_table(loss.get("class_weights", {})),
         training="\n".join(_training(found, _emissions(folder))),
         figures=figures,
         usage=_usage(found, folder),
@@ -175,6 +179,17 @@ def _render(folder: Path, found: dict[str, Any]) -> str:
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _weight_table(weights: dict[str, float]) -> str:
+    """Every class weight, or of many classes how far they reach and the largest."""
+    weights = {name.replace("|", "\\|"): weight for name, weight in weights.items()}
+    if len(weights) <= LISTED:
+        return _table(["class", "weight"], [[name, f"{weight:.4g}"] for name, weight in weights.items()]) if weights else ""
+    largest = sorted(weights.items(), key=lambda entry: -entry[1])[:LARGEST]
+    listed = ", ".join(f"{name} ({weight:.4g})" for name, weight in largest)
+    low, high = min(weights.values()), max(weights.values())
+    return f"From {low:.4g} to {high:.4g} over {len(weights)} classes; the largest: {listed}."
 
 
 def _training(found: dict[str, Any], emissions: str | None) -> Iterator[str]:

@@ -26,21 +26,16 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
     """Gather what a Trainer knows; what it does not know is left out.
 
     Args:
-        trainer: with a `loss_function`.
+        trainer: with a `loss_function`. What it says was trained, `trained_loss` and `trained_class_weights`, comes first:
+            where `trained_loss` is `None` nothing was trained, and there is no `loss`.
         **about: what the caller knows of data and model: `tasks`, `dataset`, `dataset_tags` (a Hub id), `dataset_args`,
             `language`, `license`, `tags`, `model_name`, `finetuned_from`.
     """
-    args, loss, model = trainer.args, trainer.loss_function, trainer.accelerator.unwrap_model(trainer.model)
-    spec = loss.spec
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     hyperparameters = {name: _plain(getattr(args, name, None)) for name in HYPERPARAMETERS}
     state = trainer.state
     found = {
-        "loss": {
-            "name": spec.name,
-            "kwargs": {key: value for key, value in loss.kwargs.items() if value is not None},
-            "formula": spec.description,
-            "citation": spec.citation,
-        },
+        "loss": _loss(trainer, model),
         "model": {
             "class": type(model).__name__,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -86,6 +81,29 @@ def load_record(folder: str | Path) -> dict[str, Any]:
     if results.is_file():
         found["results"] = found.get("results", {}) | _measured(json.loads(results.read_text(encoding="utf-8")))
     return found
+
+
+def _loss(trainer: Any, model: Any) -> dict[str, Any] | None:
+    """The loss that was trained, with its class weights; `None` where nothing was."""
+    loss = getattr(trainer, "trained_loss", trainer.loss_function)
+    if loss is None:
+        return None
+    weights = getattr(trainer, "trained_class_weights", None)
+    return {
+        "name": loss.spec.name,
+        "kwargs": {key: value for key, value in loss.kwargs.items() if value is not None},
+        "formula": loss.spec.description,
+        "citation": loss.spec.citation,
+    } | ({} if weights is None else {"class_weights": _class_weights(weights.tolist(), model)})
+
+
+def _class_weights(weights: list[float], model: Any) -> dict[str, float]:
+    """Class name, or its number where it has none, -> weight in six digits."""
+    labels = {int(k): str(name) for k, name in (getattr(getattr(model, "config", None), "id2label", None) or {}).items()}
+    names = [labels.get(k, str(k)) for k in range(len(weights))]
+    if len(labels) != len(weights) or len(set(names)) < len(names):
+        names = [str(k) for k in range(len(weights))]
+    return {name: float(f"{weight:.6g}") for name, weight in zip(names, weights, strict=True)}
 
 
 def _last_evaluation(history: list[dict[str, Any]]) -> dict[str, float]:

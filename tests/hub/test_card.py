@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification
 
-from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli
+from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli, create_loss
 from maxsup_hf.hub.card import write_benchmark_result, write_card
 from maxsup_hf.hub.record import load_record
 from maxsup_hf.scripts.body.arguments import ScriptArguments
@@ -57,6 +57,61 @@ def test_text(run):
     assert text.count("@inproceedings{zhou2025maxsup") == 1 and "@article{chowdhery2022palm" in text
     assert "szegedy" not in text and "- learning_rate: 5e-05" in text and "- steps: 2" in text
     assert "None" not in text and "python/object" not in text and not re.search(r"\n{3,}", text)
+
+
+def test_class_weights(run, tmp_path):
+    trainer = train(tmp_path / "named")
+    trainer.model.config.id2label = dict(enumerate(["ant", "bee", "a|b", "cow", "dog"]))
+    trainer.trained_class_weights = torch.tensor([1.0, 20.0, 1 / 3, 0.0, 1e-5])
+    trainer.create_model_card()
+    found = load_record(tmp_path / "named")["loss"]["class_weights"]
+    assert found == {"ant": 1.0, "bee": 20.0, "a|b": 0.333333, "cow": 0.0, "dog": 1e-05}
+    table = (
+        "| class | weight |\n| --- | --- |\n| ant | 1 |\n| bee | 20 |\n| a\\|b | 0.3333 |\n| cow | 0 |\n| dog | 1e-05 |\n"
+    )
+    assert table in (tmp_path / "named" / "README.md").read_text()
+    assert "weighted" not in (run / "README.md").read_text() and "class_weights" not in load_record(run)["loss"]
+
+
+def test_weights_of_many_classes_are_summed_up(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    found = load_record(run)
+    found["loss"]["class_weights"] = {f"class {k}": 1 + k / 8 for k in range(40)}
+    (folder / "run.json").write_text(json.dumps(found))
+    text = write_card(folder).read_text()
+    assert "From 1 to 5.875 over 40 classes; the largest: class 39 (5.875), class 38 (5.75), class 37 (5.625)" in text
+    assert "class 34" not in text and not re.search(r"\n{3,}", text)
+
+
+def test_weights_of_a_model_without_names_are_numbered(tmp_path):
+    trainer = train(tmp_path)
+    trainer.model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    trainer.trained_class_weights = torch.tensor([1.0, 2.0, 3.0])
+    trainer.create_model_card()
+    assert load_record(tmp_path)["loss"]["class_weights"] == {"0": 1.0, "1": 2.0, "2": 3.0}
+
+
+def test_the_loss_is_what_was_trained(tmp_path):
+    trainer = train(tmp_path / "out", loss="maxsup")
+    trainer.trained_loss = create_loss("label_smoothing", alpha=0.3)
+    trainer.create_model_card()
+    assert load_record(tmp_path / "out")["loss"]["name"] == "label_smoothing"
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.tags == ["maxsup", "label_smoothing"] and "| `alpha` | 0.3 |" in card.text
+
+
+@pytest.mark.parametrize("tags", [None, "mine"])
+def test_where_nothing_was_trained_the_card_names_no_loss(tags, tmp_path):
+    trainer = train(tmp_path / "out", loss="maxsup")
+    trainer.trained_loss = None
+    trainer.create_model_card(dataset="digits", tags=tags)
+    assert "loss" not in load_record(tmp_path / "out")
+    for _ in range(2):  # also where there is a card already
+        card = ModelCard.load(tmp_path / "out" / "README.md")
+        assert (card.data.tags or []) == ([tags] if tags else [])
+        assert "## Loss" not in card.text and "), trained" not in card.text and "## Training" in card.text
+        assert "zhou2025maxsup" not in card.text and not re.search(r"\n{3,}", card.text)
+        write_card(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("source", "said"), [("", "trained"), ("folder", "fine-tuned"), ("me/base", "fine-tuned")])

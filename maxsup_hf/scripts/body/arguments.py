@@ -23,6 +23,9 @@ from maxsup_hf.hub.push import prepare
 from maxsup_hf.losses import get_spec, list_losses
 from maxsup_hf.scripts.body.recipes import Recipes
 
+# Tasks whose logits have one column for each class, so that class weights mean something.
+CLASSIFYING = ("image-classification", "text-classification", "token-classification", "semantic-segmentation")
+
 
 def flag(help: str, default: Any = None) -> Any:
     """A dataclass field with its line in `--help`."""
@@ -133,6 +136,11 @@ def parse(
     parser.set_defaults(**{**recipe, **config, "output_dir": output_dir})
     args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     training_args.resume_from_checkpoint = checkpoint
+    if training_args.class_weights is not None and task not in CLASSIFYING:
+        raise ValueError(
+            f"class_weights are for tasks that tell classes apart ({', '.join(CLASSIFYING)}), and {task} does not: leave "
+            "class_weights out"
+        )
     _set_up_logging(training_args)
     if training_args.push_to_hub and not constants.is_offline_mode() and training_args.process_index == 0:
         prepare(destination(training_args))  # a token that cannot push is found out before data are read
