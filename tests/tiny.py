@@ -49,7 +49,7 @@ def llama():
 def freeze_batch_norm(model):
     """Statistics of a batch make every gradient depend on how the batch is cut, whatever the loss."""
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
             module.train = lambda mode=True, module=module: module
     return model

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tests.support.families import fix_config
 
 CLASSES = 5
+HEAD = re.compile(r"For[A-Z]|LMHead|Decoder$|DoubleHeads")  # how classes with a head are named
 LARGEST = 120_000_000  # parameters; what stays above that would fill the memory, not test a loss
 
 # First match wins. Sizes go together: 2 heads of 16 make 32.
@@ -131,9 +132,7 @@ def head_classes() -> dict[str, type[PreTrainedModel]]:
     """Every exported class with a head, by name."""
     found = {}
     for name in dir(transformers):
-        if re.search(r"For[A-Z]|LMHead|Decoder$|DoubleHeads|WithLMHead", name) and not name.startswith(
-            ("Auto", "TF", "Flax")
-        ):
+        if HEAD.search(name) and not name.startswith(("Auto", "TF", "Flax")):
             cls = getattr(transformers, name)
             if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and getattr(cls, "config_class", None):
                 found[name] = cls
