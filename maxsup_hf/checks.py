@@ -56,7 +56,7 @@ def shifts_labels(model: Any) -> bool:
         return False
     function = getattr(model, "_loss_function", None)
     if function is None:
-        function = LOSS_MAPPING.get(getattr(model, "loss_type", None), ForCausalLMLoss)
+        function = LOSS_MAPPING.get(str(getattr(model, "loss_type", None)), ForCausalLMLoss)
     code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
     return function is ForCausalLMLoss and code is not None and "loss_function" in code.co_names
 

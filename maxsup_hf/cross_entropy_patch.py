@@ -16,7 +16,7 @@ whether the gradient of the training loss went through it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
@@ -28,7 +28,7 @@ from torch.nn import _reduction
 
 from maxsup_hf.fused_linear import fused_output
 from maxsup_hf.lazy_logits import LazyLogits, NeedsLogitsError
-from maxsup_hf.losses import Loss, LossOutput
+from maxsup_hf.losses import Loss, LossOutput, of_summand
 from maxsup_hf.normalization import IGNORE_INDEX, AccumulatedBatch, Counting, Countings, counted
 
 _FUNCTION = nn.functional.cross_entropy
@@ -40,6 +40,7 @@ class Call(NamedTuple):
 
     Attributes:
         output: its values, detached, as the mean that the Trainer averages over micro-batches.
+        penalties: likewise, of each loss of a sum.
         counting, found, expected: which labels it counts, how many it did (or their weight), and how many this rank has in
             the accumulated batch; `None` where it is the mean of its own rows.
         fused: whether its logits were never computed.
@@ -48,6 +49,7 @@ class Call(NamedTuple):
     """
 
     output: LossOutput
+    penalties: dict[str, Tensor]
     counting: Counting | None
     found: Tensor | None
     expected: Tensor | None
@@ -166,7 +168,16 @@ class CrossEntropyPatch:
         """Stands in for `torch.nn.functional.cross_entropy`, with its arguments and layouts; also for logits that are not
         computed. A cross-entropy that is not differentiated, or that is kept and called later, is the original."""
         if not self.is_open or (self._differentiated and not torch.is_grad_enabled()):
-            return _FUNCTION(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+            return _FUNCTION(
+                input,
+                target,  # type: ignore[arg-type]
+                weight,
+                size_average,
+                ignore_index,
+                reduce,
+                reduction,
+                label_smoothing,
+            )
         if label_smoothing:
             raise ValueError(
                 f"a cross-entropy of the training step has label_smoothing={label_smoothing}, which loss "
@@ -182,17 +193,25 @@ class CrossEntropyPatch:
             target = torch.movedim(target, 1, -1)
         weight = self._weight(weight, logits)
         counting, found, expected, divisors = self._count(logits, target, weight, ignore_index)
-        compute = self._of_lazy_logits if fused else self._of_logits
-        if reduction == "mean":
-            output = mean = compute(logits, target, weight, ignore_index, reduction, divisors)
-        else:
-            output = compute(logits, target, weight, ignore_index, reduction, {})
-            rows = _rows(logits, target, ignore_index)
+        given: Any = (logits, target, weight, ignore_index, reduction)
+
+        def compute(loss: Loss, values: Mapping[str, Any]) -> tuple[LossOutput, LossOutput]:
+            """What the caller gets, and the mean that is logged."""
+            by_kind: Any = self._of_lazy_logits if fused else self._of_logits
+            if reduction == "mean":
+                output = by_kind(loss, values, *given, divisors)
+                return output, output
+            output, rows = by_kind(loss, values, *given, {}), _rows(logits, target, ignore_index)
             if divisors:  # the caller divides by a count of his own: in the end each row weighs as much as in a mean
                 output = _map(output, lambda part: part * (rows / divisors["num_items_in_batch"].clamp_min(1e-9)))
-            mean = _map(output, lambda part: part.detach().sum() / rows)
+            return output, _map(output, lambda part: part.detach().sum() / rows)
+
+        output, mean = compute(self.loss, self.values)
+        with torch.no_grad():
+            of_summands = {name: of_summand(name, self.values) for name in self.loss.summands}
+            penalties = {name: compute(self.loss.summands[name], own)[1].penalty for name, own in of_summands.items()}
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:  # else a recomputation in the backward
-            self._record(output.loss, mean, counting, found, expected, fused)
+            self._record(output.loss, mean, penalties, counting, found, expected, fused)
         return output.loss
 
     def _weight(self, weight: Tensor | None, logits: Tensor | LazyLogits) -> Tensor | None:
@@ -247,12 +266,20 @@ class CrossEntropyPatch:
         return counting, counted(labels, row_weight), expected, divisors
 
     def _of_logits(
-        self, logits: Any, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, divisors: dict[str, Any]
+        self,
+        loss: Loss,
+        values: Mapping[str, Any],
+        logits: Any,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        reduction: str,
+        divisors: dict[str, Any],
     ) -> LossOutput:
-        return self.loss.compute(
+        return loss.compute(
             logits,
             target,
-            self.values,  # 0-dim CPU tensors mix with any device
+            values,  # 0-dim CPU tensors mix with any device
             reduction=reduction,
             ignore_index=ignore_index,
             weight=weight,
@@ -261,7 +288,15 @@ class CrossEntropyPatch:
         )
 
     def _of_lazy_logits(
-        self, logits: Any, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, divisors: dict[str, Any]
+        self,
+        loss: Loss,
+        values: Mapping[str, Any],
+        logits: Any,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        reduction: str,
+        divisors: dict[str, Any],
     ) -> LossOutput:
         if weight is not None:
             raise NeedsLogitsError("weights its classes")
@@ -272,7 +307,7 @@ class CrossEntropyPatch:
         if logits.head.weight.untyped_storage().nbytes() == 0:  # gathered for the layer's forward alone: ZeRO-3, FSDP
             raise NeedsLogitsError("has an output embedding that is sharded again before the loss")
         return fused_output(
-            self.loss, self.values, logits.hidden, target, logits.head,
+            loss, values, logits.hidden, target, logits.head,
             reduction=reduction, ignore_index=ignore_index, **divisors,
         )  # fmt: skip
 
@@ -288,6 +323,7 @@ class CrossEntropyPatch:
         self,
         result: Tensor,
         mean: LossOutput,
+        penalties: dict[str, Tensor],
         counting: Counting | None,
         found: Tensor | None,
         expected: Tensor | None,
@@ -296,7 +332,7 @@ class CrossEntropyPatch:
         node = None if torch.compiler.is_compiling() else result.grad_fn
         if node is not None:
             result.register_hook(partial(self.upstream.__setitem__, len(self.calls)))
-        self.calls.append(Call(mean._replace(loss=mean.loss.detach()), counting, found, expected, fused, node))
+        self.calls.append(Call(mean._replace(loss=mean.loss.detach()), penalties, counting, found, expected, fused, node))
 
 
 class _Criterion:
@@ -319,7 +355,8 @@ def _first_of(loss: Tensor, wanted: list[Any]) -> set[Any]:
     """Those of the wanted nodes of the autograd graph that the loss depends on. They lie close to it: the search, breadth
     first, ends when all are found, and goes through the whole model only if one is not."""
     found: set[Any] = set()
-    seen, level = set(), [loss.grad_fn]
+    seen: set[Any] = set()
+    level: list[Any] = [loss.grad_fn]
     while level and len(found) < len(set(wanted)):
         level = [node for node in level if node is not None and node not in seen]
         seen.update(level)

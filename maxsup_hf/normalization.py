@@ -52,8 +52,8 @@ def class_targets(
         Name -> integer labels in which −100 stands for every label that is not counted. Class probabilities
         (`soft_labels`, or floating `labels`) appear as `labels`, zeros of shape (...), since each of their rows is counted.
     """
-    found = {}
-    for name, labels in inputs.items():
+    found: dict[str, Tensor] = {}
+    for name, labels in inputs.items() if isinstance(inputs, Mapping) else ():
         if not isinstance(labels, Tensor) or not ("label" in name or name in TARGETS or name in names):
             continue
         if name == "soft_labels" or (name == "labels" and labels.is_floating_point()):

@@ -167,7 +167,7 @@ class OneTraining:
         if batch is None or batch.is_whole:
             return
         for place, call in reached:
-            if call.counting is not None:
+            if call.counting is not None and call.found is not None and call.expected is not None:
                 batch.report(place // replicas, call.counting, call.found, call.expected)
         self._done += 1
         if self._done == len(batch.micro_batches):
@@ -196,9 +196,8 @@ class OneTraining:
         share = 1 / (len(self.samples) if self.samples else 1)
         parts = {"train_cross_entropy": [call.output.cross_entropy for call in calls]}
         parts["train_penalty"] = [call.output.penalty for call in calls]
-        if "+" in self.loss.spec.name:
-            for name in self.loss.spec.name.split("+"):
-                parts[f"train_penalty_{name}"] = [call.output.penalties[name] for call in calls]
+        for name in self.loss.summands:
+            parts[f"train_penalty_{name}"] = [call.penalties[name] for call in calls]
         for name, values in parts.items():
             mean = torch.stack([value.mean() for value in values]).mean().float()
             self._parts[name] = self._parts.get(name, 0) + share * mean

@@ -38,6 +38,7 @@ from maxsup_hf.losses import Loss, create_loss
 from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.normalization import IGNORE_INDEX, AccumulatedBatch, class_targets, num_items
 from maxsup_hf.one_training import OneTraining, overrides_compute_loss
+from maxsup_hf.sft import check_trl, is_sft, prepare_sft_args, sft_loss
 
 # What is wrapped while a training runs, on the object itself: a method of a derived class cannot get past it.
 GUARDED = ("get_batch_samples", "training_step")
@@ -111,6 +112,7 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
             ValueError, OSError: there is something to correct.
         """
         self.check_output()
+        check_trl(type(self), MaxSupMixin)
         check_head(self.model, self.args.loss)
         check_train_dataset(self.train_dataset, self.model)
         if self.args.fused_linear_loss:
@@ -134,8 +136,8 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         # found (model_init) and with other arguments (a hyperparameter search).
         self._begin_training()
         kept = {name: vars(self)[name] for name in GUARDED if name in vars(self)}
-        self.get_batch_samples = partial(self._counted_samples, self.get_batch_samples)
-        self.training_step = partial(self._guarded_step, self.training_step)
+        self.get_batch_samples = partial(self._counted_samples, self.get_batch_samples)  # type: ignore[method-assign]
+        self.training_step = partial(self._guarded_step, self.training_step)  # type: ignore[method-assign]
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:
@@ -278,6 +280,8 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
         """As in `transformers.Trainer`; an evaluation on class probabilities is plain cross-entropy against them."""
+        if model.training and is_sft(type(self), MaxSupMixin):
+            return sft_loss(self, model, inputs, return_outputs)
         if model.training:
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
         inputs, soft_labels = self._take_soft_labels(inputs)
@@ -371,6 +375,7 @@ def _check_arguments(args: TrainingArguments) -> None:
             f"or MaxSupSeq2SeqTrainingArguments, or derive a class from (MaxSupArgumentsMixin, {type(args).__name__})"
         )
     check_liger(args)
+    prepare_sft_args(args)
 
 
 class _TellEpochs(TrainerCallback):

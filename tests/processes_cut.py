@@ -80,11 +80,9 @@ def classes():
 def tags():
     generator = torch.Generator().manual_seed(0)
     rows = [{"input_ids": torch.randint(3, 60, (7,), generator=generator)} for _ in range(8)]
-    tag = [torch.randint(5, (7,), generator=generator) for _ in rows]
-    return [
-        row | {"labels": t.masked_fill(torch.arange(7) < i % 6, -100)}
-        for i, (row, t) in enumerate(zip(rows, tag, strict=True))
-    ]
+    for i, row in enumerate(rows):
+        row["labels"] = torch.randint(5, (7,), generator=generator).masked_fill(torch.arange(7) < i % 6, -100)
+    return rows
 
 
 # Name -> how to make the model, its rows, the Trainer's class, further arguments
@@ -120,8 +118,9 @@ def change(name, way, folder):
     make, rows, trainer_class, kwargs = CASES[name]
     sizes = (8, 1) if way == "one" else (2, 2)
     args = MaxSupTrainingArguments(
-        folder, use_cpu=True, disable_tqdm=True, report_to=[], save_strategy="no", max_steps=1, learning_rate=1.0, optim="sgd",
-        lr_scheduler_type="constant", max_grad_norm=0.0, remove_unused_columns=False, train_sampling_strategy="sequential",
+        folder, use_cpu=True, disable_tqdm=True, report_to=[], save_strategy="no", max_steps=1, optim="sgd", learning_rate=1.0,
+        lr_scheduler_type="constant", max_grad_norm=0.0, remove_unused_columns=False,
+        train_sampling_strategy="sequential",
         per_device_train_batch_size=sizes[0], gradient_accumulation_steps=sizes[1],
         deepspeed=deepspeed(int(way[-1])) if way.startswith("zero") else None, **kwargs,
     )  # fmt: skip

@@ -34,6 +34,7 @@ class Loss(nn.Module):
         spec: what the registry knows of it.
         kwargs: every keyword argument of `create_loss`, defaults filled in.
         options: those that are words or switches.
+        summands: for a sum, name -> each of its losses by itself, which does not learn from what it computes.
         state: what the loss remembers from batch to batch (online label smoothing), or `None`. It belongs to the loss, not
             to a model's state_dict.
     """
@@ -44,7 +45,20 @@ class Loss(nn.Module):
         self.kwargs = spec.resolve(kwargs)
         self.options = {name: self.kwargs[name] for name in spec.options}
         self.state = spec.state() if spec.state else None
+        self.summands = self._make_summands()
         self.values(0.0)  # a schedule that lacks what it needs says so here
+
+    def _make_summands(self) -> dict[str, Loss]:
+        """The losses of a sum, each by itself; empty for a single loss."""
+        names = self.spec.name.split("+") if "+" in self.spec.name else []
+        summands = {}
+        for name in names:
+            spec, own = get_spec(name), of_summand(name, self.kwargs)
+            given = {key: value for key, value in own.items() if value != spec.defaults[key]}
+            summands[name] = summand = Loss(spec, **given).eval()
+            if summand.state is not None:
+                summand.state = self.state
+        return summands
 
     def extra_repr(self) -> str:
         given = ", ".join(f"{k}={v!r}" for k, v in self.kwargs.items() if v is not None)
@@ -248,6 +262,11 @@ class Loss(nn.Module):
             items = (row_weight if valid is None else torch.where(valid, row_weight, 0)).sum()
         added = evaluate(spec.spread, ("cross_entropy", "classes"), uniform, None, items, None)
         return output._replace(loss=output.loss + added.loss)
+
+
+def of_summand(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What belongs to one loss of a sum: `{"maxsup.alpha": 0.1, "z_loss.lam": 1e-4}` -> `{"alpha": 0.1}`."""
+    return {key.removeprefix(f"{name}."): value for key, value in values.items() if prefix_of(key) == f"{name}."}
 
 
 def create_loss(name: str, **kwargs: Any) -> Loss:
