@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,8 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from maxsup_hf.label_counts import LABEL_NAMES, count_classes
 from maxsup_hf.normalization import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
 
 BALANCED = "balanced"
 FIX = """write balanced, one number for each class (1,20,0.5 or a JSON list), or numbers by name ({"cat": 1, "dog": 20})"""
@@ -183,7 +186,7 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
 def weights_for_training(
     value: Any, model: nn.Module, dataset: Any, label_names: Sequence[str] = (), ignore_index: int | None = None
 ) -> Tensor | None:
-    """The class weights of a training.
+    """The class weights of a training. Balanced ones are logged.
 
     Args:
         value: `class_weights` of the training arguments.
@@ -227,7 +230,12 @@ def weights_for_training(
         except (TypeError, ValueError) as error:
             raise type(error)(f"class_weights='balanced': {error}; or give the weights as numbers") from error
 
-    return resolve_class_weights(parsed, num_classes, id2label=getattr(config, "id2label", None), count=count)
+    names = getattr(config, "id2label", None) or {}
+    weights = resolve_class_weights(parsed, num_classes, id2label=names, count=count)
+    if parsed == BALANCED:
+        shown = [f"{names.get(k, k)} {weight:.4g}" for k, weight in enumerate(weights.tolist())]
+        logger.info("class_weights='balanced': %s", ", ".join(shown[:20]) + (", …" if len(shown) > 20 else ""))
+    return weights
 
 
 def transformers_head(model: nn.Module) -> str | None:

@@ -6,6 +6,7 @@ import torch
 from maxsup_hf.class_weights import weights_for_training
 from maxsup_hf.cli import main
 from maxsup_hf.scripts import image_classification, semantic_segmentation, text_classification, token_classification
+from maxsup_hf.scripts.body import run
 from maxsup_hf.scripts.body.arguments import CLASSIFYING
 from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER, image_folder, texts
 
@@ -91,3 +92,27 @@ def test_balanced_pixels():
     masks = torch.stack([torch.as_tensor(row["labels"]) for row in job.trainer.train_dataset])
     counts = torch.bincount(masks[masks != 255], minlength=job.trainer.model.config.num_labels)
     assert weights(job).tolist() == pytest.approx((counts.sum() / (len(counts) * counts)).tolist())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("1,2,3", "one weight for each of the model's 2 classes, got 3"),
+        ('{"good": 1, "yak": 2}', "got unknown: 'yak'; missing: 'bad'"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_one_line(given, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "text-classification", "--train_file", texts(), "--class_weights", given, "--output_dir", "x"])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert stop.value.code == 2 and line.startswith("error: class_weights must") and message in line
+    assert not list((tmp_path / "x").glob("*"))
+
+
+def test_the_run_has_numbers_and_says_them(caplog):
+    train = texts(labels=["good"] * 6 + ["bad"] * 2)
+    argv = ["--train_file", train, "--validation_file", train, "--output_dir", "x", "--class_weights", "balanced"]
+    found = []
+    caplog.set_level("INFO", "maxsup_hf")
+    run.main(text_classification.prepare, argv, act=lambda job: found.append(job.trainer.args.class_weights))
+    assert found[0] == pytest.approx([2.0, 2 / 3]) and "class_weights='balanced': bad 2, good 0.6667" in caplog.text

@@ -19,6 +19,7 @@ from transformers import EvalPrediction, Trainer
 
 from maxsup_hf.checkpoints import CheckpointError, last_checkpoint
 from maxsup_hf.checks import read_column
+from maxsup_hf.class_weights import weights_for_training
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, LogitMetrics
 from maxsup_hf.scripts.body.arguments import ScriptArguments, data_flags
@@ -69,6 +70,7 @@ def main(
     """
     try:
         job = prepare(argv)
+        _resolve_class_weights(job.trainer)
         if job.dry:
             job.trainer.check()
     except (ValueError, TypeError, OSError) as error:
@@ -97,6 +99,17 @@ def main(
     PartialState().destroy_process_group()
     if preempted:
         raise SystemExit(128 + signal.SIGTERM)
+
+
+def _resolve_class_weights(trainer: Any) -> None:
+    """Replace `class_weights` of the arguments by the numbers that they mean for this model and its training data.
+
+    Raises:
+        ValueError, TypeError: they do not fit.
+    """
+    weights = weights_for_training(trainer.args.class_weights, trainer.model, trainer.train_dataset, trainer.label_names)
+    if weights is not None:
+        trainer.args.class_weights = weights.tolist()
 
 
 def describe(job: Job) -> None:
