@@ -168,16 +168,8 @@ class CrossEntropyPatch:
         """Stands in for `torch.nn.functional.cross_entropy`, with its arguments and layouts; also for logits that are not
         computed. A cross-entropy that is not differentiated, or that is kept and called later, is the original."""
         if not self.is_open or (self._differentiated and not torch.is_grad_enabled()):
-            return _FUNCTION(
-                input,
-                target,  # type: ignore[arg-type]
-                weight,
-                size_average,
-                ignore_index,
-                reduce,
-                reduction,
-                label_smoothing,
-            )
+            original: Any = _FUNCTION
+            return original(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         if label_smoothing:
             raise ValueError(
                 f"a cross-entropy of the training step has label_smoothing={label_smoothing}, which loss "

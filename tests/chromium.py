@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests import HANGS
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on PATH (Debian: apt-get install chromium)")
 PROBE = """<script>
@@ -42,7 +44,7 @@ def chromium(*flags, profile):
     quiet = ("gpu", "quic", "background-networking", "component-update", "sync")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--no-first-run", f"--user-data-dir={profile}"]
     command += [*(f"--disable-{name}" for name in quiet), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
 
 
 def look(page, folder, width, height=2400):

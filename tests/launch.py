@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests import HANGS
+
 
 def two_processes(*command):
     """Run a script with its arguments by `accelerate launch`. (`--multi_gpu` is how accelerate starts several processes,
@@ -10,5 +12,5 @@ def two_processes(*command):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
               "--main_process_port", "0"]  # fmt: skip
-    result = subprocess.run([*launch, *map(str, command)], capture_output=True, text=True, timeout=300)
+    result = subprocess.run([*launch, *map(str, command)], capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0, result.stderr[-3000:]

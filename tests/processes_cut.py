@@ -118,8 +118,8 @@ def change(name, way, folder):
     make, rows, trainer_class, kwargs = CASES[name]
     sizes = (8, 1) if way == "one" else (2, 2)
     args = MaxSupTrainingArguments(
-        folder, use_cpu=True, disable_tqdm=True, report_to=[], save_strategy="no", max_steps=1, optim="sgd", learning_rate=1.0,
-        lr_scheduler_type="constant", max_grad_norm=0.0, remove_unused_columns=False,
+        folder, use_cpu=True, disable_tqdm=True, report_to=[], save_strategy="no", max_steps=1, optim="sgd",
+        learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=0.0, remove_unused_columns=False,
         train_sampling_strategy="sequential",
         per_device_train_batch_size=sizes[0], gradient_accumulation_steps=sizes[1],
         deepspeed=deepspeed(int(way[-1])) if way.startswith("zero") else None, **kwargs,

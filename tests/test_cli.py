@@ -10,6 +10,7 @@ import pytest
 
 from maxsup_hf import cli
 from maxsup_hf.losses import get_spec, list_losses
+from tests import HANGS
 from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER
 
 BIN = Path(sys.executable).parent
@@ -18,7 +19,7 @@ BIN = Path(sys.executable).parent
 def command(*words, cwd):
     env = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [str(word) for word in words], cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300
+        [str(word) for word in words], cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=HANGS
     )
 
 

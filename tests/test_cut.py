@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import HANGS
 from tests.launch import two_processes
 from tests.processes_cut import CASES
 
@@ -23,7 +24,7 @@ NO_DEEPSPEED = pytest.mark.skipif(
 def whole(tmp_path_factory):
     output = tmp_path_factory.mktemp("one") / "changes.pt"
     # In a process of its own too: the arguments of a training with DeepSpeed leave their mark on a process.
-    subprocess.run([sys.executable, str(SCRIPT), "one", str(output)], check=True, capture_output=True, timeout=600)
+    subprocess.run([sys.executable, str(SCRIPT), "one", str(output)], check=True, capture_output=True, timeout=HANGS)
     return torch.load(output)["changes"]
 
 
@@ -31,7 +32,7 @@ def with_deepspeed(way, output):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
     launch += ["--rdzv-endpoint", "localhost:0", str(SCRIPT), way, str(output)]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
-    result = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0, result.stderr[-3000:]
 
 

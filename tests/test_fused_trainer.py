@@ -33,7 +33,7 @@ from transformers import (
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, kernels, list_losses
 from maxsup_hf.losses import get_spec
 from maxsup_hf.mixup import MixupCollator
-from tests import tiny
+from tests import HANGS, tiny
 from tests.heads import HEADS, LLAMA, SMALL, STILL, Head, V, aligned, causal, masked_lm, shifted
 from tests.launch import two_processes
 
@@ -300,7 +300,7 @@ def test_command_line(flags, tmp_path):
         folder = tmp_path / fused
         command = [sys.executable, "-m", "maxsup_hf", "train", "language-modeling", *flags, *short.split()]
         command += ["--fused_linear_loss", fused, "--output_dir", str(folder)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, cwd=tmp_path)
         assert result.returncode == 0, result.stderr[-3000:]
         history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         losses.append([log[key] for log in history for key in ("loss", "eval_loss") if key in log])

@@ -18,6 +18,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 
 from maxsup_hf.checkpoints import last_checkpoint
+from tests import HANGS
 from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +90,7 @@ def test_a_dry_run_on_two_processes(tmp_path):
     """The CPU's line for real."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", FOLDER / "cpu.yaml"]
     command = [*launch, "--main_process_port", "0", "-m", "maxsup_hf.scripts.text_classification", "--dry_run", *SHORT]
-    result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "2 process(es) on cpu x batch 32 x accumulation 1 = 64 rows a step" in result.stdout
 
@@ -103,7 +104,7 @@ def test_deepspeed_trains(name, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", FOLDER / f"{name}.yaml"]
     launch += ["--num_processes", "1", "--main_process_port", "0", "-m", "maxsup_hf.scripts.text_classification"]
     command = [*launch, "--bf16", "--max_steps", "2", "--output_dir", "out", *SHORT]
-    result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -159,7 +160,7 @@ def test_a_slurm_job_ends_early_with_a_checkpoint_is_requeued_and_goes_on(tmp_pa
 
     (tmp_path / "requeued").unlink()
     second = subprocess.run(
-        [*job, "--max_steps", str(step + 2)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        [*job, "--max_steps", str(step + 2)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANGS
     )
     assert second.returncode == 0, second.stderr[-3000:]
     assert not (tmp_path / "requeued").exists()

@@ -15,6 +15,7 @@ from maxsup_hf.comparison import command
 from maxsup_hf.comparison.tables import markdown
 from maxsup_hf.hub.card import write_card
 from maxsup_hf.scripts.body.arguments import in_use
+from tests import HANGS
 from tests.hub.conftest import hub, hub_environment  # noqa: F401
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
@@ -126,7 +127,7 @@ def test_an_experiment_and_what_lies_beyond_it(tmp_path):
             [sys.executable, *map(str, [FOLDER / f"{script}.py", *words, *more])],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANGS,
         )
         assert run.returncode == 0, run.stderr[-3000:]
     text = (tmp_path / "results" / "noise20.json").read_text()
@@ -155,7 +156,7 @@ def test_a_model_is_published_by_one_command(hub, hub_environment, tmp_path):  #
     flags = ["--max_steps", "2", "--max_train_samples", "60", "--max_eval_samples", "30", "--push", "me/digits"]
     words = [FOLDER / "publish.py", "digits-maxsup", "--runs", tmp_path / "runs", "--cards", tmp_path / "cards", *flags]
     run = subprocess.run(
-        [sys.executable, *map(str, words)], env=hub_environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, *map(str, words)], env=hub_environment, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS
     )
     assert run.returncode == 0, run.stderr[-3000:]
     card = tmp_path / "cards" / "digits-maxsup"

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertTokenizerFast, ViTImageProcessorPil
 
 from maxsup_hf import MaxSupTrainer
-from tests import tiny
+from tests import HANGS, tiny
 from tests.hub.conftest import hub, hub_environment  # noqa: F401
 from tests.hub.server import Repo
 
@@ -103,7 +103,7 @@ def folder(tmp_path, hub):  # noqa: F811
 def test_every_command(folder, hub, hub_environment):  # noqa: F811
     run = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(commands())],
-        cwd=folder, env=hub_environment, capture_output=True, text=True, timeout=600,
+        cwd=folder, env=hub_environment, capture_output=True, text=True, timeout=HANGS,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
     assert {"config.json", "model.safetensors", "README.md"} <= set(hub.repos["me/digits"].files("main"))

@@ -18,7 +18,7 @@ from maxsup_hf.hub.card import write_benchmark_result, write_card
 from maxsup_hf.hub.record import load_record
 from maxsup_hf.scripts.body.arguments import ScriptArguments
 from maxsup_hf.scripts.body.models import build_model, load_config
-from tests import tiny
+from tests import HANGS, tiny
 
 
 def train(folder, name="vit", **kwargs):
@@ -138,7 +138,7 @@ def test_the_code_in_it_runs(run):
     from transformers import ViTImageProcessorPil
 
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(run)
-    result = subprocess.run([sys.executable, "-c", code], cwd=run.parent, capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], cwd=run.parent, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0 and result.stdout.strip() == str(tiny.CLASSES), result.stderr
 
 

@@ -12,7 +12,7 @@ import torch
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli
 from maxsup_hf.hub import push
 from maxsup_hf.hub.push import Destination, PushError, prepare, push_folder
-from tests import tiny
+from tests import HANGS, tiny
 
 ME = Destination("me/tiny", token="hf_writer")
 
@@ -250,11 +250,11 @@ def test_the_command_line_of_training_ends_with_the_next_command(hub, hub_enviro
     command = [sys.executable, "-m", "maxsup_hf", "train", "image-classification", "--output_dir", "out", "--push_to_hub",
                "true", "--hub_model_id", "me/digits", *flags]  # fmt: skip
     hub.fault("POST /api/models/me/digits/commit", status=403)
-    result = subprocess.run(command, env=hub_environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=hub_environment, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: pushing out to me/digits failed: 403")
     assert "`maxsup-hf push out me/digits` pushes it" in result.stderr and "Traceback" not in result.stderr
     hub_environment["HF_TOKEN"] = "hf_reader"
     command[command.index("out")] = "other"
-    result = subprocess.run(command, env=hub_environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=hub_environment, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 2 and "the token of me has the role read" in result.stderr

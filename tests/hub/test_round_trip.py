@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from tests import HANGS
 from tests.hub.xet import XetStore
 
 LOAD = """
@@ -20,7 +21,7 @@ torch.save(model(pixels).logits, sys.argv[3])
 
 def run(environment, *command, cwd):
     return subprocess.run([sys.executable, *map(str, command)], env=environment, cwd=cwd, capture_output=True, text=True,
-                          timeout=300)  # fmt: skip
+                          timeout=HANGS)  # fmt: skip
 
 
 @pytest.mark.parametrize(("strategy", "transfer"), [("end", "lfs"), ("all_checkpoints", "lfs"), ("end", "xet")])
@@ -42,7 +43,10 @@ def test_what_is_pushed_loads_with_equal_logits(strategy, transfer, hub, hub_env
     torch.save(tiny.batch("vit", size=16)["pixel_values"][:1], tmp_path / "pixels.pt")
     loaded = run(hub_environment, "-c", LOAD, "me/tiny", tmp_path / "pixels.pt", tmp_path / "logits.pt", cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr[-3000:]
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), torch.load(tmp_path / "out" / "logits.pt"))
+    # Two processes may choose other kernels, by the alignment of their memory: not equal in every bit.
+    torch.testing.assert_close(
+        torch.load(tmp_path / "logits.pt"), torch.load(tmp_path / "out" / "logits.pt"), atol=1e-6, rtol=0
+    )
     by_lfs = [request for request in hub.requests if request.startswith("PUT /lfs/")]
     by_xet = [request for request in hub.requests if re.search("/xet-(read|write)-token/", request)]
     assert (bool(by_lfs), bool(by_xet)) == (transfer == "lfs", transfer == "xet")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import HANGS
+
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs the package triton (Linux; it comes with torch for CUDA)"
 )
@@ -26,7 +28,7 @@ def test_interpreted():
         str(Path(__file__).with_name("interpreted_cuda.py")),
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0, result.stdout[-5000:]
     assert not re.search("skipped|deselected|xfailed", result.stdout)
 

@@ -84,7 +84,8 @@ def trained(model: Any, inputs: dict[str, Any], loss: str) -> tuple[float, dict[
 
 def uneven(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """The batch with fewer and fewer counted labels in its rows, where a row has several."""
-    labels, ignored = inputs.get("labels"), getattr(model.config, "semantic_loss_ignore_index", -100)
+    labels, config = inputs.get("labels"), model.config
+    ignored = getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", -100))
     several = torch.is_tensor(labels) and not labels.is_floating_point() and labels.ndim > 1
     if not several or labels.shape[-1] == getattr(model.config, "num_labels", None):
         return inputs
