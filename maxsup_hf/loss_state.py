@@ -34,7 +34,7 @@ def save_loss(folder: str | Path, loss: Loss, tensors: Mapping[str, Tensor]) -> 
     os.replace(unfinished, path)  # a file of that name is whole
 
 
-def load_loss(folder: str | Path, loss: Loss, other_loss: bool = False, main: bool = True) -> None:
+def load_loss(folder: str | Path, loss: Loss, other_loss: bool = False, main: bool = True) -> bool:
     """Go on with the loss of a checkpoint.
 
     Args:
@@ -42,6 +42,9 @@ def load_loss(folder: str | Path, loss: Loss, other_loss: bool = False, main: bo
         loss: filled with what it remembered.
         other_loss: allow a checkpoint of another loss, of which nothing is taken over.
         main: whether this is the main process, which takes over what was seen by all.
+
+    Returns:
+        Whether the checkpoint was trained with this loss.
 
     Raises:
         ValueError: the checkpoint is of another loss or of other arguments, or lacks what this loss remembers.
@@ -55,7 +58,7 @@ def load_loss(folder: str | Path, loss: Loss, other_loss: bool = False, main: bo
                 "checkpoint that MaxSupTrainer wrote with it, or begin the loss anew with --resume_with_other_loss"
             )
         logger.warning("%s does not say which loss it was trained with; going on with %s", folder, loss)
-        return
+        return False
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file is no mapping)
@@ -70,3 +73,4 @@ def load_loss(folder: str | Path, loss: Loss, other_loss: bool = False, main: bo
         logger.warning("%s was trained with another loss (%s); going on with the one here", folder, difference)
     if loss.state is not None and tensors and before["loss"] == now["loss"]:
         loss.state.load(tensors, main)
+    return before == now

@@ -8,6 +8,7 @@ loss.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
@@ -39,6 +40,8 @@ from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.normalization import IGNORE_INDEX, AccumulatedBatch, class_targets, num_items
 from maxsup_hf.one_training import OneTraining, overrides_compute_loss
 from maxsup_hf.sft import check_trl, is_sft, prepare_sft_args, sft_loss
+
+logger = logging.getLogger(__name__)
 
 # What is wrapped while a training runs, on the object itself: a method of a derived class cannot get past it.
 GUARDED = ("get_batch_samples", "training_step")
@@ -153,6 +156,8 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         self.check()
         self._scale_losses_here()
         weights = weights_for_training(self.args.class_weights, self.model, self.train_dataset, self.label_names)
+        if weights is not None:
+            logger.info("class_weights: %s", ", ".join(f"{weight:.4g}" for weight in weights.tolist()))
         self._training = OneTraining(
             self.model,
             self.loss_function,
@@ -331,8 +336,11 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            load_loss(checkpoint, self.loss_function, self.args.resume_with_other_loss, self.args.process_index == 0)
+        if checkpoint is None:
+            return
+        main = self.args.process_index == 0
+        if load_loss(checkpoint, self.loss_function, self.args.resume_with_other_loss, main):
+            self.trained_loss = self.loss_function
 
     # Checkpoints are written under the names that the Hub knows, which for many models (ViT among them) are not those of
     # the modules. The stock Trainer reads them back without converting the names, warns, and goes on with weights that

@@ -383,6 +383,14 @@ def test_epochs_of_a_schedule_that_are_not_those_of_the_training(tmp_path):
         MaxSupTrainer(tiny.bert(), args, train_dataset=tiny.rows(tiny.batch("bert"))).train()
 
 
+def test_a_finished_training_that_is_resumed_still_says_what_trained(tmp_path):
+    args = arguments(tmp_path, save_strategy="steps", save_steps=2)
+    MaxSupTrainer(tiny.bert(), args, train_dataset=tiny.rows(tiny.batch("bert"))).train()
+    resumed = MaxSupTrainer(tiny.bert(), args, train_dataset=tiny.rows(tiny.batch("bert")))
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step >= 2 and resumed.trained_loss.spec.name == "maxsup"
+
+
 # ---- names of labels, and soft labels in evaluation ----
 
 
