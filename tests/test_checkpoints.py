@@ -193,8 +193,8 @@ def test_resumed_data_and_weights_are_those_of_an_uninterrupted_run(kwargs, tmp_
     losses, expected = weights(tmp_path, **kwargs)
     for step in (4, 6):  # within an epoch (of 6 steps, or 3), and at its end
         again, found = weights(tmp_path / str(step), str(tmp_path / f"checkpoint-{step}"), **kwargs)
-        # Bit for bit: the same program, threads and shapes on one machine, and weights copied into memory that torch aligns, so
-        # that both runs choose the same kernels.
+        # Bit for bit: the same program, threads and shapes on one machine, and weights copied into memory that torch
+        # aligns, so that both runs choose the same kernels.
         assert again == losses
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
