@@ -51,7 +51,8 @@ def check_trl(trainer_class: type, mixin: type) -> None:
         ValueError: names the trainer.
     """
     after = trainer_class.__mro__[trainer_class.__mro__.index(mixin) + 1 :]
-    owner = next((base for base in after if any(name in vars(base) for name in STEP_METHODS)), object)
+    others = (base for base in after if _package(base) != "maxsup_hf")
+    owner = next((base for base in others if any(name in vars(base) for name in STEP_METHODS)), object)
     if _is_trl(owner) and not _is_sft(owner):
         raise ValueError(
             f"{trainer_class.__name__} trains on the loss of TRL's {owner.__name__}, which is not a cross-entropy over "
@@ -59,8 +60,12 @@ def check_trl(trainer_class: type, mixin: type) -> None:
         )
 
 
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
+
+
 def _is_trl(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == "trl"
+    return _package(cls) == "trl"
 
 
 def _is_sft(cls: type) -> bool:

@@ -96,6 +96,7 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         """
         self.check_output()
         check_trl(type(self), MaxSupMixin)
+        check_sft_args(self.args)
         check_head(self.model, self.args.loss)
         check_train_dataset(self.train_dataset, self.model)
         if self.args.fused_linear_loss:
