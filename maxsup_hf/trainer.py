@@ -39,7 +39,7 @@ from maxsup_hf.losses import Loss, create_loss
 from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.normalization import IGNORE_INDEX, AccumulatedBatch, class_targets, num_items
 from maxsup_hf.one_training import OneTraining, overrides_compute_loss
-from maxsup_hf.sft import check_trl, is_sft, prepare_sft_args, sft_loss
+from maxsup_hf.sft import check_sft_args, check_trl, sft_loss_replaced
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
                 _check_arguments(value)
         super().__init__(*args, **kwargs)
         _check_arguments(self.args)
-        if self.compute_loss_func is not None:
+        if callable(self.compute_loss_func):  # GRPOTrainer keeps a string there, to switch scaling off
             raise ValueError(
                 f"compute_loss_func and loss={self.args.loss!r} are two losses for one training: drop compute_loss_func, or "
                 "pass it to a stock Trainer (maxsup_hf.compute_loss_func makes one of a registered loss)"
@@ -116,6 +116,7 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         """
         self.check_output()
         check_trl(type(self), MaxSupMixin)
+        check_sft_args(self.args)
         check_head(self.model, self.args.loss)
         check_train_dataset(self.train_dataset, self.model)
         if self.args.fused_linear_loss:
@@ -129,6 +130,7 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`, after `check`."""
+        check_trl(type(self), MaxSupMixin)  # one of them has a `train` of its own
         output = super().train(*args, **kwargs)
         if not self.preempted:
             self._push_at_the_end()
@@ -285,10 +287,9 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
         """As in `transformers.Trainer`; an evaluation on class probabilities is plain cross-entropy against them."""
-        if model.training and is_sft(type(self), MaxSupMixin):
-            return sft_loss(self, model, inputs, return_outputs)
         if model.training:
-            return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
+            with sft_loss_replaced(type(self)):
+                return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
         inputs, soft_labels = self._take_soft_labels(inputs)
         if soft_labels is None:
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
@@ -383,7 +384,7 @@ def _check_arguments(args: TrainingArguments) -> None:
             f"or MaxSupSeq2SeqTrainingArguments, or derive a class from (MaxSupArgumentsMixin, {type(args).__name__})"
         )
     check_liger(args)
-    prepare_sft_args(args)
+    check_sft_args(args)
 
 
 class _TellEpochs(TrainerCallback):

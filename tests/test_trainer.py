@@ -157,6 +157,10 @@ def test_a_sum_of_losses_is_trained_and_logged(tmp_path):
     assert first["loss"] == pytest.approx(expected, rel=1e-4)
     assert (first["loss_maxsup.alpha"], second["loss_maxsup.alpha"]) == pytest.approx((0.3, 0.35))
     assert first["loss_z_loss.lam"] == 0.01
+    z = logits.detach()
+    assert first["train_penalty_maxsup"] == pytest.approx(0.3 * (z.amax(-1) - z.mean(-1)).mean().item(), rel=1e-3)
+    assert first["train_penalty_z_loss"] == pytest.approx(0.01 * z.logsumexp(-1).square().mean().item(), rel=1e-3)
+    assert first["train_penalty_maxsup"] + first["train_penalty_z_loss"] == pytest.approx(first["train_penalty"], rel=1e-3)
     trainer.create_model_card()
     assert "\n- maxsup\n" in (card := (tmp_path / "README.md").read_text()) and "\n- z_loss\n" in card
 
