@@ -1,9 +1,9 @@
 """TRL's trainers under `MaxSupMixin`: SFTTrainer trains the registered loss, the others are refused.
 
 SFTTrainer takes the log-probability of each label from a fused output layer that never makes the logits, so no cross-entropy
-passes through its `compute_loss`. In training `logits_loss` stands in for that method: a forward without labels, which leaves
-the model's own logits alone in every version of TRL, then a cross-entropy on them for the patch to replace, and TRL's logs.
-Evaluation stays TRL's. Nothing here imports TRL: its classes are recognised by where they were defined.
+passes through its `compute_loss`. In training `logits_loss` stands in for that method: a forward without labels, which
+leaves the model's own logits alone in every version of TRL, then a cross-entropy on them for the patch to replace, and TRL's
+logs. Evaluation stays TRL's. Nothing here imports TRL: its classes are recognised by where they were defined.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def logits_loss(
     options = {"use_cache": False} | ({"output_router_logits": True} if has_router else {})
     outputs = model(**{key: value for key, value in inputs.items() if key != "labels"}, **options)
     labels = inputs["labels"].to(outputs.logits.device)
-    # Prompt tuning puts virtual tokens in front. As in transformers the labels are shifted, which spares a copy of the logits.
+    # Prompt tuning puts virtual tokens in front. The labels are shifted, as in transformers: it spares a copy of the logits.
     logits = outputs.logits[:, -labels.shape[1] :]
     logits = logits.reshape(-1, logits.shape[-1])
     target = pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:].reshape(-1)
