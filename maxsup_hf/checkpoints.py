@@ -21,7 +21,7 @@ import datasets
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_jit_checkpoint import CheckpointManager, JITCheckpointCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -116,6 +116,8 @@ class CheckpointMixin(_Base):
     preempted: bool = False
     _fetching: Any = None
     _sampler: Any = None
+    _unread: bool
+    model: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -197,6 +199,32 @@ class CheckpointMixin(_Base):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             _flush(Path(output_dir))
+
+    # Checkpoints are written under the names that the Hub knows, which for many models (ViT among them) are not those of
+    # the modules. The stock Trainer reads them back without converting the names, warns, and goes on with weights that
+    # were never loaded (transformers issue 43701, open in 5.23).
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._unread = False
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._unread:
+            self._read_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._unread = False
+        super()._load_best_model()
+        if self._unread:
+            self._read_weights(self.state.best_model_checkpoint)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if load_result.missing_keys and load_result.unexpected_keys and isinstance(self.model, PreTrainedModel):
+            self._unread = True
+        else:
+            super()._issue_warnings_after_load(load_result)
+
+    def _read_weights(self, checkpoint: str | None) -> None:
+        saved = type(self.model).from_pretrained(str(checkpoint), config=self.model.config, dtype=self.model.dtype)
+        self.model.load_state_dict(saved.state_dict())
 
 
 def _flush(folder: Path) -> None:

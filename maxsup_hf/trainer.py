@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from maxsup_hf.arguments import MaxSupArgumentsMixin, MaxSupSeq2SeqTrainingArguments, MaxSupTrainingArguments, check_epochs
@@ -83,7 +83,6 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
     trained_loss: Loss | None = None
     trained_class_weights: Tensor | None = None
     _signature_columns: Any
-    _unread: bool
     _training: OneTraining | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -342,32 +341,6 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         main = self.args.process_index == 0
         if load_loss(checkpoint, self.loss_function, self.args.resume_with_other_loss, main):
             self.trained_loss = self.loss_function
-
-    # Checkpoints are written under the names that the Hub knows, which for many models (ViT among them) are not those of
-    # the modules. The stock Trainer reads them back without converting the names, warns, and goes on with weights that
-    # were never loaded (transformers issue 43701, open in 5.23).
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self._unread = False
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._unread:
-            self._read_weights(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        self._unread = False
-        super()._load_best_model()
-        if self._unread:
-            self._read_weights(self.state.best_model_checkpoint)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        if load_result.missing_keys and load_result.unexpected_keys and isinstance(self.model, PreTrainedModel):
-            self._unread = True
-        else:
-            super()._issue_warnings_after_load(load_result)
-
-    def _read_weights(self, checkpoint: str | None) -> None:
-        saved = type(self.model).from_pretrained(str(checkpoint), config=self.model.config, dtype=self.model.dtype)
-        self.model.load_state_dict(saved.state_dict())
 
     # ---- the rest of the shell ----
 
