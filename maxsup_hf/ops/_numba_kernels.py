@@ -29,7 +29,8 @@ from maxsup_hf.ops._numba_arithmetic import (
 BFLOAT16, FLOAT16 = np.uint16, np.int16  # the dtypes under which kernels see these, to tell them apart
 MASK_DISTANCE = 4096.0  # a class is masked where its logit lies more than this below the row's top
 EPSILON_32, EPSILON_64 = 2.0**-23, 2.0**-52
-_CHUNK = 512  # the first maximum is looked for in the chunk in which the maximum was reached
+_CHUNK = 512  # the first maximum is looked for in the chunk in which the maximum was reached,
+_STEP = 64  # and there in steps of this size
 
 inlined = njit(forceinline=True, error_model="numpy")
 
@@ -62,28 +63,40 @@ def _narrow(value, dtype):
 
 @inlined
 def extremes(z):
-    """The maximum of a row, its first index, and the minimum. If a class is NaN the maximum is NaN, at the first such class."""
+    """The maximum of a row, its first index, and the minimum. If a class is NaN so is the maximum, at the first such class."""
     highest = lowest = order(z[0])
-    at = 0
+    chunk = 0
     for start in range(0, len(z), _CHUNK):
         high = highest
-        for k in range(start, min(start + _CHUNK, len(z))):
+        # Unsigned, because for an index that may be negative numba adds a test that keeps the loop scalar.
+        for k in range(np.uint64(start), np.uint64(min(start + _CHUNK, len(z)))):
             key = order(z[k])
             high = max(high, key)
             lowest = min(lowest, key)
         if high > highest:
             highest = high
-            at = start
+            chunk = start
     top, low = from_order(highest), from_order(lowest)
     if top != top or low != low:
         index = 0
         while z[index] == z[index]:
             index += 1
         return z[index], index, low
-    index = at
-    while z[index] != top:
+    return top, first_index(z, top, chunk), low
+
+
+@inlined
+def first_index(z, value, start):
+    """The first index from `start` on at which `value`, which occurs, stands."""
+    found = False
+    while not found:
+        for k in range(np.uint64(start), np.uint64(min(start + _STEP, len(z)))):
+            found |= z[k] == value
+        start += _STEP
+    index = start - _STEP
+    while z[index] != value:
         index += 1
-    return top, index, low
+    return index
 
 
 @inlined
@@ -131,16 +144,17 @@ def soft_sums(z, top, t):
 
 
 @inlined
-def write_gradient(z, e, g, top, low, by_softmax, by_expected, by_mean, by_square):
-    """g = e·(by_softmax + by_expected·(z − top)) + by_mean + by_square·z, and 0 for masked classes. `g` may be `e`."""
+def write_gradient(z, g, top, low, by_softmax, by_expected, by_mean, by_square):
+    """Where `g` holds exp(x), x = z − top, make it exp(x)·(by_softmax + by_expected·x) + by_mean + by_square·z, and 0 for masked
+    classes."""
     if by_expected == 0 and by_square == 0:
-        for k in range(len(z)):
-            g[k] = e[k] * by_softmax + by_mean
+        for k in range(len(g)):
+            g[k] = g[k] * by_softmax + by_mean
     else:
-        for k in range(len(z)):
-            g[k] = e[k] * (by_softmax + by_expected * (z[k] - top)) + by_mean + by_square * z[k]
+        for k in range(len(g)):
+            g[k] = g[k] * (by_softmax + by_expected * (z[k] - top)) + by_mean + by_square * z[k]
     if low - top < -MASK_DISTANCE:
-        for k in range(len(z)):
+        for k in range(len(g)):
             if z[k] - top < -MASK_DISTANCE:
                 g[k] = 0
 
@@ -176,14 +190,14 @@ def row_stats(z, e, t, y, soft, store, moments):
 
 
 @inlined
-def row_gradient(z, e, g, t, y, soft, slopes, top, index, low, classes, total, shifted_expected, mass):
-    """Write the gradient of a row. `e` holds exp(z − top), `total` is its sum, `shifted_expected` is expected − top."""
+def row_gradient(z, g, t, y, soft, slopes, top, index, low, classes, total, shifted_expected, mass):
+    """Write the gradient of a row to `g`, which holds exp(z − top). `total` is the sum of that, and `shifted_expected` is expected − top."""
     number = z.dtype.type
     cross_entropy, lse, by_top, mean, label, square, expected = slopes
     by_target = label - cross_entropy
     by_softmax = cross_entropy * mass + lse + expected * (number(1) - shifted_expected)
     factor, by_mean = number(by_softmax / total), number(mean / classes)
-    write_gradient(z, e, g, top, low, factor, number(expected / total), by_mean, number(2 * square))
+    write_gradient(z, g, top, low, factor, number(expected / total), by_mean, number(2 * square))
     if soft:
         for k in range(len(z)):
             g[k] += by_target * t[k]
@@ -191,6 +205,15 @@ def row_gradient(z, e, g, t, y, soft, slopes, top, index, low, classes, total, s
         g[y] += by_target
     if 0 <= index < len(z):
         g[index] += by_top
+
+
+@inlined
+def all_zero(slopes):
+    """Whether nothing depends on a row. Its gradient is then 0 even if its logits are NaN."""
+    for s in range(len(slopes)):
+        if slopes[s] != 0:
+            return False
+    return True
 
 
 @inlined
@@ -224,35 +247,37 @@ def shard_sums(z, e, t, soft, low, stats, by_expected):
 
 
 @inlined
-def load(address, buffer, rows, offset, row_step, class_step, dtype):
-    """Fill `buffer` with `rows` rows of what lies in memory, whose places are counted in numbers of `dtype`."""
-    classes = buffer.shape[1]
+def load(source, offset, row_step, class_step, source_dtype, buffer, rows, classes, dtype):
+    """Copy `rows` rows from memory to a contiguous buffer. Offsets and steps count numbers."""
     if class_step == 1:
         for j in range(rows):
-            row, line = carray(pointer(address, offset + j * row_step, dtype), classes), buffer[j]
+            row = carray(pointer(source, offset + j * row_step, source_dtype), classes)
+            line = carray(pointer(buffer, j * classes, dtype), classes)
             for k in range(classes):
                 line[k] = widen(row[k])
     else:
-        source = carray(pointer(address, offset, dtype), (classes - 1) * class_step + (rows - 1) * row_step + 1)
         for k in range(classes):
+            column = carray(pointer(source, offset + k * class_step, source_dtype), rows * row_step)
+            place = carray(pointer(buffer, k, dtype), rows * classes)
             for j in range(rows):
-                buffer[j, k] = widen(source[k * class_step + j * row_step])
+                place[j * classes] = widen(column[j * row_step])
 
 
 @inlined
-def store(address, buffer, rows, offset, row_step, class_step, dtype):
+def store(source, offset, row_step, class_step, source_dtype, buffer, rows, classes, dtype):
     """The opposite of `load`."""
-    classes = buffer.shape[1]
     if class_step == 1:
         for j in range(rows):
-            row, line = carray(pointer(address, offset + j * row_step, dtype), classes), buffer[j]
+            row = carray(pointer(source, offset + j * row_step, source_dtype), classes)
+            line = carray(pointer(buffer, j * classes, dtype), classes)
             for k in range(classes):
-                row[k] = narrow(line[k], dtype)
+                row[k] = narrow(line[k], source_dtype)
     else:
-        source = carray(pointer(address, offset, dtype), (classes - 1) * class_step + (rows - 1) * row_step + 1)
         for k in range(classes):
+            column = carray(pointer(source, offset + k * class_step, source_dtype), rows * row_step)
+            place = carray(pointer(buffer, k, dtype), rows * classes)
             for j in range(rows):
-                source[k * class_step + j * row_step] = narrow(buffer[j, k], dtype)
+                column[j * row_step] = narrow(place[j * classes], source_dtype)
 
 
 def make_kernel(
@@ -268,82 +293,76 @@ def make_kernel(
         with_stats: write to `stats` and `index`, or read them.
         with_gradient: write to `out`.
 
-    Memory is passed as addresses. Rows are ordered outer-major, inner-minor; the steps are strides of (outer, inner, class).
-    `tile` adjacent rows go through a buffer at once, where one is needed.
+    Memory is passed as addresses. Rows are ordered outer-major, inner-minor; the steps are strides of (outer, inner, class). What is
+    not of the dtype of all arithmetic, or not contiguous, goes through `buffer`, which holds three times `tile` rows.
     """
     logits_dtype, target_dtype, number = dtypes
+    size = np.dtype(number).itemsize
     in_place = logits_dtype is number
-    target_in_place = soft and target_dtype is number
+    target_in_place = target_dtype is number
 
     def kernel(
         logits, target, out, slopes, stats, index, slopes_step, ignore_index, classes, inner, tile,
-        z_outer, z_inner, z_class, t_outer, t_inner, t_class, g_outer, g_inner, g_class, first, last,
+        z_outer, z_inner, z_class, t_outer, t_inner, t_class, g_outer, g_inner, g_class, buffer, first, last,
     ):  # fmt: skip
-        read_z = not (in_place and z_class == 1)
-        read_t = soft and not (target_in_place and t_class == 1)
-        write_g = with_gradient and not (in_place and g_class == 1)
-        z_buffer = np.empty((tile if read_z else 1, classes if read_z else 1), number)
-        t_buffer = np.empty((tile if read_t else 1, classes if read_t else 1), number)
-        g_buffer = np.empty((tile if write_g else 1, classes if write_g else 1), number)
         all_stats = carray(pointer(stats, 0, number), (last, 8))
         all_index = carray(pointer(index, 0, np.int64), last)
         all_slopes = carray(pointer(slopes, 0, number), (last if slopes_step else 1, 7))
         labels = carray(pointer(target, 0, np.int64), last)
+        read_z = not (in_place and z_class == 1)
+        read_t = soft and not (target_in_place and t_class == 1)
+        write_g = with_gradient and not (in_place and g_class == 1)
+        # Where row j of a tile is: in numbers from an address, and how far apart rows are.
+        z_base, z_step = (buffer, classes) if read_z else (logits, z_inner)
+        t_base, t_step = (buffer, classes) if read_t else (target, t_inner)
+        g_base, g_step = (buffer, classes) if write_g else (out, g_inner)
 
         start = first
         while start < last:
             outer, i = start // inner, start % inner
             rows = min(tile, inner - i, last - start)
-            z_offset = outer * z_outer + i * z_inner
-            t_offset = outer * t_outer + i * t_inner
-            g_offset = outer * g_outer + i * g_inner
+            z_first = z_offset = outer * z_outer + i * z_inner
+            t_first = t_offset = outer * t_outer + i * t_inner
+            g_first = g_offset = outer * g_outer + i * g_inner
             if read_z:
-                load(logits, z_buffer, rows, z_offset, z_inner, z_class, logits_dtype)
+                z_first = 0
+                load(logits, z_offset, z_inner, z_class, logits_dtype, buffer, rows, classes, number)
             if read_t:
-                load(target, t_buffer, rows, t_offset, t_inner, t_class, target_dtype)
+                t_first = tile * classes
+                load(target, t_offset, t_inner, t_class, target_dtype, buffer + t_first * size, rows, classes, number)
+            if write_g:
+                g_first = 2 * tile * classes
             for j in range(rows):
                 r = start + j
-                z = t = g = z_buffer[j if read_z else 0]
-                if not read_z:
-                    z = carray(pointer(logits, z_offset + j * z_inner, number), classes)
-                if read_t:
-                    t = t_buffer[j]
-                elif soft:
-                    t = carray(pointer(target, t_offset + j * t_inner, number), classes)
-                if write_g:
-                    g = g_buffer[j]
-                elif with_gradient:
-                    g = carray(pointer(out, g_offset + j * g_inner, number), classes)
+                z = carray(pointer(z_base, z_first + j * z_step, number), classes)
+                t = carray(pointer(t_base, t_first + j * t_step, number), classes)
+                g = carray(pointer(g_base, g_first + j * g_step, number), classes)
                 y = 0 if soft else labels[r]
-                ignored = not soft and y == ignore_index
-                if with_stats and ignored:
-                    all_stats[r] = 0
-                    all_index[r] = 0
-                row_slopes = all_slopes[r if slopes_step else 0]
-                used = False
-                for s in range(7):
-                    used |= row_slopes[s] != 0
-                if with_gradient and (ignored or not used):
-                    g[:] = 0
-                if ignored or not (used or with_stats):
+                if not soft and y == ignore_index:
+                    if with_stats:
+                        all_stats[r] = 0
+                        all_index[r] = 0
+                    if with_gradient:
+                        g[:] = 0
                     continue
+                row_slopes = all_slopes[r if slopes_step else 0]
                 if with_stats:
-                    found, at, low, total, shifted_expected, mass = row_stats(
-                        z, g, t, y, soft, with_gradient and used, moments
-                    )
+                    found, at, low, total, shifted_expected, mass = row_stats(z, g, t, y, soft, with_gradient, moments)
                     for s in range(8):
                         all_stats[r, s] = found[s]
                     all_index[r] = at
                     top, unmasked = found[2], found[7]
                 else:
-                    row = all_stats[r]
-                    top, unmasked, at = row[2], row[7], all_index[r]
+                    top, unmasked, at = all_stats[r, 2], all_stats[r, 7], all_index[r]
                     low = extremes(z)[2]
-                    total, shifted_expected, mass = shard_sums(z, g, t, soft, low, row, row_slopes[6])
-                if with_gradient and used:
-                    row_gradient(z, g, g, t, y, soft, row_slopes, top, at, low, unmasked, total, shifted_expected, mass)
+                    total, shifted_expected, mass = shard_sums(z, g, t, soft, low, all_stats[r], row_slopes[6])
+                if with_gradient:
+                    if all_zero(row_slopes):
+                        g[:] = 0
+                    else:
+                        row_gradient(z, g, t, y, soft, row_slopes, top, at, low, unmasked, total, shifted_expected, mass)
             if write_g:
-                store(out, g_buffer, rows, g_offset, g_inner, g_class, logits_dtype)
+                store(out, g_offset, g_inner, g_class, logits_dtype, buffer + g_first * size, rows, classes, number)
             start += rows
 
     kernel.__name__ = kernel.__qualname__ = name
@@ -373,7 +392,7 @@ def make_small_kernel(name: str, moments: bool) -> Callable[..., tuple[float, ..
                 g[:] = 0
                 continue
             found, at, low, total, shifted_expected, mass = row_stats(z, g, z, y, False, True, moments)
-            row_gradient(z, g, g, z, y, False, slopes, found[2], at, low, found[7], total, shifted_expected, mass)
+            row_gradient(z, g, z, y, False, slopes, found[2], at, low, found[7], total, shifted_expected, mass)
             for s in range(8):
                 totals[s] += found[s]
         return (

@@ -151,11 +151,19 @@ def _run(
         *(classes, rows if logits.dim() == 2 else logits.shape[2], tile),
         *(*z_steps, *t_steps, *g_steps),
     )
+    number = stats.dtype
+    direct = contiguous and logits.dtype is number and (not soft or target.dtype is number)
+    size = 0 if direct else 3 * tile * classes
+
+    def task(first: int, last: int) -> None:
+        buffer = torch.empty(size, dtype=number)
+        kernel(*arguments, buffer.data_ptr(), first, last)
+
     threads = torch.get_num_threads()
     if threads == 1 or rows == 1 or rows * classes < _SHARED:
-        kernel(*arguments, 0, rows)
+        task(0, rows)
     else:
-        _pool.share(partial(kernel, *arguments), rows, threads, tile)
+        _pool.share(task, rows, threads, tile)
 
 
 def _steps(x: Tensor) -> tuple[int, int, int]:
@@ -194,7 +202,7 @@ def _kernel(
         with_stats,
         with_gradient,
     )
-    return _compile(function, types.void(*[types.int64] * 22))
+    return _compile(function, types.void(*[types.int64] * 23))
 
 
 @lru_cache(maxsize=None)
