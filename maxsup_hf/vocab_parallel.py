@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maxsup_hf.kernels.formula import differentiate
-from maxsup_hf.logit_stats import masked_classes, upcast
+from maxsup_hf.ops.formula import differentiate
+from maxsup_hf.ops.row_stats import masked_classes, upcast
 from maxsup_hf.losses import create_loss
 from maxsup_hf.reduction import reduce, split_ignored
 

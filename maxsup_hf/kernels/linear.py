@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maxsup_hf.kernels.formula import differentiate
+from maxsup_hf.ops.formula import differentiate
 from maxsup_hf.kernels.rows import MASKABLE, combine, finish_gradient, mask_limit, row_sums, write_gradient
 
 ROWS = 32  # at least so many go through the product at a time

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maxsup_hf.kernels.formula import Formula
-from maxsup_hf.logit_stats import logit_stats
+from maxsup_hf.ops.formula import Formula
+from maxsup_hf.ops.autograd import statistics
 
 
 class Problem(NamedTuple):
@@ -87,7 +87,7 @@ def plain_numbers(logits: Tensor, target: Tensor, problem: Problem) -> dict[str,
     """`problem.names` -> (N,) for logits (..., K) and target (...) or (..., K), by `logit_stats`; differentiable."""
     classes = logits.shape[-1]
     target = target.reshape(-1, classes) if target.is_floating_point() else target.reshape(-1)
-    return logit_stats(logits.reshape(-1, classes), target, problem.names)
+    return statistics(logits.reshape(-1, classes), target, problem.names)
 
 
 def plain(logits: Tensor, target: Tensor, problem: Problem, rows: Rows = ALL) -> tuple[Tensor, Tensor]:
