@@ -15,7 +15,7 @@ from maxsup_hf import kernels
 from maxsup_hf.kernels.gradient import Engine, loss_of_rows
 from maxsup_hf.kernels.problem import ALL, Problem, Rows
 from maxsup_hf.losses._spec import Formula, LossSpec
-from maxsup_hf.ops.autograd import is_plain, linear_loss, statistics
+from maxsup_hf.ops.autograd import can_be_read, is_plain, linear_loss, statistics
 from maxsup_hf.ops.formula import linear_coefficients
 from maxsup_hf.ops.row_stats import STATISTICS
 from maxsup_hf.reduction import reduce
@@ -125,10 +125,12 @@ def evaluate(
         valid: (N,) bool, `None` if it is known that no row is ignored.
         row_weight: (N,) factor of the target term, or `None`.
         inputs: what the formula may take beside row statistics.
-        summands: name -> (the penalty's formula on `arguments`, whether class weights scale it).
+        summands: name -> formula on `arguments` of the penalty: what class weights scale, and what they do not.
         reference: use the reference implementation of row statistics.
     """
     divisor = num_items_in_batch if weight_in_batch is None else weight_in_batch
+    if not inputs:  # as numbers: a schedule may have filled its tensors anew when the backward comes
+        values = {name: _as_number(value) for name, value in values.items()}
     if not (reference or inputs or summands or reduction == "none"):
         found = _at_once(
             formula, arguments, values, rows, target, valid, row_weight, ignore_index,
@@ -158,6 +160,11 @@ def evaluate(
     return loss, reduce(entropy.detach(), valid, reduction, divisor, row_weight), penalties
 
 
+def _as_number(value: Any) -> Any:
+    readable = isinstance(value, Tensor) and value.device.type == "cpu" and not value.requires_grad and can_be_read(value)
+    return value.item() if readable else value
+
+
 def _at_once(
     formula: Formula,
     arguments: tuple[str, ...],
@@ -172,23 +179,22 @@ def _at_once(
     divisor: Tensor | float | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Loss and cross-entropy with the gradient made in the same pass, for a formula that is linear in the statistics and
-    plain tensors on a CPU; `None` for others. Not in float16, in which α/(K·N) is 0 before a gradient scaler has scaled it."""
+    plain tensors on a CPU; `None` for others. Not in float16, in which α/(K·N) is 0 before a
+    gradient scaler has scaled it."""
     if not (rows.requires_grad and torch.is_grad_enabled() and rows.device.type == "cpu" and is_plain(rows, target)):
         return None
     if rows.dtype == torch.float16 or target.requires_grad or (target.is_floating_point() and valid is not None):
         return None
     if any(isinstance(value, Tensor) and value.requires_grad for value in (items, divisor, row_weight, *values.values())):
         return None
-    numbers = {name: value.item() if isinstance(value, Tensor) else value for name, value in values.items()}
-    terms = linear_coefficients(formula, arguments, numbers)
+    terms = linear_coefficients(formula, arguments, values)
     if terms is None:
         return None
     of_term, of_penalty = 1.0, 1.0
     if reduction == "mean":
-        counted = None if items is not None else (target.shape[0] if rows.ndim == 2 else rows[:, 0].numel())
-        if counted is not None and valid is not None:
-            counted = int(valid.sum())
-        of_penalty = _one_over(float(counted if items is None else items))
+        if items is None:
+            items = (target.shape[0] if rows.ndim == 2 else rows[:, 0].numel()) if valid is None else valid.sum()
+        of_penalty = _one_over(float(items))
         of_term = of_penalty
         if divisor is not None:
             of_term = _one_over(float(divisor))
@@ -199,9 +205,9 @@ def _at_once(
         slopes = tuple(a * of_term + b * of_penalty for a, b in zip(term, penalty, strict=True))
         return linear_loss(rows, target, slopes, of_term, ignore_index=ignore_index)
     by_entropy = row_weight * of_term
-    term, penalty = (row_weight.new_tensor(found) for found in (term, penalty))
+    of_rows, of_all = (row_weight.new_tensor(found) for found in (term, penalty))
     return linear_loss(
-        rows, target, by_entropy[:, None] * term + penalty * of_penalty, by_entropy, ignore_index=ignore_index
+        rows, target, by_entropy[:, None] * of_rows + of_all * of_penalty, by_entropy, ignore_index=ignore_index
     )
 
 

@@ -11,15 +11,20 @@ from torch import Tensor, nn
 from maxsup_hf.losses._kernels import as_rows, by_engine, choose_engine, evaluate, kernel_is_plain
 from maxsup_hf.losses._registry import get_spec
 from maxsup_hf.losses._spec import LossSpec, prefix_of
+from maxsup_hf.ops.autograd import can_be_read
 from maxsup_hf.ops.row_stats import masked_classes, upcast
 from maxsup_hf.reduction import check_reduction, class_weighted, split_ignored
 from maxsup_hf.schedules import SCHEDULES, interpolate
 
-
 NONE_IGNORED = -(2**62)  # an ignore_index that no label has
 
 
-class LossOutput(NamedTuple):
+class _Reduced(NamedTuple):
+    loss: Tensor
+    cross_entropy: Tensor
+
+
+class LossOutput(_Reduced):
     """A reduced loss and, detached, the plain cross-entropy in it; what is left is the penalty.
 
     Attributes:
@@ -27,10 +32,15 @@ class LossOutput(NamedTuple):
         summands: for a sum of losses, the penalty of each.
     """
 
-    loss: Tensor
-    cross_entropy: Tensor
-    name: str = ""
-    summands: Mapping[str, Tensor] | None = None
+    name: str
+    summands: Mapping[str, Tensor] | None
+
+    def __new__(
+        cls, loss: Tensor, cross_entropy: Tensor, name: str = "", summands: Mapping[str, Tensor] | None = None
+    ) -> LossOutput:
+        output = super().__new__(cls, loss, cross_entropy)
+        output.name, output.summands = name, summands
+        return output
 
     @property
     def penalty(self) -> Tensor:
@@ -226,7 +236,9 @@ class Loss(nn.Module):
         if engine is not None and (weight is None or spec.spread is None):
             valid, target = (None, labels) if all_count else split_ignored(labels, ignore_index)
             target = class_weighted(target, weight) if soft and weight is not None else target
-            return LossOutput(*by_engine(engine, formula, arguments, values, logits, target, valid, row_weight, **by), spec.name)
+            return LossOutput(
+                *by_engine(engine, formula, arguments, values, logits, target, valid, row_weight, **by), spec.name
+            )
 
         shape = logits.shape[:-1]
         rows = as_rows(logits)
@@ -262,8 +274,8 @@ class Loss(nn.Module):
     def _with_logits(
         self, logits: Tensor, target: Tensor, ignore_index: int, votes: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Rows, target and inputs of a formula that takes the logits: upcast once, so that the parts of the gradient are added
-        before they are rounded; masked classes hold −inf, ignored rows zeros."""
+        """Rows, target and inputs of a formula that takes the logits: upcast once, so that the parts of the gradient are
+        added before they are rounded; masked classes hold −inf, ignored rows zeros."""
         rows = logits.reshape(-1, logits.shape[-1])
         target = target if target.ndim == 1 else target.movedim(1, -1).reshape(rows.shape)
         valid, target = split_ignored(target, ignore_index)
@@ -280,7 +292,7 @@ class Loss(nn.Module):
     def _spread(
         self, rows: Tensor, target: Tensor, weight: Tensor, values: Any, valid: Any, row_weight: Any, **by: Any
     ) -> Tensor:
-        """What a loss that smooths the label adds with class weights: cross-entropy against the weights, spread over classes."""
+        """What a loss that smooths the label adds with class weights: cross-entropy against the weights."""
         flat = rows if rows.ndim == 2 else rows.movedim(1, -1).reshape(-1, rows.shape[1])
         if valid is not None:
             flat = torch.where(valid[:, None], flat, 0)
@@ -290,6 +302,7 @@ class Loss(nn.Module):
         if items is None and row_weight is not None and by["reduction"] == "mean":
             items = (row_weight if valid is None else torch.where(valid, row_weight, 0)).sum()
         by |= {"num_items_in_batch": items, "weight_in_batch": None, "inputs": {}, "summands": {}}
+        assert self.spec.spread is not None
         return evaluate(self.spec.spread, ("cross_entropy", "classes"), values, flat, uniform, valid, None, **by)[0]
 
 
@@ -315,8 +328,8 @@ def create_loss(name: str, **kwargs: Any) -> Loss:
 
 
 def normalized(labels: Tensor, weight: Any, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Class indices as int64 and class weights in the precision of the arithmetic, before anything looks at them: −100 is not
-    a number of 8 unsigned bits, and a sum of weights is not one of 16 bits."""
+    """Class indices as int64 and class weights in the precision of the arithmetic, before anything looks at them: −100 is
+    not a number of 8 unsigned bits, and a sum of weights is not one of 16 bits."""
     if labels.dtype in (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64):
         labels = labels.long()
     if weight is not None:
@@ -358,7 +371,7 @@ def check_inputs(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tens
         raise ValueError(f"weight must have shape ({num_classes},), one for each class, got {tuple(weight.shape)}")
     if labels.is_floating_point():
         return True
-    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+    if labels.device.type == "cpu" and labels.numel() and can_be_read(labels):
         low, high = labels.aminmax()
         if low.item() >= 0 and high.item() < num_classes:
             return not 0 <= ignore_index < num_classes

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maxsup_hf.losses._spec import INPUTS, Formula, LossSpec, nearest, prefix_of
 from maxsup_hf.ops.row_stats import STATISTICS as NUMBERS
 from maxsup_hf.ops.row_stats import row_stats
-from maxsup_hf.losses._spec import INPUTS, Formula, LossSpec, nearest, prefix_of
 
 # Names Python files with losses of one's own (several with os.pathsep between). A variable, and not a flag, because it
 # reaches every process that a command starts: launchers, the runs of a comparison, workers.
@@ -49,7 +49,7 @@ def register_loss(
         def half_maxsup(cross_entropy, top, mean, *, alpha=0.1):
             return cross_entropy, alpha / 2 * (top - mean)
 
-    The positional arguments of the formula name the row numbers that it needs (`maxsup_hf.logit_stats.NUMBERS`), each of
+    The positional arguments of the formula name the row statistics it needs (`maxsup_hf.ops.row_stats.STATISTICS`), each of
     shape (N,). Its keyword-only arguments are the parameters, numbers with a default, and the options, words or booleans
     with a default. In training a parameter comes as a 0-dim tensor, for its value may move: write `int(k)` for a count.
     It returns two (N,) tensors: the target term, which class weights scale, and the penalty, which they do not (but see
@@ -280,7 +280,7 @@ def _add(parts: list[LossSpec]) -> LossSpec:
         parts=tuple(parts),
         penalties=MappingProxyType(
             {
-                spec.name: tuple(_penalty(spec, parts, arguments, weighted) for weighted in (False, True))
+                spec.name: (_penalty(spec, parts, arguments, False), _penalty(spec, parts, arguments, True))
                 for spec in parts
                 if not spec.replaces_target
             }

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from maxsup_hf.ops import rows_numba, rows_torch
@@ -34,13 +35,17 @@ def _backend(name: str) -> Any:
 
 
 def is_plain(logits: Tensor, target: Tensor) -> bool:
-    """Whether these are ordinary tensors in eager mode, of which memory may be read: no subclass, no transform, no tracing."""
+    """Whether these are ordinary tensors in eager mode, of which memory may be read, with no transform or tracing."""
+    return type(logits) in (Tensor, nn.Parameter) and type(target) is Tensor and can_be_read(target)
+
+
+def can_be_read(x: Tensor) -> bool:
+    """Whether values may be looked at: not while tracing, nor inside of a transform, nor of a fake tensor."""
     return (
-        type(logits) in (Tensor, nn.Parameter)
-        and type(target) is Tensor
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not _transformed()
+        and not isinstance(x, FakeTensor)
     )
 
 
@@ -50,7 +55,7 @@ def _transformed() -> bool:
 
 
 def statistics(
-    logits: Tensor, target: Tensor, names: Sequence[str], *, ignore_index: int = -100, reference: bool = False
+    logits: Tensor, target: Tensor, names: Sequence[str] = STATISTICS, *, ignore_index: int = -100, reference: bool = False
 ) -> dict[str, Tensor]:
     """Compute statistics of each row, differentiably.
 
@@ -85,7 +90,9 @@ def _rows(
 
 
 @_rows.register_fake
-def _(logits: Tensor, target: Tensor, ignore_index: int, square: bool, expected: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _(
+    logits: Tensor, target: Tensor, ignore_index: int, square: bool, expected: bool, backend: str
+) -> tuple[Tensor, Tensor]:
     rows = logits.shape[0] if logits.ndim == 2 else logits.shape[0] * logits.shape[2]
     number = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return logits.new_empty((rows, 8), dtype=number), logits.new_empty((rows,), dtype=torch.int64)
