@@ -53,11 +53,19 @@ def fused_linear_loss(
         zeros. Under autocast products are in its dtype, as those of a linear layer; all else is float32.
 
     Raises:
-        ValueError: an unknown loss, or one that needs the logits; shapes or labels that do not fit; another reduction.
+        ValueError: an unknown loss, or one that needs the logits; shapes or labels that do not fit; another
+            reduction; a `logit_scale` that requires a gradient, a `logit_softcap` that is not positive.
         TypeError: dtypes that do not fit.
         RuntimeError: (from backward) a second derivative, or a second backward.
     """
     made = create_loss(loss, **loss_kwargs)
+    if isinstance(logit_scale, Tensor) and logit_scale.requires_grad:
+        raise ValueError(
+            "logit_scale must be a number, got a tensor that requires a gradient, which a fused loss does not compute: "
+            "multiply hidden by it, and leave logit_scale out"
+        )
+    if logit_softcap is not None and not logit_softcap > 0:
+        raise ValueError(f"logit_softcap must be greater than 0, or None for no cap, got {logit_softcap!r}")
     head = Head(weight, bias, 1.0 if logit_scale is None else float(logit_scale), logit_softcap)
     return fused_output(
         made, made.values(progress), hidden, labels, head,
@@ -85,6 +93,7 @@ def fused_output(
             f"made. Got {reduction!r}" + ("" if num_items_in_batch is None else " with num_items_in_batch")
         )
     _check(hidden, head, labels)
+    labels = labels.long()  # before anything is compared with ignore_index, which 8 unsigned bits do not hold
     rows, target = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     counted = (target != ignore_index).nonzero().squeeze(1)
     _check_labels(target[counted], len(head.weight), ignore_index)

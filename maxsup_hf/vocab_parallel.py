@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maxsup_hf.kernels.formula import differentiate
-from maxsup_hf.logit_stats import masked_classes, upcast
 from maxsup_hf.losses import create_loss
+from maxsup_hf.ops.formula import differentiate
+from maxsup_hf.ops.row_stats import MASK_DISTANCE, masked_classes, upcast
 from maxsup_hf.reduction import reduce, split_ignored
 
 # What is gathered of each row of a rank's part; numbers that a formula does not ask for cost no more than their bytes.
-PARTS = ("top", "exp", "sum", "count", "label", "square", "product")
+PARTS = ("top", "exp", "sum", "count", "label", "square", "product", "inside")
 
 
 def vocab_parallel_loss(
@@ -53,7 +53,8 @@ def vocab_parallel_loss(
         0-dim loss, float32 (float64 for float64 logits), the same on all ranks; differentiable once.
 
     Raises:
-        ValueError: an unknown loss or one that needs the logits, another reduction, or shapes that do not fit.
+        ValueError: an unknown loss or one that needs the logits, another reduction, shapes that do not fit, or (on the
+            CPU) a label outside of the vocabulary.
         RuntimeError: there is no process group; (from backward) a second derivative.
     """
     made = create_loss(loss, **loss_kwargs)
@@ -71,6 +72,7 @@ def vocab_parallel_loss(
         sizes = [torch.zeros(1, dtype=torch.long, device=local_logits.device) for _ in range(dist.get_world_size(group))]
         dist.all_gather(sizes, torch.full_like(sizes[0], local_logits.shape[-1]), group=group)
         vocab_start = int(torch.cat(sizes)[: dist.get_rank(group)].sum())
+    labels = labels.long()
     rows = local_logits.reshape(-1, local_logits.shape[-1])
     valid, target = split_ignored(labels.reshape(-1), ignore_index)
     ones = valid.to(upcast(rows).dtype)
@@ -79,6 +81,18 @@ def vocab_parallel_loss(
     (scale,) = torch.autograd.grad(total, ones)
     values = {**made.values(progress), **made.options}
     return _Parallel.apply(rows, target, scale, vocab_start, group, made.spec.formula, made.spec.numbers, values)
+
+
+def _check_labels(labels: Tensor, scale: Tensor, places: Tensor) -> None:
+    """Refuse labels that no rank has a column for. All ranks see the same and raise alike; on the CPU only, since elsewhere
+    the host would wait."""
+    if labels.device.type == "cpu":
+        outside = labels[(places == 0) & (scale != 0)]
+        if outside.numel():
+            raise ValueError(
+                "labels must be indices into the whole vocabulary, or ignore_index, got "
+                f"{', '.join(map(str, outside.unique()[:5].tolist()))}, for which no rank has a column"
+            )
 
 
 class _Parallel(torch.autograd.Function):
@@ -94,9 +108,11 @@ class _Parallel(torch.autograd.Function):
         names: Any,
         values: Any,
     ) -> Tensor:
-        z, masked = upcast(logits), masked_classes(logits)
+        z = upcast(logits)
         inside = (target >= start) & (target < start + z.shape[1])
         column = torch.where(inside, target - start, 0)[:, None]
+        # Classes are masked by the distance to the largest logit of the whole row. Before it is known, by that of this part.
+        masked = masked_classes(z) | (z == -torch.inf)
         finite = z.masked_fill(masked, 0)
         local_top = z.amax(1)
         e = torch.exp(z - local_top[:, None].clamp_min(torch.finfo(z.dtype).min)).masked_fill(masked, 0)
@@ -108,6 +124,7 @@ class _Parallel(torch.autograd.Function):
             "label": torch.where(inside, z.gather(1, column).squeeze(1), 0),
             "square": finite.square().sum(1),
             "product": (e * finite).sum(1),
+            "inside": inside.to(z.dtype),
         }
         mine = torch.stack([parts[name] for name in PARTS], 1)
         everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
@@ -115,7 +132,13 @@ class _Parallel(torch.autograd.Function):
         found = dict(zip(PARTS, torch.stack(everyones).unbind(2), strict=True))  # (ranks, N) each
 
         top, owner = found["top"].max(0)  # the first of equal ranks
+        _check_labels(target, scale, found["inside"].sum(0))
         shrink = torch.exp(found["top"] - top)
+        far = found["top"] < top - MASK_DISTANCE  # a part of which all classes are masked
+        for name in ("sum", "count", "square"):
+            found[name] = torch.where(far, 0, found[name])
+        masked = z < (top - MASK_DISTANCE)[:, None]
+        finite = z.masked_fill(masked, 0)
         total = (found["exp"] * shrink).sum(0)
         log_sum, label, count = total.log(), found["label"].sum(0), found["count"].sum(0)
         numbers = {

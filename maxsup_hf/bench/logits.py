@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,26 +27,12 @@ class Candidate(NamedTuple):
     Attributes:
         function: (logits, labels) -> loss; for what has no backward, whatever the labels are.
         ours: whether it computes the loss that is measured, and so must agree with the plain path.
-        inplace: whether it overwrites the logits.
         backward: whether there is a backward.
     """
 
     function: LossFunction
     ours: bool = False
-    inplace: bool = False
     backward: bool = True
-
-
-class _Same(torch.autograd.Function):
-    """Logits inside a graph, in memory that was there before."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, logits: Tensor) -> Tensor:
-        return logits.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
-        return None, None
 
 
 class Case:
@@ -57,21 +43,14 @@ class Case:
         self.source = torch.randn(rows, classes, generator=generator).to(device, dtype)
         self.labels = torch.randint(classes, (rows,), generator=generator).to(device)
         self.logits = self.source.detach().requires_grad_()
-        self.overwritten = self.source.new_empty(0)
-        self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.device = device
 
     def run(self, candidate: Candidate) -> tuple[float, Tensor]:
         """Seconds, and the loss."""
         self.logits.grad = None
-        if candidate.inplace:
-            if not len(self.overwritten):
-                self.overwritten = torch.empty_like(self.source)
-            self.overwritten.copy_(self.source)
-        logits = _Same.apply(self.anchor, self.overwritten) if candidate.inplace else self.logits
 
         def work() -> Tensor:
-            loss = candidate.function(logits, self.labels)
+            loss = candidate.function(self.logits, self.labels)
             if candidate.backward:
                 loss.backward()
             return loss.detach()
@@ -81,7 +60,7 @@ class Case:
     def gradient(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
         """The loss, and its gradient."""
         _, loss = self.run(candidate)
-        gradient = self.overwritten if candidate.inplace else self.logits.grad
+        gradient = self.logits.grad
         assert gradient is not None
         return loss, gradient
 
@@ -99,9 +78,6 @@ def candidates(loss: Loss, device: torch.device, compiled: bool) -> dict[str, Ca
     def ours(logits: Tensor, labels: Tensor) -> Tensor:
         return loss.compute(logits, labels, values).loss
 
-    def in_place(logits: Tensor, labels: Tensor) -> Tensor:
-        return loss.compute(logits, labels, values, inplace=True).loss
-
     def plain(logits: Tensor, labels: Tensor) -> Tensor:
         return loss.compute(logits, labels, values, kernel="plain").loss
 
@@ -116,8 +92,6 @@ def candidates(loss: Loss, device: torch.device, compiled: bool) -> dict[str, Ca
 
     smoother = LabelSmoother(epsilon=SMOOTHING)
     found = {"loss": Candidate(ours, ours=True)}
-    if device.type == "cpu" and not loss.spec.needs_logits:
-        found["loss in place"] = Candidate(in_place, ours=True, inplace=True)
     found["plain path"] = Candidate(plain, ours=True)
     found["label smoothing"] = Candidate(smoothed)
     found["LabelSmoother"] = Candidate(lambda logits, labels: smoother({"logits": logits}, labels))

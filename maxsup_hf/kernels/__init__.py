@@ -1,4 +1,4 @@
-"""The numbers of a row, and the gradients of formulas on them, computed faster than `maxsup_hf.logit_stats` spells out."""
+"""The numbers of a row, and the gradients of formulas on them, computed faster than `maxsup_hf.ops.row_stats` spells out."""
 
 import os
 

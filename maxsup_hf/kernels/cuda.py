@@ -21,10 +21,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from maxsup_hf.kernels.formula import differentiate, linear_coefficients
 from maxsup_hf.kernels.gradient import Engine
 from maxsup_hf.kernels.problem import Problem, Rows, evaluate
-from maxsup_hf.logit_stats import NUMBERS
+from maxsup_hf.ops.formula import differentiate, linear_coefficients
+from maxsup_hf.ops.row_stats import STATISTICS as NUMBERS
 
 IN_REGISTERS = 16384  # of 32,768 the assembler would spill a row into memory
 BLOCK = 8192  # of a pass over a longer row

@@ -45,22 +45,12 @@ def loss_of_rows(
     Returns:
         The loss, 0-dim or (...), and the plain cross-entropy in it, which has no gradient. float32, or float64 for float64
         logits. Gradients arrive in the logits' dtype.
-
-    Raises:
-        ValueError: `inplace` together with `per_row`.
-        RuntimeError: `inplace` on a leaf that requires a gradient, a second backward or a second derivative after it; and,
-            by autograd, if the logits are needed elsewhere in the graph or are a view of other logits.
     """
-    if problem.inplace:
-        if problem.per_row:
-            raise ValueError("inplace=True needs a loss that is summed: the gradient of each row's own loss is not kept")
-        if logits.is_leaf and logits.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError("inplace=True overwrites the logits, but a leaf that requires a gradient must stay as it is")
     # As numbers: a schedule may have filled its tensors anew when a backward comes back to the formula.
     values = {name: _number(value) for name, value in problem.values.items()}
     problem = problem._replace(values=values)
     wanted = logits.requires_grad and torch.is_grad_enabled()
-    loss, cross_entropy, *_ = _Loss.apply(engine, logits, target, problem, rows, wanted)
+    loss, cross_entropy = _Loss.apply(engine, logits, target, problem, rows, wanted)
     return loss, cross_entropy
 
 
@@ -79,12 +69,6 @@ class _Loss(torch.autograd.Function):
         # The gradient is there to be used up: the first backward takes it, a second one computes it again.
         ctx.gradient = None
         at_once = wanted and not problem.per_row and logits.dtype != torch.float16
-        ctx.overwritten = at_once and problem.inplace
-        if ctx.overwritten:
-            loss, cross_entropy = engine.walk(logits, target, problem, rows, logits)
-            ctx.mark_dirty(logits)
-            ctx.mark_non_differentiable(cross_entropy)
-            return loss, cross_entropy, logits
         if at_once:
             ctx.gradient = torch.empty_like(logits)
         loss, cross_entropy = engine.walk(logits, target, problem, rows, ctx.gradient)
@@ -92,26 +76,18 @@ class _Loss(torch.autograd.Function):
         return loss, cross_entropy
 
     @staticmethod
-    def backward(ctx, upstream: Tensor | None, _: None, used: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        if used is not None:
-            raise RuntimeError("logits were used after a loss with inplace=True had overwritten them by their gradient")
+    def backward(ctx, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return None, None, None, None, None, None
         logits, target = ctx.saved_tensors
         engine: Engine = ctx.engine
         problem: Problem = ctx.problem
         if torch.is_grad_enabled():  # create_graph=True: the twin is differentiated again
-            if problem.inplace:
-                raise RuntimeError("inplace=True leaves no logits for a second derivative: use inplace=False")
             return None, _plain_gradient(logits, target, problem, ctx.rows, upstream), None, None, None, None
         grad, ctx.gradient = ctx.gradient, None
-        if ctx.overwritten:
-            if ctx.overwritten == "taken":
-                raise RuntimeError("inplace=True leaves no logits for a second backward: use inplace=False")
-            grad, ctx.overwritten = logits.detach(), "taken"
         if grad is not None:
             return None, engine.multiply(grad, engine.factor(upstream)), None, None, None, None
-        grad = logits.detach() if problem.inplace else torch.empty_like(logits)
+        grad = torch.empty_like(logits)
         engine.walk(logits.detach(), target, *_times(engine, problem, ctx.rows, upstream), grad)
         return None, grad, None, None, None, None
 

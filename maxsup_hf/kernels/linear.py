@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maxsup_hf.kernels.formula import differentiate
-from maxsup_hf.kernels.rows import MASKABLE, combine, finish_gradient, mask_limit, row_sums, write_gradient
+from maxsup_hf.kernels.rows import MASKABLE, combine, finish_gradient, row_sums, write_gradient
+from maxsup_hf.ops.formula import differentiate
+from maxsup_hf.ops.row_stats import MASK_DISTANCE
 
 ROWS = 32  # at least so many go through the product at a time
 ROWS_OF_WEIGHT = 8192  # that are cast at a time to take their mean
@@ -28,7 +29,7 @@ class Head(NamedTuple):
 
     Attributes:
         weight: (V, D).
-        bias: (V,) or `None`; a class whose bias is −inf, or the smallest number of its dtype, is masked.
+        bias: (V,) or `None`; a class whose bias lies more than `MASK_DISTANCE` below the largest is masked.
         scale: Cohere's logit_scale, or 1/logits_scaling of Granite.
         softcap: Gemma's final_logit_softcapping, or `None`.
     """
@@ -202,7 +203,7 @@ class _MeanLogit:
         self.scale = scale
         taken = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
         if bias is not None:
-            taken = scale * bias.to(wide) > mask_limit(bias.dtype)
+            taken = bias.to(wide) >= bias.to(wide).max() - MASK_DISTANCE
         self.classes = taken.sum().to(wide)
         self.share = taken / self.classes.clamp_min(1)
         pieces = zip(self.share.split(ROWS_OF_WEIGHT), weight.split(ROWS_OF_WEIGHT), strict=True)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maxsup_hf.kernels.formula import Formula
-from maxsup_hf.logit_stats import logit_stats
+from maxsup_hf.ops.autograd import statistics
+from maxsup_hf.ops.formula import Formula
 
 
 class Problem(NamedTuple):
@@ -18,11 +18,10 @@ class Problem(NamedTuple):
 
     Attributes:
         formula: `(row numbers, **values) -> (term on the label, penalty)`.
-        numbers: its arguments, names of `maxsup_hf.logit_stats.NUMBERS`.
+        numbers: its arguments, names of `maxsup_hf.ops.row_stats.STATISTICS`.
         values: its parameters and options; numbers may be 0-dim tensors.
         label_scale, penalty_scale: what the terms of all rows are multiplied by.
         per_row: a value for each row is wanted, not the sum.
-        inplace: the logits may be overwritten by their gradient.
     """
 
     formula: Formula
@@ -31,7 +30,6 @@ class Problem(NamedTuple):
     label_scale: float = 1.0
     penalty_scale: float = 1.0
     per_row: bool = False
-    inplace: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,10 +82,10 @@ def evaluate(
 
 
 def plain_numbers(logits: Tensor, target: Tensor, problem: Problem) -> dict[str, Tensor]:
-    """`problem.names` -> (N,) for logits (..., K) and target (...) or (..., K), by `logit_stats`; differentiable."""
+    """`problem.names` -> (N,) for logits (..., K) and target (...) or (..., K), by `statistics`; differentiable."""
     classes = logits.shape[-1]
     target = target.reshape(-1, classes) if target.is_floating_point() else target.reshape(-1)
-    return logit_stats(logits.reshape(-1, classes), target, problem.names)
+    return statistics(logits.reshape(-1, classes), target, problem.names)
 
 
 def plain(logits: Tensor, target: Tensor, problem: Problem, rows: Rows = ALL) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
-"""Row numbers and gradients for kernels that hold logits of their own: block after block, each while it is in cache.
+"""Row statistics and gradients for what makes its own logits: block after block, each while it is in cache.
 
-Unlike `maxsup_hf.logit_stats` it can be asked for parts of a row: what `row_sums` returns of the shards of a vocabulary adds
-up to the numbers of the whole (`combine`). Class indices only; soft targets are for the other paths.
+What `row_sums` returns of shards of a vocabulary adds up to the statistics of whole rows (`combine`). Class indices only.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from maxsup_hf.ops.row_stats import MASK_DISTANCE
 
 BLOCK = 2**18  # numbers in a block: 1 MiB of float32, which stays in a level-2 cache
 STRETCH = 256
@@ -28,7 +29,7 @@ def row_sums(z: Tensor, names: Sequence[str], overwrite: bool = False) -> dict[s
 
     Args:
         z: (N, K) logits, or a shard of them: any float dtype.
-        names: numbers of `maxsup_hf.logit_stats.NUMBERS` that will be asked for.
+        names: numbers of `maxsup_hf.ops.row_stats.STATISTICS` that will be asked for.
         overwrite: let `z`, float32 or float64, hold exp(z − top) afterwards, which saves the gradient the work.
 
     Returns:
@@ -40,14 +41,13 @@ def row_sums(z: Tensor, names: Sequence[str], overwrite: bool = False) -> dict[s
 
 
 def _sums_of_block(z: Tensor, names: Sequence[str], overwrite: bool) -> dict[str, Tensor]:
-    limit = mask_limit(z.dtype)
     z = z if z.dtype == torch.float64 else z.float()
     top, index = first_maximum(z)
     # A shard may hold masked classes alone, and −inf − (−inf) would be NaN.
     e = torch.sub(z, top.clamp_min(torch.finfo(z.dtype).min)[:, None], out=z if overwrite else None).exp_()
     sums = {"top": top, "index": index, "exp": e.sum(1)}
     if any(name in MASKABLE for name in names):
-        taken = z > limit
+        taken = z >= top[:, None] - MASK_DISTANCE
         z = torch.where(taken, z, 0)
         sums |= {"total": z.sum(1), "count": taken.sum(1).to(z.dtype)}
     if "expected" in names:
@@ -95,7 +95,7 @@ def write_gradient(
     valid: Tensor | None = None,
     softcap: float | None = None,
 ) -> None:
-    """Write Σ slope·∂number/∂z; see the table of `maxsup_hf.logit_stats`.
+    """Write Σ slope·∂number/∂z; see the table of `maxsup_hf.ops.row_stats`.
 
     Args:
         z: (N, K) logits or a shard of them.
@@ -117,7 +117,7 @@ def write_gradient(
         into = out[part]
         in_place = into.data_ptr() == x.data_ptr()
         bend = None if softcap is None else 1 - (x / softcap).square_()
-        taken = x > mask_limit(z.dtype) if masks else None
+        taken = x >= top[part, None] - MASK_DISTANCE if masks else None
         inside = torch.where(taken, x, 0) if taken is not None else x
         # not exp(z − lse): of large logits the difference has lost the digits that the softmax is made of
         g = torch.sub(x, top[part, None], out=x if in_place else None).exp_().mul_(share[part, None])
@@ -180,8 +180,3 @@ def first_maximum(z: Tensor) -> tuple[Tensor, Tensor]:
     start = (stretch * STRETCH).clamp_max_(classes - STRETCH)[:, None]
     place = z.gather(1, start + torch.arange(STRETCH)).max(1).indices
     return top, start.squeeze(1) + place
-
-
-def mask_limit(dtype: torch.dtype) -> float:
-    """Logits up to here are masked; see `maxsup_hf.logit_stats.masked_classes`."""
-    return torch.finfo(torch.bfloat16 if dtype == torch.float32 else dtype).min

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maxsup_hf.logit_stats import masked_classes, upcast
-from maxsup_hf.losses._loss import check_inputs
+from maxsup_hf.losses._loss import check_inputs, normalized
+from maxsup_hf.ops.row_stats import masked_classes, upcast
 from maxsup_hf.reduction import reduce, split_ignored
 
 
@@ -73,6 +73,7 @@ def ls_decomposition(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+    labels, _ = normalized(labels, None, logits)
     check_inputs(logits, labels, ignore_index, None)
     if labels.is_floating_point():
         raise ValueError(f"labels must be integer class indices, got {labels.dtype}: the terms ask which class is the label")

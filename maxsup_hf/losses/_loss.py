@@ -8,23 +8,51 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maxsup_hf.logit_stats import masked_classes, upcast
-from maxsup_hf.losses._kernels import by_engine, choose_engine, plainly
+from maxsup_hf.losses._kernels import as_rows, by_engine, choose_engine, evaluate, kernel_is_plain
 from maxsup_hf.losses._registry import get_spec
 from maxsup_hf.losses._spec import LossSpec, prefix_of
+from maxsup_hf.ops.autograd import can_be_read
+from maxsup_hf.ops.row_stats import masked_classes, upcast
 from maxsup_hf.reduction import check_reduction, class_weighted, split_ignored
 from maxsup_hf.schedules import SCHEDULES, interpolate
 
+NONE_IGNORED = -(2**62)  # an ignore_index that no label has
 
-class LossOutput(NamedTuple):
-    """A reduced loss and, detached, the plain cross-entropy in it; what is left is the penalty."""
 
+class _Reduced(NamedTuple):
     loss: Tensor
     cross_entropy: Tensor
+
+
+class LossOutput(_Reduced):
+    """A reduced loss and, detached, the plain cross-entropy in it; what is left is the penalty.
+
+    Attributes:
+        name: of the loss.
+        summands: for a sum of losses, the penalty of each.
+    """
+
+    name: str
+    summands: Mapping[str, Tensor] | None
+
+    def __new__(
+        cls, loss: Tensor, cross_entropy: Tensor, name: str = "", summands: Mapping[str, Tensor] | None = None
+    ) -> LossOutput:
+        output = super().__new__(cls, loss, cross_entropy)
+        output.name, output.summands = name, summands
+        return output
 
     @property
     def penalty(self) -> Tensor:
         return self.loss.detach() - self.cross_entropy
+
+    @property
+    def penalties(self) -> dict[str, Tensor]:
+        """Name of each summand -> what it adds to the cross-entropy, reduced and detached; they add up to `penalty`."""
+        if self.summands is None:
+            return {self.name: self.penalty}
+        rest = self.penalty - sum(self.summands.values())  # of the one summand whose target term is not the cross-entropy
+        return {name: self.summands.get(name, rest) for name in (part.strip() for part in self.name.split("+"))}
 
 
 class Loss(nn.Module):
@@ -132,7 +160,6 @@ class Loss(nn.Module):
         weight: Tensor | None = None,
         votes: Tensor | None = None,
         kernel: str = "auto",
-        inplace: bool = False,
     ) -> Tensor:
         """The loss of a batch. In training mode (`loss.train()`, the default) a loss with a state also learns from it.
 
@@ -149,10 +176,8 @@ class Loss(nn.Module):
             votes: (..., P) class indices that the P positions of the last feature map vote for; only for a loss that asks
                 for them (`zipf_label_smoothing` with `dense=True`).
             kernel: `"auto"`, the fastest that serves, or what the environment variable MAXSUP_HF_KERNEL says; `"plain"`,
-                the twin of all kernels; `"cpu"`, row-blocked; `"triton"`, for tensors on an NVIDIA GPU. Under
-                torch.compile `"auto"` is what the compiler makes of the plain path.
-            inplace: the gradient may be written over the logits, which nothing may read afterwards: saves their size in
-                memory. Kernels `"cpu"` and `"triton"` do so, the plain path does not need to.
+                the reference implementation; `"cpu"`, compiled by numba (in torch operations where numba is missing);
+                `"triton"`, for tensors on an NVIDIA GPU. Under torch.compile `"auto"` is an operator in the graph.
 
         Returns:
             float32 (float64 for float64 logits); gradients to `logits` come in its dtype.
@@ -160,7 +185,6 @@ class Loss(nn.Module):
         Raises:
             TypeError, ValueError: shapes, dtypes or labels that do not fit, or a kernel that cannot serve; the message says
                 what was expected.
-            RuntimeError: by autograd, if logits that `inplace` has overwritten are needed.
         """
         return self.compute(
             logits,
@@ -172,7 +196,6 @@ class Loss(nn.Module):
             weight=weight,
             votes=votes,
             kernel=kernel,
-            inplace=inplace,
         ).loss
 
     def compute(
@@ -188,7 +211,6 @@ class Loss(nn.Module):
         weight_in_batch: Tensor | float | None = None,
         votes: Tensor | None = None,
         kernel: str = "auto",
-        inplace: bool = False,
     ) -> LossOutput:
         """As `forward`, with the parameters' values given (numbers, or 0-dim tensors so that a compiled graph serves a
         whole schedule), returning the cross-entropy beside the loss.
@@ -197,6 +219,7 @@ class Loss(nn.Module):
             weight_in_batch: with `weight` and integer labels, what the weighted sum is divided by, while
                 `num_items_in_batch` divides the sum of the penalties. Default: `num_items_in_batch` divides both.
         """
+        labels, weight = normalized(labels, weight, logits)
         all_count = check_inputs(logits, labels, ignore_index, weight)
         check_reduction(reduction, num_items_in_batch, weight_in_batch)
         spec, soft = self.spec, labels.is_floating_point()
@@ -217,51 +240,84 @@ class Loss(nn.Module):
             )
         engine = choose_engine(kernel, spec, logits, values)
         values = {**values, **self.options}
+        formula, arguments = (spec.formula if weight is None else spec.weighted), spec.arguments
+        row_weight = None if weight is None or soft else weight[torch.where(labels == ignore_index, 0, labels)]
+        by: Any = {
+            "reduction": reduction,
+            "num_items_in_batch": num_items_in_batch,
+            "weight_in_batch": weight_in_batch,
+        }
+        if engine is not None and (weight is None or spec.spread is None):
+            valid, target = (None, labels) if all_count else split_ignored(labels, ignore_index)
+            target = class_weighted(target, weight) if soft and weight is not None else target
+            return LossOutput(
+                *by_engine(engine, formula, arguments, values, logits, target, valid, row_weight, **by), spec.name
+            )
+
         shape = logits.shape[:-1]
-        if engine is None:
-            logits = logits.reshape(-1, logits.shape[-1])
-            labels = labels.reshape(logits.shape if soft else -1)
-        valid: Any = None
-        target = labels
-        if engine is None or not all_count:
-            valid, target = split_ignored(labels, ignore_index)
-        inputs: dict[str, Any] = {"target": target, "labels": target, "state": self.state}
-        if engine is None:
-            if self.state is not None and self.training:
-                self.state.add(logits.detach(), target, valid)
-            if spec.needs_logits:  # upcast once, so that the parts of the gradient are added before they are rounded
-                masked = masked_classes(logits)
-                logits = torch.where(valid[:, None], upcast(logits).masked_fill(masked, -torch.inf), 0)
-            inputs |= {"logits": logits, "votes": None if votes is None else votes.reshape(-1, votes.shape[-1])}
-        row_weight = None
-        if weight is not None:
-            weight = weight.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-            if soft:  # every class of a row has its own weight, so the weighting is the target's
-                target = class_weighted(target, weight)
-            else:
-                row_weight = class_weighted(target, weight)
+        rows = as_rows(logits)
+        if soft:
+            target = labels.movedim(-1, 1).flatten(2) if rows.ndim == 3 else labels.reshape(rows.shape)
+        else:
+            target = labels.reshape(-1)
+        valid = None if all_count else target != ignore_index
+        row_weight = None if row_weight is None else row_weight.reshape(-1)
+        inputs: dict[str, Any] = {}
+        if spec.needs_logits:
+            rows, target, inputs = self._with_logits(logits, target, ignore_index, votes)
+        if soft and weight is not None:
+            of_class = weight if rows.ndim == 2 else weight[:, None]
+            target = target * of_class
+        by |= {
+            "inputs": inputs,
+            "reference": kernel_is_plain(kernel),
+            "ignore_index": ignore_index if not spec.needs_logits else NONE_IGNORED,
+        }
 
-        inplace = inplace and (weight is None or spec.spread is None)
+        def shaped(term: Tensor) -> Tensor:
+            return term.reshape(shape) if reduction == "none" else term
 
-        def evaluate(formula: Any, arguments: Any, target: Tensor, row_weight: Any, items: Any, weights: Any) -> LossOutput:
-            given = (formula, arguments, values, logits, target, valid, row_weight)
-            by: Any = {"reduction": reduction, "num_items_in_batch": items, "weight_in_batch": weights}
-            if engine is not None:
-                return LossOutput(*by_engine(engine, *given, inplace=inplace, **by))
-            terms = plainly(*given, inputs=inputs, kernel=kernel, **by)
-            return LossOutput(*(term.reshape(shape) if reduction == "none" else term for term in terms))
+        loss, entropy, summands = evaluate(
+            formula, arguments, values, rows, target, valid, row_weight, summands=spec.summands(weight is not None), **by
+        )
+        if weight is not None and spec.spread is not None:
+            loss = loss + self._spread(rows, target, weight, values, valid, row_weight, **by)
+        named = {name: shaped(term) for name, term in summands.items()} if len(spec.parts) > 1 else None
+        return LossOutput(shaped(loss), shaped(entropy), spec.name, named)
 
-        formula = spec.formula if weight is None else spec.weighted
-        output = evaluate(formula, spec.arguments, target, row_weight, num_items_in_batch, weight_in_batch)
-        if weight is None or spec.spread is None:
-            return output
-        kept = ~masked_classes(logits)
+    def _with_logits(
+        self, logits: Tensor, target: Tensor, ignore_index: int, votes: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Rows, target and inputs of a formula that takes the logits: upcast once, so that the parts of the gradient are
+        added before they are rounded; masked classes hold −inf, ignored rows zeros."""
+        rows = logits.reshape(-1, logits.shape[-1])
+        target = target if target.ndim == 1 else target.movedim(1, -1).reshape(rows.shape)
+        valid, target = split_ignored(target, ignore_index)
+        z = torch.where(valid[:, None], upcast(rows), 0)
+        masked = masked_classes(z)
+        if not target.is_floating_point():  # a label that far below the top has a loss, however large
+            masked = masked.scatter(1, target[:, None], False)
+        z = z.masked_fill(masked, -torch.inf)
+        if self.state is not None and self.training:
+            self.state.add(z.detach(), target, valid)
+        votes = None if votes is None else votes.reshape(-1, votes.shape[-1])
+        return z, target, {"logits": z, "target": target, "labels": target, "votes": votes, "state": self.state}
+
+    def _spread(
+        self, rows: Tensor, target: Tensor, weight: Tensor, values: Any, valid: Any, row_weight: Any, **by: Any
+    ) -> Tensor:
+        """What a loss that smooths the label adds with class weights: cross-entropy against the weights."""
+        flat = rows if rows.ndim == 2 else rows.movedim(1, -1).reshape(-1, rows.shape[1])
+        if valid is not None:
+            flat = torch.where(valid[:, None], flat, 0)
+        kept = ~masked_classes(flat)
         uniform = torch.where(kept, weight, 0) / kept.sum(-1, keepdim=True).clamp_min(1)
-        items = num_items_in_batch if weight_in_batch is None else weight_in_batch
-        if items is None and row_weight is not None and reduction == "mean":
+        items = by["num_items_in_batch"] if by["weight_in_batch"] is None else by["weight_in_batch"]
+        if items is None and row_weight is not None and by["reduction"] == "mean":
             items = (row_weight if valid is None else torch.where(valid, row_weight, 0)).sum()
-        added = evaluate(spec.spread, ("cross_entropy", "classes"), uniform, None, items, None)
-        return output._replace(loss=output.loss + added.loss)
+        by |= {"num_items_in_batch": items, "weight_in_batch": None, "inputs": {}, "summands": {}}
+        assert self.spec.spread is not None
+        return evaluate(self.spec.spread, ("cross_entropy", "classes"), values, flat, uniform, valid, None, **by)[0]
 
 
 def of_summand(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,6 +344,16 @@ def create_loss(name: str, **kwargs: Any) -> Loss:
         TypeError: a parameter that the loss does not have, or a value of a wrong type.
     """
     return Loss(get_spec(name), **kwargs)
+
+
+def normalized(labels: Tensor, weight: Any, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Class indices as int64 and class weights in the precision of the arithmetic, before anything looks at them: −100 is
+    not a number of 8 unsigned bits, and a sum of weights is not one of 16 bits."""
+    if labels.dtype in (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64):
+        labels = labels.long()
+    if weight is not None:
+        weight = weight.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    return labels, weight
 
 
 def check_inputs(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None) -> bool:
@@ -324,7 +390,7 @@ def check_inputs(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tens
         raise ValueError(f"weight must have shape ({num_classes},), one for each class, got {tuple(weight.shape)}")
     if labels.is_floating_point():
         return True
-    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+    if labels.device.type == "cpu" and labels.numel() and can_be_read(labels):
         low, high = labels.aminmax()
         if low.item() >= 0 and high.item() < num_classes:
             return not 0 <= ignore_index < num_classes

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxsup_hf.logit_stats import NUMBERS, logit_stats
 from maxsup_hf.losses._spec import INPUTS, Formula, LossSpec, nearest, prefix_of
+from maxsup_hf.ops.row_stats import STATISTICS as NUMBERS
+from maxsup_hf.ops.row_stats import row_stats
 
 # Names Python files with losses of one's own (several with os.pathsep between). A variable, and not a flag, because it
 # reaches every process that a command starts: launchers, the runs of a comparison, workers.
@@ -48,7 +49,7 @@ def register_loss(
         def half_maxsup(cross_entropy, top, mean, *, alpha=0.1):
             return cross_entropy, alpha / 2 * (top - mean)
 
-    The positional arguments of the formula name the row numbers that it needs (`maxsup_hf.logit_stats.NUMBERS`), each of
+    The positional arguments of the formula name the row statistics it needs (`maxsup_hf.ops.row_stats.STATISTICS`), each of
     shape (N,). Its keyword-only arguments are the parameters, numbers with a default, and the options, words or booleans
     with a default. In training a parameter comes as a 0-dim tensor, for its value may move: write `int(k)` for a count.
     It returns two (N,) tensors: the target term, which class weights scale, and the penalty, which they do not (but see
@@ -166,7 +167,7 @@ def _try(spec: LossSpec) -> bool:
     rows, classes = 3, 4
     logits = torch.linspace(-1, 1, rows * classes, device="cpu").reshape(rows, classes)
     labels = torch.arange(rows, device="cpu")
-    have = {**logit_stats(logits, labels, NUMBERS), "logits": logits, "target": labels, "labels": labels, "votes": None}
+    have = {**row_stats(logits, labels), "logits": logits, "target": labels, "labels": labels, "votes": None}
     have["state"] = spec.state() if spec.state else None
     values = {name: torch.tensor(float(spec.defaults[name]), device="cpu") for name in spec.parameters}
     options = {name: spec.defaults[name] for name in spec.options}
@@ -276,6 +277,14 @@ def _add(parts: list[LossSpec]) -> LossSpec:
         spread=_spread(parts),
         weighted_penalty=any(spec.weighted_penalty for spec in parts),
         votes=tuple(option and f"{spec.name}.{option}" for spec in parts for option in spec.votes),
+        parts=tuple(parts),
+        penalties=MappingProxyType(
+            {
+                spec.name: (_penalty(spec, parts, arguments, False), _penalty(spec, parts, arguments, True))
+                for spec in parts
+                if not spec.replaces_target
+            }
+        ),
         state=next((spec.state for spec in parts if spec.state), None),
     )
 
@@ -308,6 +317,18 @@ def _combine(parts: Sequence[LossSpec], arguments: Sequence[str], weighted: bool
         return reduce(operator.add, scaled, target_term), penalty
 
     return formula
+
+
+def _penalty(spec: LossSpec, parts: Sequence[LossSpec], arguments: Sequence[str], weighted: bool) -> Formula:
+    """The penalty of one loss of a sum, as what class weights scale and what they do not."""
+
+    def penalty(*given: Any, **values: Any) -> tuple[Any, Any]:
+        have = dict(zip(arguments, given, strict=True))
+        _, found = spec.formula(*(have[argument] for argument in spec.arguments), **_own(spec, values, parts))
+        nothing = found.new_zeros(())
+        return (found, nothing) if weighted and spec.weighted_penalty else (nothing, found)
+
+    return penalty
 
 
 def _spread(parts: Sequence[LossSpec]) -> Formula | None:

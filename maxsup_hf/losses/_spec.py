@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from maxsup_hf.logit_stats import NUMBERS
+from maxsup_hf.ops.row_stats import STATISTICS as NUMBERS
 from maxsup_hf.schedules import SCHEDULES
 
 Formula = Callable[..., tuple[Tensor, Tensor]]
@@ -45,6 +45,9 @@ class LossSpec:
             takes `cross_entropy` and `classes`.
         weighted_penalty: whether class weights scale the penalty too, because it depends on the label and can be negative.
         votes: for each summand that takes `votes`, the option that switches them on; `None` where they are always needed.
+        parts: for a sum, what the registry knows of each loss in it.
+        penalties: for a sum, name -> formula `(weighted, unweighted)` of the penalty of each loss that leaves the
+            target term alone, without and with class weights.
         state: class of what the loss remembers from batch to batch, or `None`.
     """
 
@@ -63,7 +66,13 @@ class LossSpec:
     spread: Formula | None = None
     weighted_penalty: bool = False
     votes: tuple[str | None, ...] = ()
+    parts: tuple[LossSpec, ...] = ()
+    penalties: Mapping[str, tuple[Formula, Formula]] = field(default_factory=dict)
     state: type | None = None
+
+    def summands(self, weighted: bool) -> dict[str, Formula]:
+        """`penalties` with class weights, or without."""
+        return {name: formulas[weighted] for name, formulas in self.penalties.items()}
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -120,7 +129,7 @@ class LossSpec:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{key} of loss {self.name!r} must be a number, got {type(value).__name__} {value!r}")
         low, high = bounds
-        if not (math.isfinite(value) and low <= float(value) <= high):
+        if not (-math.inf < value < math.inf and low <= float(value) <= high):
             allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
             raise ValueError(f"{key} of loss {self.name!r} must be finite and {allowed}, got {value!r}")
 

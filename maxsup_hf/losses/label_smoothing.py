@@ -15,7 +15,7 @@ CITATION = """@inproceedings{szegedy2016rethinking,
 
 def share(classes: Any, *, alpha: Any, over: str) -> Any:
     """What part of the label is spread evenly over all K classes."""
-    return alpha if over == "K" else alpha * classes / (classes - 1)
+    return alpha if over == "K" else alpha * classes / (classes - 1).clamp_min(1)
 
 
 @register_loss(

@@ -1,8 +1,8 @@
 import torch
 from torch import Tensor
 
-from maxsup_hf.logit_stats import logit_stats
 from maxsup_hf.losses._registry import register_loss
+from maxsup_hf.ops.autograd import statistics
 
 CITATION = """@inproceedings{wei2022mitigating,
   title={Mitigating Neural Network Overconfidence with Logit Normalization},
@@ -22,5 +22,5 @@ def logit_norm(logits: Tensor, target: Tensor, square: Tensor, *, tau: float = 0
     norm = square.where(square > 0, 1).sqrt().where(square > 0, 0)
     masked = logits == -torch.inf
     scaled = logits.masked_fill(masked, 0) / ((norm + 1e-7) * tau)[:, None]
-    label_term = logit_stats(scaled.masked_fill(masked, -torch.inf), target)["cross_entropy"]
+    label_term = statistics(scaled.masked_fill(masked, -torch.inf), target, ("cross_entropy",))["cross_entropy"]
     return label_term, label_term.new_zeros(())

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxsup_hf.logit_stats import logit_stats, masked_classes, upcast
 from maxsup_hf.losses._registry import register_loss
+from maxsup_hf.ops.autograd import statistics
+from maxsup_hf.ops.row_stats import masked_classes, upcast
 
 CITATION = """@article{zhang2021delving,
   title={Delving Deep into Label Smoothing},
@@ -144,12 +145,12 @@ def online_label_smoothing(
     predicted correctly gets `fallback`. A soft label whose largest value reaches `freeze_threshold` stays (1: none does).
     """
     rules = {
-        "smoothed": cross_entropy + smoothing * classes / (classes - 1) * (label - mean),
+        "smoothed": cross_entropy + smoothing * classes / (classes - 1).clamp_min(1) * (label - mean),
         "uniform": cross_entropy + label - mean,
         "zeros": torch.zeros_like(cross_entropy),
     }
     soft = rules[fallback if state.epoch else start]
     if state.epoch:
         target, known = state.soft_labels(logits, labels)
-        soft = torch.where(known, logit_stats(logits, target)["cross_entropy"], soft)
+        soft = torch.where(known, statistics(logits, target, ("cross_entropy",))["cross_entropy"], soft)
     return (1 - alpha) * cross_entropy + alpha * soft, torch.zeros_like(cross_entropy)

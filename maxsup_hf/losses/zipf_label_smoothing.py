@@ -44,8 +44,9 @@ def zipf_label_smoothing(
     # how many classes score more, plus 1
     rank = score.shape[-1] + 1 - torch.searchsorted(score.sort(-1).values, score, right=True)
     p = torch.where(left_out, 0, rank.to(logits.dtype) ** -power)
-    p = p / p.sum(-1, keepdim=True)
-    log_q = logits.masked_fill(left_out, -torch.inf).log_softmax(-1)
+    p = p / p.sum(-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
+    alone = left_out.all(-1, keepdim=True)  # a label without other classes, over which a softmax would be NaN
+    log_q = logits.masked_fill(left_out, -torch.inf).masked_fill(alone, 0).log_softmax(-1)
     divergence = torch.where(left_out, 0, p * (p.log() - log_q.masked_fill(left_out, 0)))
     penalty = divergence.sum(-1)
     if correct_only:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from maxsup_hf.logit_stats import masked_classes
+from maxsup_hf.ops.row_stats import masked_classes
 
 CHUNK = 2**20  # numbers that are worked on at a time: 8 MiB in float64
 

@@ -12,6 +12,7 @@ from maxsup_hf.kernels import cuda
 from tests.kernels.test_cpu import (  # noqa: F401
     SERVED,
     TRITON,
+    backend,
     check,
     problem,
     results,
@@ -21,13 +22,10 @@ from tests.kernels.test_cpu import (  # noqa: F401
     test_every_case,
     test_float16_gradients_survive_a_gradient_scaler,
     test_images,
-    test_in_place_misuse_raises,
     test_other_dtypes,
     test_reductions,
     test_shapes,
-    test_the_gradient_takes_the_place_of_the_logits,
     test_what_comes_from_above,
-    test_without_a_gradient_nothing_is_overwritten,
 )
 
 assert TRITON
@@ -42,8 +40,7 @@ def test_rows_that_do_not_fit_into_registers(name, monkeypatch):
     logits[0, 5] = logits[0, 40] = 20.0  # a tie over two blocks
     logits[1, 16:32] = -torch.inf  # a block that takes no part, but for the label
     logits[1, 17] = 1.0
-    for inplace in (False, True):
-        check(name, logits, labels, inplace=inplace)
+    check(name, logits, labels)
     check(name, logits.masked_fill(logits == -torch.inf, -3.0), torch.rand(4, 53).softmax(-1))
 
 
@@ -105,7 +102,7 @@ def test_in_place_between_the_gaps_of_something_larger():
     memory, labels = torch.randn(4, 9), torch.tensor([0, 1, 2, 3])
     logits, around = memory[:, :6].clone(), memory[:, 6:].clone()
     given = Inside.apply(torch.zeros((), requires_grad=True), memory[:, :6])
-    (3 * create_loss("cross_entropy")(given, labels, kernel="triton", inplace=True)).backward()
+    (3 * create_loss("cross_entropy")(given, labels, kernel="triton")).backward()
     assert torch.equal(memory[:, 6:], around)
     gradient = logits.softmax(-1) - torch.nn.functional.one_hot(labels, 6)
     torch.testing.assert_close(memory[:, :6], 3 / 4 * gradient)
@@ -137,9 +134,7 @@ class NobodyWaits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"num_items_in_batch": torch.tensor(7)}, {"weight": torch.rand(7)}, {"inplace": True}]
-)
+@pytest.mark.parametrize("options", [{}, {"num_items_in_batch": torch.tensor(7)}, {"weight": torch.rand(7)}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", SERVED)
 def test_nobody_waits(name, dtype, options, monkeypatch):

@@ -1,4 +1,4 @@
-"""The CPU kernel, and the row numbers under torch.compile, against the plain path in float64.
+"""The CPU backends, numba and torch, and losses under torch.compile, against the reference in float64.
 
 With TRITON_INTERPRET=1 the kernel is Triton's, of which `interpreted_cuda.py` takes the tests that are not about a CPU.
 """
@@ -8,18 +8,14 @@ import os
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
-from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 from maxsup_hf import create_loss, list_losses
-from maxsup_hf.kernels import blocks, cpu, small
-from maxsup_hf.kernels.formula import linear_coefficients
-from maxsup_hf.kernels.problem import ALL, Problem, plain
-from maxsup_hf.logit_stats import masked_classes
 from maxsup_hf.losses import get_spec
+from maxsup_hf.ops import autograd, rows_torch
+from maxsup_hf.ops.formula import linear_coefficients
+from maxsup_hf.ops.row_stats import masked_classes
 
 SERVED = [name for name in list_losses() if not get_spec(name).needs_logits] + [
     "maxsup+z_loss",
@@ -31,19 +27,20 @@ DTYPE = torch.float32 if TRITON else torch.float64
 N, K = (5, 7) if TRITON else (12, 7)
 
 
-@pytest.fixture(autouse=True)
-def several_blocks(monkeypatch):
-    """Small problems are cut like large ones."""
-    monkeypatch.setattr(blocks, "BLOCK", 4 * K)
-    monkeypatch.setattr(small, "MOST", 0)
+@pytest.fixture(params=["triton"] if TRITON else ["numba", "torch"], autouse=True)
+def backend(request, monkeypatch):
+    """On the CPU, with numba and without."""
+    if not TRITON:
+        monkeypatch.setattr(autograd, "_found", [request.param])
+        monkeypatch.setattr(rows_torch, "BLOCK", 4 * K)  # small problems are cut like large ones
+        torch._dynamo.reset()
 
 
 def results(name, logits, labels, kernel, **options):
     """Loss, its cross-entropy and the gradient; for a loss of each row, that of a weighted sum."""
     loss = create_loss(name)
     logits = logits.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    inplace = options.get("inplace", False)
-    output = loss.compute(logits * 1 if inplace else logits, labels, loss.values(0.3), kernel=kernel, **options)
+    output = loss.compute(logits, labels, loss.values(0.3), kernel=kernel, **options)
     total = (output.loss * torch.arange(1.0, output.loss.numel() + 1).view_as(output.loss)).sum()
     total.backward()
     return output.loss.detach(), output.cross_entropy, logits.grad
@@ -53,7 +50,7 @@ def check(name, logits, labels, rtol=None, atol=None, **options):
     if rtol is None:
         rtol, atol = (1e-10, 1e-12) if logits.dtype == torch.float64 else (1e-5, 1e-6)
     exact = logits.double().masked_fill(masked_classes(logits), -math.inf)  # float64 has another lowest number
-    expected = results(name, exact, labels, "plain", **{**options, "inplace": False})
+    expected = results(name, exact, labels, "plain", **options)
     found = results(name, logits, labels, KERNEL, **options)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     assert [x.dtype for x in found] == [wide, wide, logits.dtype]
@@ -105,60 +102,18 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", SERVED)
-def test_every_case(name, case, inplace):
-    check(name, *problem(case), inplace=inplace)
+def test_every_case(name, case):
+    check(name, *problem(case))
 
 
-@pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("case", ["hard", "masked", "lowest", "ties", "nan", "inf", "column", "ignored"])
-@pytest.mark.parametrize("name", SERVED)
-def test_small_batches(name, case, inplace, monkeypatch):
-    """By NumPy, where all rows count and no class is masked; else as ever."""
-    monkeypatch.setattr(small, "MOST", 8192)
-    inner, by_numpy = small.walk, []
-    monkeypatch.setattr(small, "walk", lambda *args: by_numpy.append(found := inner(*args)) or found)
-    logits, labels = problem("hard" if case in ("nan", "inf") else case)
-    if case in ("nan", "inf"):
-        logits[3, 1] = float(case)
-        labels[3] = 0
-        found, expected = (
-            results(name, logits, labels, kernel, inplace=i) for kernel, i in (("cpu", inplace), ("plain", 0))
-        )
-        assert_close(found, expected, equal_nan=True)
-    else:
-        check(name, logits, labels, inplace=inplace)
-        check(name, logits.float(), labels, rtol=1e-5, atol=1e-6, inplace=inplace)
-    if case in ("hard", "ties"):
-        assert len(by_numpy) == 2 and None not in by_numpy
-    elif case in ("column", "ignored"):
-        assert not by_numpy
-    else:
-        assert by_numpy and not any(by_numpy)
-
-
-@pytest.mark.parametrize("most", [0, 8192])
-@pytest.mark.parametrize("of", [lambda lse, label: (lse - label, label), lambda lse, label: (lse - label, label.square())])
-def test_a_formula_without_the_cross_entropy(of, most, monkeypatch):
-    monkeypatch.setattr(small, "MOST", most)
-    logits, labels = problem("hard")
-    asked, grad = Problem(of, ("lse", "label"), {}), torch.empty_like(logits)
-    found = cpu.walk(logits, labels, asked, ALL, grad)
-    leaf = logits.clone().requires_grad_()
-    expected = plain(leaf, labels, asked)
-    assert_close(found, tuple(x.detach() for x in expected))
-    assert_close(grad, torch.autograd.grad(expected[0], leaf)[0])
-
-
-@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("case", ["hard", "soft", "ignored", "masked", "lowest", "ties"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", SERVED)
-def test_other_dtypes(name, dtype, case, inplace):
+def test_other_dtypes(name, dtype, case):
     step = torch.finfo(dtype).eps if dtype != torch.float32 else 1e-5
-    check(name, *problem(case, dtype=dtype), rtol=step, atol=1e-6, inplace=inplace)
+    check(name, *problem(case, dtype=dtype), rtol=step, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", ["hard", "soft", "ignored", "masked"])
@@ -202,36 +157,8 @@ def test_images(name, size, case):
     elif case == "masked":
         logits[..., 3] = -math.inf
         labels[labels == 3] = 0
-    for inplace in (False, True):
-        *_, grad = check(name, logits, labels, inplace=inplace)
-        assert grad.stride() == logits.stride() or case == "sliced"
-
-
-@settings(max_examples=100)
-@given(
-    n=st.integers(0, 9),
-    k=st.integers(2, 40),
-    block=st.integers(1, 100),
-    seed=st.integers(0, 2**31),
-    name=st.sampled_from(SERVED),
-    case=st.sampled_from(["hard", "soft", "ties"]),
-    scale=st.sampled_from([0.01, 1.0, 30.0]),
-)
-def test_any_size(n, k, block, seed, name, case, scale):
-    torch.manual_seed(seed)
-    logits, labels = problem(case, n, k)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", block)
-        for most in (0, 8192):
-            patch.setattr(small, "MOST", most)
-            check(name, scale * logits, labels, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("case", ["hard", "soft", "ignored", "masked"])
-@pytest.mark.parametrize("name", SERVED)
-def test_so_many_blocks_that_there_is_a_buffer(name, case):
-    logits, labels = problem(case, n=128 * 4 + 3)
-    check(name, logits, labels)
+    *_, grad = check(name, logits, labels)
+    assert grad.stride() == logits.stride() or case == "sliced"
 
 
 def test_a_schedule_that_moves_on_before_the_backward():
@@ -284,119 +211,6 @@ def test_float16_gradients_survive_a_gradient_scaler():
     assert_close(narrow.grad.double(), wide.grad, rtol=1e-3, atol=1e-6)
 
 
-# ---- in place ----
-
-
-def test_the_gradient_takes_the_place_of_the_logits():
-    leaf = torch.randn(N, K, requires_grad=True)
-    logits, labels = leaf * 2, torch.randint(K, (N,))
-    place, before = logits.data_ptr(), logits.detach().clone()
-    held = []
-    logits.register_hook(held.append)
-    create_loss("maxsup")(logits, labels, kernel=KERNEL, inplace=True).backward()
-    assert logits.data_ptr() == place and not torch.equal(logits, before)
-    assert_close(leaf.grad, 2 * logits.detach())
-
-
-def inplace_loss(logits):
-    return create_loss("maxsup")(logits, torch.zeros(N, dtype=torch.long), kernel=KERNEL, inplace=True)
-
-
-def test_in_place_misuse_raises():
-    leaf = torch.randn(N, K, requires_grad=True)
-    with pytest.raises(RuntimeError, match="a leaf that requires a gradient must stay as it is"):
-        inplace_loss(leaf)
-    with pytest.raises(ValueError, match="inplace=True needs a loss that is summed"):
-        create_loss("maxsup")(leaf * 1, torch.zeros(N).long(), kernel=KERNEL, inplace=True, reduction="none")
-
-    logits = leaf * 1
-    other = logits.square().sum()  # its backward needs the logits
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        (inplace_loss(logits) + other).backward()
-
-    logits = leaf * 1
-    loss = inplace_loss(logits)
-    with pytest.raises(RuntimeError, match="logits were used after a loss with inplace=True"):
-        (loss + logits.sum()).backward()
-
-    logits = leaf * 1
-    loss = inplace_loss(logits)
-    with torch.no_grad():
-        logits.zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-    loss = inplace_loss(leaf * 1)
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="no logits for a second backward"):
-        loss.backward()
-
-    with pytest.raises(RuntimeError, match="no logits for a second derivative"):
-        torch.autograd.grad(inplace_loss(leaf * 1), leaf, create_graph=True)
-
-
-def test_without_a_gradient_nothing_is_overwritten():
-    logits = torch.randn(N, K)
-    before = logits.clone()
-    inplace_loss(logits)
-    with torch.no_grad():
-        inplace_loss(logits.requires_grad_())
-    assert torch.equal(logits, before)
-
-
-# ---- memory ----
-
-
-def peak(function):
-    """Most bytes of tensors alive at once beyond those before, by the allocator's own record."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        function()
-    alive = most = 0
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        alive += event.nbytes()
-        most = max(most, alive)
-    return most
-
-
-@pytest.mark.parametrize("layout", ["rows", "images", "sliced"])
-@pytest.mark.parametrize("factor", [1.0, 0.25])
-@pytest.mark.parametrize("name", ["cross_entropy", "maxsup", "focal"])
-def test_peak_memory(name, factor, layout, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 2**13)
-    if layout == "images":
-        leaf = torch.randn(2, 2000, 32, 32).movedim(1, -1)
-    else:
-        leaf = torch.randn(4, 513, 2000)[:, :-1] if layout == "sliced" else torch.randn(4, 512, 2000)
-    labels, size = torch.randint(500, leaf.shape[:-1]), leaf.numel() * 4
-    loss = create_loss(name)
-    leaf.requires_grad_()
-
-    def run(inplace=False, kernel="auto"):
-        logits = Same.apply(leaf, own) if inplace else leaf
-        (factor * loss(logits, labels, inplace=inplace, kernel=kernel)).backward()
-        leaf.grad = None
-
-    own = leaf.detach().clone()
-    run(), run(inplace=True)
-    own = leaf.detach().clone()
-    assert peak(run) <= 1.01 * size
-    assert peak(lambda: run(inplace=True)) <= 0.01 * size
-    assert peak(lambda: run(kernel="plain")) > 2 * size, "the measure sees what the plain path takes"
-
-
-class Same(torch.autograd.Function):
-    """A tensor in the graph whose memory was there before."""
-
-    @staticmethod
-    def forward(ctx, x, own):
-        return own.detach()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, None
-
-
 # ---- which path is taken ----
 
 
@@ -427,7 +241,7 @@ def test_what_the_kernel_cannot_serve_is_refused_by_name():
 def test_auto_is_the_kernel_on_the_cpu():
     logits, labels = torch.randn(4, 5, requires_grad=True), torch.randint(5, (4,))
     names = {k: type(create_loss("maxsup")(logits, labels, kernel=k).grad_fn).__name__ for k in ("auto", "cpu", "plain")}
-    assert names["auto"] == names["cpu"] == "_LossBackward" != names["plain"]
+    assert names["auto"] == names["cpu"] == "_LinearLossBackward" != names["plain"]
 
 
 def test_linear_formulas_are_not_differentiated():

@@ -266,10 +266,10 @@ def test_derivatives_that_there_are_none_of():
 
 @pytest.mark.parametrize("name", ["cross_entropy", "label_smoothing", "maxsup"])
 def test_gradients_at_large_logits_keep_their_digits(name):
-    """As in tests/test_logit_stats.py; the products here are exact in float32."""
+    """As in tests/ops/test_row_stats.py; the products are exact in float32, and no logit is so low that it is masked."""
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randint(-40, 40, (64, 8), generator=generator).float()
-    weight = torch.randint(-40, 40, (50, 8), generator=generator).float()
+    hidden = torch.randint(-20, 20, (64, 8), generator=generator).float()
+    weight = torch.randint(-20, 20, (50, 8), generator=generator).float()
     labels = torch.arange(64) % 50
     found = []
     for dtype in (torch.float32, torch.float64):

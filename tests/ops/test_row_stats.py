@@ -6,8 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from maxsup_hf.kernels.traced import traced_stats
-from maxsup_hf.logit_stats import NUMBERS, logit_stats, reference_logit_stats
+from maxsup_hf.ops.autograd import statistics
+from maxsup_hf.ops.row_stats import STATISTICS, row_stats
 from tests import plain
 
 
@@ -32,19 +32,19 @@ def batches(draw, masks=True):
 def test_both_match_a_plain_loop(batch):
     logits, target = batch
     expected = [plain.numbers(z, t) for z, t in zip(logits.tolist(), target.tolist(), strict=True)]
-    for stats in (logit_stats, reference_logit_stats):
-        values = stats(logits, target, NUMBERS)
-        for name in NUMBERS:
+    for stats in (statistics, row_stats):
+        values = stats(logits, target, STATISTICS)
+        for name in STATISTICS:
             assert values[name].tolist() == pytest.approx([row[name] for row in expected], rel=1e-12, abs=1e-12)
 
 
-@given(batches(), st.lists(st.sampled_from(NUMBERS), min_size=1, unique=True))
+@given(batches(), st.lists(st.sampled_from(STATISTICS), min_size=1, unique=True))
 def test_gradients_match_the_reference(batch, names):
     assume(names != ["classes"])  # their number has no derivative
     logits, target = batch
     upstream = {name: torch.randn(len(logits), dtype=torch.float64) for name in names}
     gradients = []
-    for stats in (logit_stats, reference_logit_stats):
+    for stats in (statistics, row_stats):
         z = logits.clone().requires_grad_()
         values = stats(z, target, names)
         sum((values[name] * upstream[name]).sum() for name in names).backward()
@@ -52,17 +52,17 @@ def test_gradients_match_the_reference(batch, names):
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", STATISTICS)
 @pytest.mark.parametrize("soft", [False, True])
 def test_gradcheck(name, soft):
     logits = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     target = torch.rand(4, 6, dtype=torch.float64) if soft else torch.randint(6, (4,))
-    assert gradcheck(lambda z: logit_stats(z, target, (name,))[name], logits)
+    assert gradcheck(lambda z: statistics(z, target, (name,))[name], logits)
 
 
 def test_top_of_a_tie_is_the_first_index():
     logits = torch.tensor([[1.0, 3.0, 3.0, 3.0]], requires_grad=True)
-    logit_stats(logits, torch.tensor([0]), ("top",))["top"].sum().backward()
+    statistics(logits, torch.tensor([0]), ("top",))["top"].sum().backward()
     assert logits.grad.tolist() == [[0, 1, 0, 0]]
 
 
@@ -72,8 +72,8 @@ def test_a_masked_class_equals_a_missing_one(dtype):
     target = torch.randint(5, (3,))
     for fill in (-math.inf, torch.finfo(dtype).min):
         masked = torch.cat([kept, torch.full((3, 2), fill, dtype=dtype)], dim=1).requires_grad_()
-        values, expected = logit_stats(masked, target, NUMBERS), logit_stats(kept, target, NUMBERS)
-        for name in NUMBERS:
+        values, expected = statistics(masked, target, STATISTICS), statistics(kept, target, STATISTICS)
+        for name in STATISTICS:
             torch.testing.assert_close(values[name], expected[name])
         sum(value.sum() for value in values.values()).backward()
         assert (masked.grad[:, 5:] == 0).all() and masked.grad.isfinite().all()
@@ -83,8 +83,8 @@ def test_a_masked_class_equals_a_missing_one(dtype):
 def test_half_precision_is_computed_in_float32(dtype):
     logits = torch.randn(8, 100).to(dtype).requires_grad_()
     target = torch.randint(100, (8,))
-    values, exact = logit_stats(logits, target, NUMBERS), logit_stats(logits.double(), target, NUMBERS)
-    for name in NUMBERS:
+    values, exact = statistics(logits, target, STATISTICS), statistics(logits.double(), target, STATISTICS)
+    for name in STATISTICS:
         assert values[name].dtype == torch.float32
         torch.testing.assert_close(values[name].double(), exact[name], rtol=1e-5, atol=1e-5)
     values["cross_entropy"].sum().backward()
@@ -95,9 +95,9 @@ def test_half_precision_is_computed_in_float32(dtype):
 def test_differentiating_twice(soft):
     logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     target = torch.rand(3, 4, dtype=torch.float64) if soft else torch.randint(4, (3,))
-    assert gradgradcheck(lambda z: tuple(logit_stats(z, target, NUMBERS).values()), logits)
+    assert gradgradcheck(lambda z: tuple(statistics(z, target, STATISTICS).values()), logits)
     gradients = []
-    for stats in (logit_stats, reference_logit_stats):
+    for stats in (statistics, row_stats):
         (gradient,) = torch.autograd.grad(stats(logits, target)["cross_entropy"].sum(), logits, create_graph=True)
         gradients.append(torch.autograd.grad(gradient.square().sum(), logits)[0])
     torch.testing.assert_close(*gradients)
@@ -106,10 +106,10 @@ def test_differentiating_twice(soft):
 def test_large_logits_keep_their_digits():
     logits = torch.tensor([[1e4, 1e4 - 3, -1e4]], dtype=torch.float32)
     exact = math.log(1 + math.exp(-3))
-    assert logit_stats(logits, torch.tensor([0]))["cross_entropy"].item() == pytest.approx(exact, rel=1e-6)
+    assert statistics(logits, torch.tensor([0]))["cross_entropy"].item() == pytest.approx(exact, rel=1e-6)
 
 
-@pytest.mark.parametrize("stats", [logit_stats, reference_logit_stats, traced_stats])
+@pytest.mark.parametrize("stats", [statistics, row_stats])
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (100, 0), (1000, 0), (1, 1000)])
 def test_gradients_at_large_logits_keep_their_digits(scale, offset, stats):
     """Float32 ends in the seventh digit: of the softmax, not of logits that are a thousand times larger."""
@@ -123,7 +123,7 @@ def test_gradients_at_large_logits_keep_their_digits(scale, offset, stats):
 
 def test_one_graph_under_compile():
     def loss(logits, target):
-        values = logit_stats(logits, target, ("cross_entropy", "top", "mean"))
+        values = statistics(logits, target, ("cross_entropy", "top", "mean"))
         return (values["cross_entropy"] + 0.1 * (values["top"] - values["mean"])).sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

@@ -1,0 +1,96 @@
+"""The statistics of a row of logits, from which every loss is one short formula: the reference implementation.
+
+For a row `z` of K logits with target `t` (one-hot for a class index) and `mass = Σ t_k` (1 for a class index):
+
+=================  =======================================  ===================================
+statistic          value                                    gradient with respect to `z_k`
+=================  =======================================  ===================================
+`cross_entropy`    `mass·lse − label = −Σ t_k log q_k`      `mass·q_k − t_k`
+`lse`              `log Σ exp z_k`                          `q_k = softmax(z)_k`
+`top`              `max_k z_k`                              1 at the first maximum, else 0
+`mean`             `(1/K) Σ z_k`                            `1/K`
+`label`            `Σ t_k z_k`                              `t_k`
+`square`           `Σ z_k²`                                 `2 z_k`
+`expected`         `Σ q_k z_k`                              `q_k (1 + z_k − expected)`
+`classes`          K, the number of unmasked classes        0
+=================  =======================================  ===================================
+
+`cross_entropy` is a statistic of its own because `lse − label` would lose its digits where both are large.
+
+A class is masked where its logit lies more than `MASK_DISTANCE` below the largest of its row: it is neither in a sum nor in
+K. This covers −inf, the minimum of every dtype before and after a cast, and the −1e4 to −1e30 that models mask with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+STATISTICS = ("cross_entropy", "lse", "top", "mean", "label", "square", "expected", "classes")
+MASK_DISTANCE = 4096.0
+
+
+def row_stats(
+    logits: Tensor, target: Tensor, names: Sequence[str] = STATISTICS, *, ignore_index: int | None = None
+) -> dict[str, Tensor]:
+    """Compute statistics of each row in ordinary operations, differentiable any number of times, also in a soft target.
+
+    Args:
+        logits: (N, K), any floating dtype.
+        target: (N,) int64 class indices, or (N, K) class probabilities.
+        names: which of `STATISTICS`.
+        ignore_index: class index of ignored rows, whose statistics and gradients are 0; `None` for none.
+
+    Returns:
+        name -> (N,) float32, or float64 for float64 logits.
+    """
+    z, soft = upcast(logits), target.is_floating_point()
+    valid = None
+    if ignore_index is not None and not soft:
+        valid = target != ignore_index
+        z, target = torch.where(valid[:, None], z, 0), torch.where(valid, target, 0)
+    masked = masked_classes(z)
+    finite = torch.where(masked, 0, z)
+    classes = (~masked).sum(-1).to(z.dtype)
+    top = z.gather(-1, z.argmax(-1, keepdim=True))  # argmax is the first maximum; `amax` would share its gradient
+    shifted = z - top.detach()
+    log_sum = shifted.exp().sum(-1).log()
+    if soft:
+        t = target.to(z.dtype)
+        absent = masked & (t == 0)  # 0 · −inf would be NaN
+        label, shifted_label = ((t * torch.where(absent, 0, x)).sum(-1) for x in (z, shifted))
+        mass = t.sum(-1)
+    else:
+        label, shifted_label = (x.gather(-1, target[:, None]).squeeze(-1) for x in (z, shifted))
+        mass = torch.ones_like(label)
+    values = {
+        "cross_entropy": mass * log_sum - shifted_label,
+        "lse": log_sum + top.detach().squeeze(-1),
+        "top": top.squeeze(-1),
+        "mean": finite.sum(-1) / classes.clamp_min(1),
+        "label": label,
+        "square": finite.square().sum(-1),
+        "expected": (torch.exp(shifted - log_sum[:, None]) * finite).sum(-1),
+        "classes": classes,
+    }
+    if valid is not None:
+        values = {name: torch.where(valid, value, 0) for name, value in values.items()}
+    return {name: values[name] for name in names}
+
+
+def upcast(logits: Tensor) -> Tensor:
+    """The logits in the precision of all arithmetic: float32, or float64 for float64."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def masked_classes(logits: Tensor) -> Tensor:
+    """Which classes (last dimension) are masked."""
+    z = upcast(logits)
+    return z < z.amax(-1, keepdim=True) - MASK_DISTANCE
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(N, K) of (N, K) or (outer, K, inner), rows ordered outer-major."""
+    return x if x.ndim == 2 else x.movedim(1, -1).reshape(-1, x.shape[1])
