@@ -98,7 +98,7 @@ def check(logits, target, slopes=None, moments=True, out=None):
         by = slopes[r if len(slopes) > 1 else 0].double().numpy()
         expected, top_index, grad = oracle_row(row, targets[r], by, moments)
         assert index[r] == top_index
-        digits = (1e-13 if number == torch.float64 else 2e-6) * max(1.0, math.sqrt(len(row)) / 10)  # a sum rounds at each step
+        digits = (1e-13 if number == torch.float64 else 2e-6) * max(1.0, math.sqrt(len(row)) / 10)
         for column, name in enumerate(COLUMNS):
             scale = max(1.0, abs(expected[name])) if math.isfinite(expected[name]) else 1.0
             if name == "mean" or (name == "label" and soft):  # sums of as many digits as their largest summand has
