@@ -1,5 +1,6 @@
-"""What numba's own language lacks for the row operation: an exp that becomes vector instructions, an order of floats that does
-not depend on how NaN compares, 16-bit floats, and memory at an address. Each is written in LLVM's instructions.
+# mypy: ignore-errors
+"""What numba's own language lacks for the row operation, written in LLVM's instructions: an exp that becomes vector
+instructions, an order of floats that does not depend on how NaN compares, 16-bit floats, and memory at an address.
 """
 
 from __future__ import annotations

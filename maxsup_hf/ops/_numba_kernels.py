@@ -1,69 +1,30 @@
-"""The row operation in numba's language. `maxsup_hf.ops.rows_numba` compiles and calls what `make_kernel` and `small_kernel` give.
+# mypy: ignore-errors
+"""The row operation in numba's language, to be compiled and called by `maxsup_hf.ops.rows_numba`.
 
-The loops over the classes of a row have no branches, which makes them vector instructions. Masked classes are found by the minimum that
-is taken along with the maximum, and only rows that have any are gone over again.
+The loops over the classes of a row have no branches, which makes them vector instructions. Masked classes are found by the
+minimum that is taken along with the maximum, and only rows that have any are gone over again.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
-from numba.extending import overload
+from numba import carray
 
-from maxsup_hf.ops._numba_arithmetic import (
-    add,
-    bfloat16_to_float32,
-    exp,
-    float16_to_float32,
-    float32_to_bfloat16,
-    float32_to_float16,
-    from_order,
-    order,
-    pointer,
-)
+from maxsup_hf.ops._numba_arithmetic import add, exp, from_order, order, pointer
+from maxsup_hf.ops._numba_memory import inlined, load, store
 
-BFLOAT16, FLOAT16 = np.uint16, np.int16  # the dtypes under which kernels see these, to tell them apart
 MASK_DISTANCE = 4096.0  # a class is masked where its logit lies more than this below the row's top
 EPSILON_32, EPSILON_64 = 2.0**-23, 2.0**-52
 _CHUNK = 512  # the first maximum is looked for in the chunk in which the maximum was reached,
 _STEP = 64  # and there in steps of this size
 
-inlined = njit(forceinline=True, error_model="numpy")
-
-
-def widen(value: Any) -> Any:
-    """A number as it lies in memory as a float of at least 32 bits."""
-
-
-def narrow(value: Any, dtype: Any) -> Any:
-    """The opposite of `widen`, rounded to the nearest, for memory that holds `dtype`."""
-
-
-@overload(widen)
-def _widen(value):
-    if value == types.uint16:
-        return lambda value: bfloat16_to_float32(value)
-    if value == types.int16:
-        return lambda value: float16_to_float32(value)
-    return lambda value: value
-
-
-@overload(narrow)
-def _narrow(value, dtype):
-    if dtype.dtype == types.uint16:
-        return lambda value, dtype: float32_to_bfloat16(value)
-    if dtype.dtype == types.int16:
-        return lambda value, dtype: float32_to_float16(value)
-    return lambda value, dtype: value
-
 
 @inlined
 def extremes(z):
-    """The maximum of a row, its first index, and the minimum. If a class is NaN so is the maximum, at the first such class."""
+    """The maximum of a row, its first index, and the minimum. A class that is NaN counts as the maximum."""
     highest = lowest = order(z[0])
     chunk = 0
     for start in range(0, len(z), _CHUNK):
@@ -145,8 +106,8 @@ def soft_sums(z, top, t):
 
 @inlined
 def write_gradient(z, g, top, low, by_softmax, by_expected, by_mean, by_square):
-    """Where `g` holds exp(x), x = z − top, make it exp(x)·(by_softmax + by_expected·x) + by_mean + by_square·z, and 0 for masked
-    classes."""
+    """Make `g`, which holds exp(x) with x = z − top, exp(x)·(by_softmax + by_expected·x) + by_mean + by_square·z, and 0 for
+    masked classes."""
     if by_expected == 0 and by_square == 0:
         for k in range(len(g)):
             g[k] = g[k] * by_softmax + by_mean
@@ -160,124 +121,100 @@ def write_gradient(z, g, top, low, by_softmax, by_expected, by_mean, by_square):
 
 
 @inlined
-def row_stats(z, e, t, y, soft, store, moments):
-    """The eight statistics of a row, and what its gradient needs besides: index of the top, minimum, Σ exp(z − top), mass."""
-    number = z.dtype.type
-    top, index, low = extremes(z)
-    total, shifted, squares, products = sums(z, top, e, store, moments)
-    classes = len(z)
-    if low - top < -MASK_DISTANCE or not abs(top) < math.inf:
-        classes, shifted, squares, products = careful_sums(z, top)
-    mean = top + shifted / number(classes)
-    if not abs(top) < math.inf:
-        mean = top
+def write_stats(stats, top, classes, total, shifted, squares, shifted_expected, mass, label, shifted_label, moments):
+    """Write the eight statistics of a row from its sums; `shifted…` are those of z − top."""
     log_sum = math.log(total)
-    mass = number(1)
-    if soft:
-        mass, label, shifted_label = soft_sums(z, top, t)
-        cross_entropy = mass * log_sum - shifted_label
-    elif 0 <= y < len(z):
-        label = z[y]
-        cross_entropy = log_sum - (label - top)
-    else:
-        label = number(0)
-        cross_entropy = log_sum + top
-    expected = top + products / total
-    if not moments:
-        squares = expected = number(0)
-    stats = (cross_entropy, log_sum + top, top, mean, label, squares, expected, number(classes))
-    return stats, index, low, total, products / total, mass
+    stats[0] = mass * log_sum - shifted_label
+    stats[1] = log_sum + top
+    stats[2] = top
+    stats[3] = top + shifted / classes if abs(top) < math.inf else top
+    stats[4] = label
+    stats[5] = squares if moments else 0
+    stats[6] = top + shifted_expected if moments else 0
+    stats[7] = classes
 
 
 @inlined
-def row_gradient(z, g, t, y, soft, slopes, top, index, low, classes, total, shifted_expected, mass):
-    """Write the gradient of a row to `g`, which holds exp(z − top). `total` is the sum of that, and `shifted_expected` is expected − top."""
-    number = z.dtype.type
-    cross_entropy, lse, by_top, mean, label, square, expected = slopes
-    by_target = label - cross_entropy
-    by_softmax = cross_entropy * mass + lse + expected * (number(1) - shifted_expected)
-    factor, by_mean = number(by_softmax / total), number(mean / classes)
-    write_gradient(z, g, top, low, factor, number(expected / total), by_mean, number(2 * square))
+def gradient_factors(slopes, classes, total, shifted_expected, mass):
+    """What `write_gradient` takes."""
+    cross_entropy, lse, _, mean, _, square, expected = slopes
+    by_softmax = cross_entropy * mass + lse + expected - expected * shifted_expected
+    return by_softmax / total, expected / total, mean / classes, square + square
+
+
+@inlined
+def target_sums(z, top, t, y, soft):
+    """Σ t, Σ t·z and Σ t·(z − top) of a row; a class index outside of it, as in a shard, counts as logit 0."""
+    if soft:
+        return soft_sums(z, top, t)
+    label = z[y] if 0 <= y < len(z) else z.dtype.type(0)
+    return z.dtype.type(1), label, label - top
+
+
+@inlined
+def row(z, g, t, y, ignored, slopes, stats, index, r, soft, moments, with_stats, with_gradient):
+    """All of the operation for row `r`: logits `z`, gradient `g`, target `t` or `y`. Without `with_stats`, `stats` and
+    `index` are given. The target's part of the gradient falls on masked classes too."""
+    if ignored:
+        if with_stats:
+            stats[r] = 0
+            index[r] = 0
+        if with_gradient:
+            g[:] = 0
+        return
+    top, at, low = extremes(z)
+    if not with_stats:
+        top, at = stats[r, 2], index[r]
+    total, shifted, squares, products = sums(z, top, g, with_gradient, moments)
+    classes = len(z)
+    if low - top < -MASK_DISTANCE or not abs(top) < math.inf:
+        classes, shifted, squares, products = careful_sums(z, top)
+    mass, label, shifted_label = target_sums(z, top, t, y, soft)
+    shifted_expected = products / total
+    if with_stats:
+        write_stats(stats[r], top, classes, total, shifted, squares, shifted_expected, mass, label, shifted_label, moments)
+        index[r] = at
+    else:
+        total, shifted_expected = whole_row(total, shifted_expected, stats[r])
+    if not with_gradient:
+        return
+    if all_zero(slopes):
+        g[:] = 0
+        return
+    factors = gradient_factors(slopes, stats[r, 7], total, shifted_expected, mass)
+    write_gradient(z, g, top, low, factors[0], factors[1], factors[2], factors[3])
+    by_target = slopes[4] - slopes[0]
     if soft:
         for k in range(len(z)):
             g[k] += by_target * t[k]
     elif 0 <= y < len(z):
         g[y] += by_target
-    if 0 <= index < len(z):
-        g[index] += by_top
+    if 0 <= at < len(z):
+        g[at] += slopes[2]
 
 
 @inlined
 def all_zero(slopes):
     """Whether nothing depends on a row. Its gradient is then 0 even if its logits are NaN."""
+    used = False
     for s in range(len(slopes)):
-        if slopes[s] != 0:
-            return False
-    return True
+        used |= slopes[s] != 0
+    return not used
 
 
 @inlined
-def whole_row_total(total, lse, top, epsilon):
-    """The Σ exp(z − top) of a whole row, where `total` is the sum over what may be a shard of it.
+def whole_row(total, shifted_expected, stats):
+    """Σ exp(z − top) and expected − top of a whole row, given its statistics and these two of what may be a shard of it.
 
-    exp(lse − top) has lost the digits that `lse` lacks where it is large. Where the sum at hand agrees with it to within these, the
-    classes of other shards, if any, are below rounding errors, and the sum is the more exact of the two.
+    exp(lse − top) has lost the digits that `lse` lacks where it is large. Where the sum at hand agrees with it to within
+    these, the classes of other shards, if any, are below rounding errors, and the sum is the more exact of the two.
     """
+    lse, top = stats[1], stats[2]
+    epsilon = EPSILON_32 if stats.itemsize == 4 else EPSILON_64
     from_stats = math.exp(lse - top)
-    tolerance = 4 * epsilon * (1 + abs(lse))
-    return total if abs(total - from_stats) <= tolerance * from_stats else from_stats
-
-
-@inlined
-def shard_sums(z, e, t, soft, low, stats, by_expected):
-    """What `row_gradient` needs of a row whose statistics are known: `total`, `shifted_expected` and `mass`."""
-    top, products = stats[2], z.dtype.type(0)
-    if by_expected != 0:
-        total, _, _, products = sums(z, top, e, True, True)
-        if low - top < -MASK_DISTANCE:
-            products = careful_sums(z, top)[3]
-    else:
-        total = sums(z, top, e, True, False)[0]
-    mass = z.dtype.type(1)
-    if soft:
-        mass = soft_sums(z, top, t)[0]
-    whole = z.dtype.type(whole_row_total(total, stats[1], top, EPSILON_32 if z.itemsize == 4 else EPSILON_64))
-    shifted_expected = products / total if whole == total else stats[6] - top
-    return whole, z.dtype.type(shifted_expected), mass
-
-
-@inlined
-def load(source, offset, row_step, class_step, source_dtype, buffer, rows, classes, dtype):
-    """Copy `rows` rows from memory to a contiguous buffer. Offsets and steps count numbers."""
-    if class_step == 1:
-        for j in range(rows):
-            row = carray(pointer(source, offset + j * row_step, source_dtype), classes)
-            line = carray(pointer(buffer, j * classes, dtype), classes)
-            for k in range(classes):
-                line[k] = widen(row[k])
-    else:
-        for k in range(classes):
-            column = carray(pointer(source, offset + k * class_step, source_dtype), rows * row_step)
-            place = carray(pointer(buffer, k, dtype), rows * classes)
-            for j in range(rows):
-                place[j * classes] = widen(column[j * row_step])
-
-
-@inlined
-def store(source, offset, row_step, class_step, source_dtype, buffer, rows, classes, dtype):
-    """The opposite of `load`."""
-    if class_step == 1:
-        for j in range(rows):
-            row = carray(pointer(source, offset + j * row_step, source_dtype), classes)
-            line = carray(pointer(buffer, j * classes, dtype), classes)
-            for k in range(classes):
-                row[k] = narrow(line[k], source_dtype)
-    else:
-        for k in range(classes):
-            column = carray(pointer(source, offset + k * class_step, source_dtype), rows * row_step)
-            place = carray(pointer(buffer, k, dtype), rows * classes)
-            for j in range(rows):
-                column[j * row_step] = narrow(place[j * classes], source_dtype)
+    if abs(total - from_stats) <= 4 * epsilon * (1 + abs(lse)) * from_stats:
+        return total, shifted_expected
+    return from_stats, stats[6] - top
 
 
 def make_kernel(
@@ -293,8 +230,8 @@ def make_kernel(
         with_stats: write to `stats` and `index`, or read them.
         with_gradient: write to `out`.
 
-    Memory is passed as addresses. Rows are ordered outer-major, inner-minor; the steps are strides of (outer, inner, class). What is
-    not of the dtype of all arithmetic, or not contiguous, goes through `buffer`, which holds three times `tile` rows.
+    Memory is passed as addresses. Rows are ordered outer-major, inner-minor; steps are strides of (outer, inner, class).
+    What is not of the dtype of all arithmetic, or not contiguous, goes through `buffer`, which holds 3·`tile` rows.
     """
     logits_dtype, target_dtype, number = dtypes
     size = np.dtype(number).itemsize
@@ -338,29 +275,9 @@ def make_kernel(
                 t = carray(pointer(t_base, t_first + j * t_step, number), classes)
                 g = carray(pointer(g_base, g_first + j * g_step, number), classes)
                 y = 0 if soft else labels[r]
-                if not soft and y == ignore_index:
-                    if with_stats:
-                        all_stats[r] = 0
-                        all_index[r] = 0
-                    if with_gradient:
-                        g[:] = 0
-                    continue
+                ignored = not soft and y == ignore_index
                 row_slopes = all_slopes[r if slopes_step else 0]
-                if with_stats:
-                    found, at, low, total, shifted_expected, mass = row_stats(z, g, t, y, soft, with_gradient, moments)
-                    for s in range(8):
-                        all_stats[r, s] = found[s]
-                    all_index[r] = at
-                    top, unmasked = found[2], found[7]
-                else:
-                    top, unmasked, at = all_stats[r, 2], all_stats[r, 7], all_index[r]
-                    low = extremes(z)[2]
-                    total, shifted_expected, mass = shard_sums(z, g, t, soft, low, all_stats[r], row_slopes[6])
-                if with_gradient:
-                    if all_zero(row_slopes):
-                        g[:] = 0
-                    else:
-                        row_gradient(z, g, t, y, soft, row_slopes, top, at, low, unmasked, total, shifted_expected, mass)
+                row(z, g, t, y, ignored, row_slopes, all_stats, all_index, r, soft, moments, with_stats, with_gradient)
             if write_g:
                 store(out, g_offset, g_inner, g_class, logits_dtype, buffer + g_first * size, rows, classes, number)
             start += rows
@@ -386,15 +303,12 @@ def make_small_kernel(name: str, moments: bool) -> Callable[..., tuple[float, ..
         for s, slope in enumerate((cross_entropy, lse, top, mean, label, square, expected)):
             slopes[s] = scale * slope
         totals = np.zeros(8)
+        stats, index = np.empty((1, 8), np.float32), np.empty(1, np.int64)
         for r in range(rows):
             z, g, y = z_rows[r], g_rows[r], labels[r]
-            if y == ignore_index:
-                g[:] = 0
-                continue
-            found, at, low, total, shifted_expected, mass = row_stats(z, g, z, y, False, True, moments)
-            row_gradient(z, g, z, y, False, slopes, found[2], at, low, found[7], total, shifted_expected, mass)
+            row(z, g, z, y, y == ignore_index, slopes, stats, index, 0, False, moments, True, True)
             for s in range(8):
-                totals[s] += found[s]
+                totals[s] += stats[0, s]
         return (
             totals[0], totals[1], totals[2], totals[3], totals[4], totals[5], totals[6], totals[7], float(counted)
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """Threads for functions that release the GIL, usable after a fork and from several threads at once.
 
-numba's own pools are neither: `workqueue` aborts the process when two threads enter it, and GNU OpenMP does not survive a fork.
+numba's own pools are neither: `workqueue` aborts the process when two threads enter it, and GNU OpenMP does not survive a
+fork.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ _workers = 0
 def share(task: Callable[[int, int], None], count: int, threads: int, multiple: int = 1) -> None:
     """Call `task(first, last)` on ranges that cover `range(count)`, on up to `threads` threads of which one is the caller.
 
-    A thread takes the next range when it is done with one, and the caller waits only for ranges that have been taken. So callers
-    that share the pool never wait for each other's work.
+    A thread takes the next range when it is done with one, and the caller waits only for ranges that have been taken. So
+    callers that share the pool never wait for each other's work.
 
     Args:
         multiple: ranges begin at multiples of this.

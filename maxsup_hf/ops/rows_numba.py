@@ -1,7 +1,7 @@
 """Row statistics and their gradient on the CPU, compiled by numba.
 
-Logits and `out` are (N, K), or (outer, K, inner) for rows of K classes with any stride, in which case rows are ordered outer-major,
-inner-minor; soft targets have the shape of the logits, everything else has one entry per row. Nothing of the size of the
+Logits and `out` are (N, K) or (outer, K, inner), with any strides; the rows of the latter are ordered outer-major,
+inner-minor. Soft targets have the shape of the logits, everything else has one entry per row. Nothing of the size of the
 logits is allocated: layouts and dtypes that cannot be read in place go through a small buffer, a few rows at a time.
 
 numba is imported at the first call, which also compiles what it needs (about a second, cached on disk).
@@ -14,7 +14,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from maxsup_hf.ops import _pool
 SMALL = 1 << 15  # elements; `small_rows_and_grad` is meant for batches up to this size
 _SHARED = 1 << 19  # elements from which on a batch is worth waking other threads for
 _TILE = 1 << 15  # numbers in a buffer
+_COLUMN_CLASSES = 2048  # with more, the rows that go through memory together leave the cache
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -59,11 +60,15 @@ def rows(logits: Tensor, target: Tensor, *, ignore_index: int, square: bool, exp
 def rows_grad(
     logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int
 ) -> None:
-    """Write to `out` the gradient with respect to the logits, given `slopes` (N, 7) or (1, 7), the derivatives of the loss with
-    respect to the first seven statistics. `stats` and `index` are what `rows` returned, or belong to a whole row of which
-    `logits` is a shard; a class index outside of [0, K) is then in another shard.
+    """Write to `out` the gradient with respect to the logits.
+
+    Args:
+        stats, index: what `rows` returned, or those of whole rows of which `logits` is a shard. A class index or an index
+            of the top outside of [0, K) is then in another shard.
+        slopes: (N, 7), or (1, 7) for all rows: the derivatives of the loss with respect to the first seven statistics.
     """
-    _run(logits, target, out, slopes, stats.contiguous(), index.contiguous(), ignore_index, False, False)
+    moments = bool(slopes[:, 5:].any())
+    _run(logits, target, out, slopes, stats.contiguous(), index.contiguous(), ignore_index, moments, False)
 
 
 def rows_and_grad(
@@ -138,25 +143,34 @@ def _run(
         slopes = stats  # not read
     elif slopes.dtype is not stats.dtype or not slopes.is_contiguous():
         slopes = slopes.to(stats.dtype).contiguous()
-    kernel = _kernel(logits.dtype, target.dtype, moments, with_stats, out is not None)
-    z_steps = _steps(logits)
-    t_steps = _steps(target) if soft else (0, 0, 1)
-    g_steps = z_steps if out is None else _steps(out)
-    contiguous = z_steps[2] == t_steps[2] == g_steps[2] == 1
-    tile = max(1 if contiguous else 16, min(64, _TILE // classes))
-    arguments = (
+    number = stats.dtype
+    inner = rows if logits.dim() == 2 else logits.shape[2]
+    addresses = (
         *(logits.data_ptr(), target.data_ptr(), 0 if out is None else out.data_ptr()),
         *(slopes.data_ptr(), stats.data_ptr(), index.data_ptr()),
-        *(7 if slopes.shape[0] > 1 else 0, ignore_index),
-        *(classes, rows if logits.dim() == 2 else logits.shape[2], tile),
-        *(*z_steps, *t_steps, *g_steps),
     )
-    number = stats.dtype
-    direct = contiguous and logits.dtype is number and (not soft or target.dtype is number)
-    size = 0 if direct else 3 * tile * classes
+    slopes_step = 7 if slopes.shape[0] > 1 else 0
+    z_steps = _steps(logits)
+    g_steps = z_steps if out is None else _steps(out)
+    with_gradient = out is not None
+    arguments: tuple[int, ...]
+    if not soft and z_steps[2] != 1 and classes <= _COLUMN_CLASSES:
+        from maxsup_hf.ops._numba_columns import BUFFER_ROWS, LANES
+
+        tile, buffered = LANES, BUFFER_ROWS
+        kernel = _column_kernel(logits.dtype, moments, with_stats, with_gradient)
+        arguments = *addresses, slopes_step, ignore_index, classes, inner, *z_steps, *g_steps
+    else:
+        t_steps = _steps(target) if soft else (0, 0, 1)
+        contiguous = z_steps[2] == t_steps[2] == g_steps[2] == 1
+        direct = contiguous and logits.dtype is number and (not soft or target.dtype is number)
+        tile = max(1 if contiguous else 16, min(64, _TILE // classes))
+        buffered = 0 if direct else 3 * tile
+        kernel = _kernel(logits.dtype, target.dtype, moments, with_stats, with_gradient)
+        arguments = *addresses, slopes_step, ignore_index, classes, inner, tile, *z_steps, *t_steps, *g_steps
 
     def task(first: int, last: int) -> None:
-        buffer = torch.empty(size, dtype=number)
+        buffer = torch.empty(buffered * classes, dtype=number)
         kernel(*arguments, buffer.data_ptr(), first, last)
 
     threads = torch.get_num_threads()
@@ -175,37 +189,53 @@ def _steps(x: Tensor) -> tuple[int, int, int]:
     return outer, inner, of_class
 
 
-@lru_cache(maxsize=None)
-def _kernel(
-    logits: torch.dtype, target: torch.dtype, moments: bool, with_stats: bool, with_gradient: bool
-) -> Callable[..., None]:
-    """The compiled kernel for these dtypes."""
+def _numpy_dtypes(dtype: torch.dtype) -> tuple[type, type]:
+    """How kernels see numbers of this dtype in memory, and the dtype of arithmetic on them."""
     import numpy as np
-    from numba import types
 
-    from maxsup_hf.ops import _numba_kernels as kernels
+    from maxsup_hf.ops import _numba_memory
 
     memory = {
         torch.float32: np.float32,
         torch.float64: np.float64,
-        torch.bfloat16: kernels.BFLOAT16,
-        torch.float16: kernels.FLOAT16,
+        torch.bfloat16: _numba_memory.BFLOAT16,
+        torch.float16: _numba_memory.FLOAT16,
         torch.int64: np.int64,
     }
-    number = np.float64 if logits is torch.float64 else np.float32
-    kinds = str(logits), str(target), str(moments), str(with_stats), str(with_gradient)
-    function = kernels.make_kernel(
-        _name(*kinds),
-        (memory[logits], memory[target], number),
-        target is not torch.int64,
-        moments,
-        with_stats,
-        with_gradient,
-    )
+    return memory[dtype], np.float64 if dtype is torch.float64 else np.float32
+
+
+@cache
+def _kernel(
+    logits: torch.dtype, target: torch.dtype, moments: bool, with_stats: bool, with_gradient: bool
+) -> Callable[..., None]:
+    """The compiled kernel for these dtypes."""
+    from numba import types
+
+    from maxsup_hf.ops import _numba_kernels
+
+    memory, number = _numpy_dtypes(logits)
+    dtypes = memory, _numpy_dtypes(target)[0], number
+    name = _name(str(logits), str(target), str(moments), str(with_stats), str(with_gradient))
+    soft = target is not torch.int64
+    function = _numba_kernels.make_kernel(name, dtypes, soft, moments, with_stats, with_gradient)
     return _compile(function, types.void(*[types.int64] * 23))
 
 
-@lru_cache(maxsize=None)
+@cache
+def _column_kernel(logits: torch.dtype, moments: bool, with_stats: bool, with_gradient: bool) -> Callable[..., None]:
+    """The compiled kernel for rows that lie side by side."""
+    from numba import types
+
+    from maxsup_hf.ops import _numba_columns
+
+    memory, number = _numpy_dtypes(logits)
+    name = _name("columns", str(logits), str(moments), str(with_stats), str(with_gradient))
+    function = _numba_columns.make_column_kernel(name, (memory, number), moments, with_stats, with_gradient)
+    return _compile(function, types.void(*[types.int64] * 19))
+
+
+@cache
 def _small_kernel(moments: bool) -> Callable[..., tuple[float, ...]]:
     from numba import types
 
@@ -221,21 +251,30 @@ def _name(*kinds: str) -> str:
 
     numba keeps all functions of one name in one list, which two processes that fill it at once can get wrong.
     """
+    kind = hashlib.sha256("".join([_fingerprint(), *kinds]).encode())
+    return f"rows_{kind.hexdigest()[:16]}"
+
+
+@cache
+def _fingerprint() -> str:
+    """What compiled code depends on besides numba's version, which numba looks at itself."""
     import llvmlite.binding as llvm
 
     sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("_numba_*.py"))]
     cpu = llvm.get_host_cpu_name() + llvm.get_host_cpu_features().flatten()
-    fingerprint = hashlib.sha256(b"".join([*sources, cpu.encode(), *(kind.encode() for kind in kinds)]))
-    return f"rows_{fingerprint.hexdigest()[:16]}"
+    return hashlib.sha256(b"".join([*sources, cpu.encode()])).hexdigest()
 
 
 def _compile(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
     """Compile with numba, or load what was compiled before.
 
-    numba keeps compiled functions in `NUMBA_CACHE_DIR`, beside the source, or in the user's cache folder. Where none of these can be
-    written it refuses, and a temporary folder serves.
+    numba keeps compiled functions in `NUMBA_CACHE_DIR`, beside the source, or in the user's cache folder. Where none of
+    these can be written it refuses, and a temporary folder serves.
     """
-    from numba import config, njit
+    from numba import njit
+    from numba.core import config
+
+    settings: Any = config
 
     def compiled(cache: bool) -> Callable[..., Any]:
         return njit([signature], nogil=True, error_model="numpy", cache=cache)(function)
@@ -244,14 +283,14 @@ def _compile(function: Callable[..., Any], signature: Any) -> Callable[..., Any]
         return compiled(cache=True)
     except Exception:  # no folder, a full disk, a damaged file: none of it a reason to fail
         pass
-    configured = config.CACHE_DIR
+    configured = settings.CACHE_DIR
     try:
-        config.CACHE_DIR = _temporary_folder()
+        settings.CACHE_DIR = _temporary_folder()
         return compiled(cache=True)
     except Exception:
         return compiled(cache=False)
     finally:
-        config.CACHE_DIR = configured
+        settings.CACHE_DIR = configured
 
 
 def _temporary_folder() -> str:
