@@ -16,7 +16,7 @@ whether the gradient of the training loss went through it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
@@ -28,7 +28,7 @@ from torch.nn import _reduction
 
 from maxsup_hf.fused_linear import fused_output
 from maxsup_hf.lazy_logits import LazyLogits, NeedsLogitsError
-from maxsup_hf.losses import Loss, LossOutput, of_summand
+from maxsup_hf.losses import Loss, LossOutput
 from maxsup_hf.normalization import IGNORE_INDEX, AccumulatedBatch, Counting, Countings, counted
 
 _FUNCTION = nn.functional.cross_entropy
@@ -40,7 +40,6 @@ class Call(NamedTuple):
 
     Attributes:
         output: its values, detached, as the mean that the Trainer averages over micro-batches.
-        penalties: likewise, of each loss of a sum.
         counting, found, expected: which labels it counts, how many it did (or their weight), and how many this rank has in
             the accumulated batch; `None` where it is the mean of its own rows.
         fused: whether its logits were never computed.
@@ -49,7 +48,6 @@ class Call(NamedTuple):
     """
 
     output: LossOutput
-    penalties: dict[str, Tensor]
     counting: Counting | None
     found: Tensor | None
     expected: Tensor | None
@@ -185,25 +183,17 @@ class CrossEntropyPatch:
             target = torch.movedim(target, 1, -1)
         weight = self._weight(weight, logits)
         counting, found, expected, divisors = self._count(logits, target, weight, ignore_index)
-        given: Any = (logits, target, weight, ignore_index, reduction)
-
-        def compute(loss: Loss, values: Mapping[str, Any]) -> tuple[LossOutput, LossOutput]:
-            """What the caller gets, and the mean that is logged."""
-            by_kind: Any = self._of_lazy_logits if fused else self._of_logits
-            if reduction == "mean":
-                output = by_kind(loss, values, *given, divisors)
-                return output, output
-            output, rows = by_kind(loss, values, *given, {}), _rows(logits, target, ignore_index)
+        compute = self._of_lazy_logits if fused else self._of_logits
+        if reduction == "mean":
+            output = mean = compute(logits, target, weight, ignore_index, reduction, divisors)
+        else:
+            output = compute(logits, target, weight, ignore_index, reduction, {})
+            rows = _rows(logits, target, ignore_index)
             if divisors:  # the caller divides by a count of his own: in the end each row weighs as much as in a mean
-                output = _map(output, lambda part: part * (rows / divisors["num_items_in_batch"].clamp_min(1e-9)))
-            return output, _map(output, lambda part: part.detach().sum() / rows)
-
-        output, mean = compute(self.loss, self.values)
-        with torch.no_grad():
-            of_summands = {name: of_summand(name, self.values) for name in self.loss.summands}
-            penalties = {name: compute(self.loss.summands[name], own)[1].penalty for name, own in of_summands.items()}
+                output = output.map(lambda part: part * (rows / divisors["num_items_in_batch"].clamp_min(1e-9)))
+            mean = output.map(lambda part: part.detach().sum() / rows)
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:  # else a recomputation in the backward
-            self._record(output.loss, mean, penalties, counting, found, expected, fused)
+            self._record(output.loss, mean, counting, found, expected, fused)
         return output.loss
 
     def _weight(self, weight: Tensor | None, logits: Tensor | LazyLogits) -> Tensor | None:
@@ -258,20 +248,12 @@ class CrossEntropyPatch:
         return counting, counted(labels, row_weight), expected, divisors
 
     def _of_logits(
-        self,
-        loss: Loss,
-        values: Mapping[str, Any],
-        logits: Any,
-        target: Tensor,
-        weight: Tensor | None,
-        ignore_index: int,
-        reduction: str,
-        divisors: dict[str, Any],
+        self, logits: Any, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, divisors: dict[str, Any]
     ) -> LossOutput:
-        return loss.compute(
+        return self.loss.compute(
             logits,
             target,
-            values,  # 0-dim CPU tensors mix with any device
+            self.values,  # 0-dim CPU tensors mix with any device
             reduction=reduction,
             ignore_index=ignore_index,
             weight=weight,
@@ -280,15 +262,7 @@ class CrossEntropyPatch:
         )
 
     def _of_lazy_logits(
-        self,
-        loss: Loss,
-        values: Mapping[str, Any],
-        logits: Any,
-        target: Tensor,
-        weight: Tensor | None,
-        ignore_index: int,
-        reduction: str,
-        divisors: dict[str, Any],
+        self, logits: Any, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, divisors: dict[str, Any]
     ) -> LossOutput:
         if weight is not None:
             raise NeedsLogitsError("weights its classes")
@@ -299,7 +273,7 @@ class CrossEntropyPatch:
         if logits.head.weight.untyped_storage().nbytes() == 0:  # gathered for the layer's forward alone: ZeRO-3, FSDP
             raise NeedsLogitsError("has an output embedding that is sharded again before the loss")
         return fused_output(
-            loss, values, logits.hidden, target, logits.head,
+            self.loss, self.values, logits.hidden, target, logits.head,
             reduction=reduction, ignore_index=ignore_index, **divisors,
         )  # fmt: skip
 
@@ -315,7 +289,6 @@ class CrossEntropyPatch:
         self,
         result: Tensor,
         mean: LossOutput,
-        penalties: dict[str, Tensor],
         counting: Counting | None,
         found: Tensor | None,
         expected: Tensor | None,
@@ -324,7 +297,7 @@ class CrossEntropyPatch:
         node = None if torch.compiler.is_compiling() else result.grad_fn
         if node is not None:
             result.register_hook(partial(self.upstream.__setitem__, len(self.calls)))
-        self.calls.append(Call(mean._replace(loss=mean.loss.detach()), penalties, counting, found, expected, fused, node))
+        self.calls.append(Call(mean.map(Tensor.detach), counting, found, expected, fused, node))
 
 
 class _Criterion:
@@ -365,7 +338,3 @@ def _files(classes: Iterable[type]) -> set[Any]:
 
 def _rows(logits: Tensor | LazyLogits, target: Tensor, ignore_index: int) -> Tensor | int:
     return logits.shape[:-1].numel() if target.is_floating_point() else counted(target, None, ignore_index)
-
-
-def _map(output: LossOutput, function: Callable[[Tensor], Tensor]) -> LossOutput:
-    return LossOutput(*map(function, output))

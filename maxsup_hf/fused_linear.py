@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.kernels.linear import Head, Question, linear_loss
-from maxsup_hf.losses import Loss, LossOutput, create_loss
+from maxsup_hf.losses import Loss, LossOutput, create_loss, of_summand
 
 
 def fused_linear_loss(
@@ -104,7 +104,12 @@ def fused_output(
         divisor = len(counted) if num_items_in_batch is None else num_items_in_batch
         divisor = torch.as_tensor(divisor, dtype=total.dtype, device=total.device)
         divisor = torch.where(divisor == 0, 1, divisor)
-    return LossOutput(total / divisor, cross_entropy / divisor)
+    given: Any = (hidden, labels, head)
+    by: Any = {"num_items_in_batch": num_items_in_batch, "reduction": reduction, "ignore_index": ignore_index}
+    with torch.no_grad():  # another pass for each loss of a sum
+        alone = loss.summands().items()
+        penalties = {name: fused_output(each, of_summand(name, values), *given, **by).penalty for name, each in alone}
+    return LossOutput(total / divisor, cross_entropy / divisor, loss.spec.name, penalties or None)
 
 
 def check_serves(loss: Loss) -> None:

@@ -196,8 +196,9 @@ class OneTraining:
         share = 1 / (len(self.samples) if self.samples else 1)
         parts = {"train_cross_entropy": [call.output.cross_entropy for call in calls]}
         parts["train_penalty"] = [call.output.penalty for call in calls]
-        for name in self.loss.summands:
-            parts[f"train_penalty_{name}"] = [call.penalties[name] for call in calls]
+        if "+" in self.loss.spec.name:
+            for name in self.loss.spec.name.split("+"):
+                parts[f"train_penalty_{name}"] = [call.output.penalties[name] for call in calls]
         for name, values in parts.items():
             mean = torch.stack([value.mean() for value in values]).mean().float()
             self._parts[name] = self._parts.get(name, 0) + share * mean

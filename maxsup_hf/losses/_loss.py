@@ -42,6 +42,11 @@ class LossOutput(_Reduced):
         output.name, output.summands = name, summands
         return output
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> LossOutput:
+        """The same with a function applied to each tensor."""
+        of_summands = None if self.summands is None else {name: function(x) for name, x in self.summands.items()}
+        return LossOutput(function(self.loss), function(self.cross_entropy), self.name, of_summands)
+
     @property
     def penalty(self) -> Tensor:
         return self.loss.detach() - self.cross_entropy
@@ -62,7 +67,6 @@ class Loss(nn.Module):
         spec: what the registry knows of it.
         kwargs: every keyword argument of `create_loss`, defaults filled in.
         options: those that are words or switches.
-        summands: for a sum, name -> each of its losses by itself, which does not learn from what it computes.
         state: what the loss remembers from batch to batch (online label smoothing), or `None`. It belongs to the loss, not
             to a model's state_dict.
     """
@@ -73,20 +77,15 @@ class Loss(nn.Module):
         self.kwargs = spec.resolve(kwargs)
         self.options = {name: self.kwargs[name] for name in spec.options}
         self.state = spec.state() if spec.state else None
-        self.summands = self._make_summands()
         self.values(0.0)  # a schedule that lacks what it needs says so here
 
-    def _make_summands(self) -> dict[str, Loss]:
+    def summands(self) -> dict[str, Loss]:
         """The losses of a sum, each by itself; empty for a single loss."""
-        names = self.spec.name.split("+") if "+" in self.spec.name else []
-        summands = {}
-        for name in names:
+        made = {}
+        for name in self.spec.name.split("+") if "+" in self.spec.name else []:
             spec, own = get_spec(name), of_summand(name, self.kwargs)
-            given = {key: value for key, value in own.items() if value != spec.defaults[key]}
-            summands[name] = summand = Loss(spec, **given).eval()
-            if summand.state is not None:
-                summand.state = self.state
-        return summands
+            made[name] = Loss(spec, **{key: value for key, value in own.items() if value != spec.defaults[key]})
+        return made
 
     def extra_repr(self) -> str:
         given = ", ".join(f"{k}={v!r}" for k, v in self.kwargs.items() if v is not None)
