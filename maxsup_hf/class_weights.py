@@ -19,6 +19,7 @@ from maxsup_hf.normalization import IGNORE_INDEX
 logger = logging.getLogger(__name__)
 
 BALANCED = "balanced"
+SMALLEST, LARGEST = 1e-12, 1e12
 FIX = """write balanced, one number for each class (1,20,0.5 or a JSON list), or numbers by name ({"cat": 1, "dog": 20})"""
 
 # Tasks of transformers' heads, as their class names say, whose logits have one column for each of config.num_labels.
@@ -76,7 +77,7 @@ def _parse_text(text: str) -> Any:
         return BALANCED
     if text.startswith(("[", "{")):
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=_without_duplicates)
         except json.JSONDecodeError as error:
             raise ValueError(f"class_weights is not valid JSON ({error}), got {text!r}; {FIX}") from None
     try:
@@ -85,13 +86,24 @@ def _parse_text(text: str) -> Any:
         raise ValueError(f"class_weights must be 'balanced', numbers or a JSON object, got {text!r}; {FIX}") from None
 
 
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"class_weights must name each class once, got {twice!r} twice")
+    return dict(pairs)
+
+
 def _number(weight: Any, where: str) -> float:
     try:
         number = math.nan if isinstance(weight, bool) else float(weight)  # YAML reads 1e-3 as a string
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"class_weights{where} must be a finite number that is not negative, got {weight!r}")
+    if not (number == 0 or SMALLEST <= number <= LARGEST):  # what float32 sums hold
+        raise ValueError(
+            f"class_weights{where} must be a finite number that is not negative, got {repr(weight)[:50]} (0, or from "
+            f"{SMALLEST:g} to {LARGEST:g})"
+        )
     return number
 
 

@@ -5,9 +5,9 @@ ends at `torch.nn.functional.cross_entropy`. While `CrossEntropyPatch.opened(...
 keeps all that is its own (the causal shift, upsampling, the start and end pair, a router's auxiliary loss, decoder inputs
 made from labels), and only the cross-entropy is another.
 
-torch.compile knows `CrossEntropyLoss()` made in a forward by its class and looks no further. So in the files that define
-the model's classes that name leads here too, also as an attribute of their `nn`. (`torch.nn` itself stays as it is:
-torch.compile would take what stands there for the class that it knows.)
+torch.compile knows `CrossEntropyLoss()` made in a forward by its class and looks no further. So in the files that define the
+model's classes that name leads here too, also as an attribute of their `nn`. (`torch.nn` itself stays as it
+is: torch.compile would take what stands there for the class that it knows.)
 
 The patch records what happened: which cross-entropies were computed, what each counted, and, by a hook on its result,
 whether the gradient of the training loss went through it.
@@ -32,7 +32,6 @@ from maxsup_hf.losses import Loss, LossOutput
 from maxsup_hf.normalization import IGNORE_INDEX, AccumulatedBatch, Counting, Countings, counted
 
 _FUNCTION = nn.functional.cross_entropy
-_NAMES = ("cross_entropy", "CrossEntropyLoss", "nn")
 
 
 class Call(NamedTuple):
@@ -43,6 +42,7 @@ class Call(NamedTuple):
         counting, found, expected: which labels it counts, how many it did (or their weight), and how many this rank has in
             the accumulated batch; `None` where it is the mean of its own rows.
         fused: whether its logits were never computed.
+        reduction: as it was asked for.
         node: of its result in the autograd graph, with a hook that fills `CrossEntropyPatch.upstream`; `None` in a compiled
             graph, which has no such nodes.
     """
@@ -52,6 +52,7 @@ class Call(NamedTuple):
     found: Tensor | None
     expected: Tensor | None
     fused: bool
+    reduction: str
     node: Any
 
 
@@ -112,25 +113,28 @@ class CrossEntropyPatch:
         self.calls.clear()
         self.upstream.clear()
         self._differentiated = differentiated
-        places = self._find_places(model, owners)
+        places, before = self._find_places(model, owners), nn.functional.cross_entropy
         try:
+            nn.functional.cross_entropy = self.cross_entropy  # type: ignore[assignment]
             for file, name, original in places:
                 setattr(file, name, self._stand_ins[original])
             self.is_open = True
             yield
         finally:
             self.is_open = False
+            nn.functional.cross_entropy = before  # a wrapper of somebody else's stays
             for file, name, original in places:
                 setattr(file, name, original)
 
     def _find_places(self, model: nn.Module, owners: Iterable[type]) -> list[tuple[Any, str, Any]]:
-        """(file, name, what it holds) of all that is replaced."""
+        """(file, name, what it holds) of all that is replaced beside the function itself."""
         if self._places is None or self._places[0] != id(model):
             of_model = _files(type(module) for module in model.modules())
-            held = [(file, name, vars(file).get(name)) for file in of_model for name in _NAMES]
-            held += [(file, "cross_entropy", vars(file).get("cross_entropy")) for file in _files(owners) - of_model]
-            known = [entry for entry in held if any(entry[2] is original for original in self._stand_ins)]
-            self._places = (id(model), [(nn.functional, "cross_entropy", _FUNCTION), *known])
+            files = of_model | _files(owners)
+            found = [(file, name, value) for file in files for name, value in vars(file).items() if value is _FUNCTION]
+            held = [(file, name, vars(file).get(name)) for file in of_model for name in ("CrossEntropyLoss", "nn")]
+            found += [entry for entry in held if entry[2] is nn or entry[2] is nn.CrossEntropyLoss]
+            self._places = (id(model), found)
         return self._places[1]
 
     # ---- what happened ----
@@ -165,7 +169,7 @@ class CrossEntropyPatch:
     ) -> Tensor:
         """Stands in for `torch.nn.functional.cross_entropy`, with its arguments and layouts; also for logits that are not
         computed. A cross-entropy that is not differentiated, or that is kept and called later, is the original."""
-        if not self.is_open or (self._differentiated and not torch.is_grad_enabled()):
+        if not self.is_open or (self._differentiated and not _is_differentiated(input)):
             original: Any = _FUNCTION
             return original(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         if label_smoothing:
@@ -187,13 +191,13 @@ class CrossEntropyPatch:
         if reduction == "mean":
             output = mean = compute(logits, target, weight, ignore_index, reduction, divisors)
         else:
+            # The caller divides it himself, by num_items_in_batch or by something that does not depend on the cut, which
+            # `AccumulatedBatch.check_slope` looks at.
             output = compute(logits, target, weight, ignore_index, reduction, {})
-            rows = _rows(logits, target, ignore_index)
-            if divisors:  # the caller divides by a count of his own: in the end each row weighs as much as in a mean
-                output = output.map(lambda part: part * (rows / divisors["num_items_in_batch"].clamp_min(1e-9)))
-            mean = output.map(lambda part: part.detach().sum() / rows)
+            items = divisors.get("num_items_in_batch", _rows(logits, target, ignore_index))
+            mean = output.map(lambda part: part.detach().sum() / items)
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:  # else a recomputation in the backward
-            self._record(output.loss, mean, counting, found, expected, fused)
+            self._record(output.loss, mean, counting, found, expected, fused, reduction)
         return output.loss
 
     def _weight(self, weight: Tensor | None, logits: Tensor | LazyLogits) -> Tensor | None:
@@ -279,11 +283,14 @@ class CrossEntropyPatch:
 
     def _soft_target(self, logits: Tensor | LazyLogits) -> Tensor:
         assert self.soft_labels is not None
-        if self.soft_labels.shape != logits.shape:
+        soft = self.soft_labels
+        if soft.shape[-1:].numel() == logits.shape[-1] and soft.numel() == logits.shape.numel():
+            soft = soft.reshape(logits.shape)  # heads flatten tokens
+        if soft.shape != logits.shape:
             raise ValueError(
-                f"soft_labels must have the shape of the logits, {tuple(logits.shape)}, got {tuple(self.soft_labels.shape)}"
+                f"soft_labels must have the shape of the logits, {tuple(logits.shape)}, got {tuple(soft.shape)}"
             )
-        return self.soft_labels.to(logits.device)
+        return soft.to(logits.device)
 
     def _record(
         self,
@@ -293,17 +300,27 @@ class CrossEntropyPatch:
         found: Tensor | None,
         expected: Tensor | None,
         fused: bool,
+        reduction: str,
     ) -> None:
         node = None if torch.compiler.is_compiling() else result.grad_fn
         if node is not None:
             result.register_hook(partial(self.upstream.__setitem__, len(self.calls)))
-        self.calls.append(Call(mean.map(Tensor.detach), counting, found, expected, fused, node))
+        self.calls.append(Call(mean.map(Tensor.detach), counting, found, expected, fused, reduction, node))
 
 
-class _Criterion:
-    """Stands in for `torch.nn.CrossEntropyLoss`. A plain class: made in a forward, an nn.Module breaks compiled graphs."""
+class _IsCriterion(type):
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, nn.CrossEntropyLoss) or type.__instancecheck__(cls, instance)
+
+
+class _Criterion(metaclass=_IsCriterion):
+    """Stands in for `torch.nn.CrossEntropyLoss`. A plain class: made in a forward, an nn.Module breaks compiled graphs.
+    In eager mode it makes the module itself, which comes to the patch by the function that it calls."""
 
     patch: CrossEntropyPatch
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return object.__new__(cls) if torch.compiler.is_compiling() else nn.CrossEntropyLoss(*args, **kwargs)
 
     def __init__(self, *args: Any, **kwargs: Any):
         names = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
@@ -328,6 +345,13 @@ def _first_of(loss: Tensor, wanted: list[Any]) -> set[Any]:
         found.update(node for node in level if node in wanted)
         level = [child for node in level for child, _ in node.next_functions]
     return found
+
+
+def _is_differentiated(input: Tensor | LazyLogits) -> bool:
+    """Whether a gradient can come back through a cross-entropy on these logits; one that is only logged stays plain."""
+    if not torch.is_grad_enabled():
+        return False
+    return isinstance(input, LazyLogits) or torch.compiler.is_compiling() or input.requires_grad
 
 
 def _files(classes: Iterable[type]) -> set[Any]:

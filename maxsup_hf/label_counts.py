@@ -42,6 +42,8 @@ def count_classes(
         TypeError: no length, rows that are not mappings, or labels that are not integers.
         ValueError: rows without labels, or labels outside of [0, K).
     """
+    if dataset is None:
+        raise TypeError("labels are counted before training, but there is no training data")
     if not isinstance(dataset, Sized) or isinstance(dataset, torch.utils.data.IterableDataset):
         raise TypeError(
             f"labels are counted before training, but {type(dataset).__name__} has no length and may be read only once: use "
@@ -88,7 +90,10 @@ def _of_rows(dataset: Any, names: Sequence[str]) -> Iterator[Tensor]:
                 f"rows of the data set must have their labels under one of {', '.join(map(repr, names))}, got "
                 f"{', '.join(map(repr, row)) or 'an empty row'}"
             )
-        labels = torch.as_tensor(row[name])
+        try:
+            labels = torch.as_tensor(row[name])
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name!r} of the data set must hold integer labels to be counted, got {row[name]!r}") from error
         if labels.numel() and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
             raise TypeError(f"{name!r} of the data set must hold integer labels to be counted, got {labels.dtype}")
         yield labels.flatten().long().cpu()

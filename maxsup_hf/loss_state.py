@@ -19,22 +19,30 @@ LOSS_STATE_NAME = "loss_state.safetensors"
 logger = logging.getLogger(__name__)
 
 
-def save_loss(folder: str | Path, loss: Loss, tensors: Mapping[str, Tensor]) -> None:
+def save_loss(folder: str | Path, loss: Loss, tensors: Mapping[str, Tensor], class_weights: Tensor | None = None) -> None:
     """Write a loss's name and arguments, and what it remembers, into a checkpoint.
 
     Args:
         folder: the checkpoint's.
         loss: as it is trained with.
         tensors: `loss.state.tensors()`, summed over ranks; empty for a loss without a state.
+        class_weights: (K,) that it was trained with, or `None`.
     """
     path = Path(folder) / LOSS_STATE_NAME
     unfinished = path.with_suffix(".unfinished")
     metadata = {"loss": loss.spec.name, "loss_kwargs": json.dumps(loss.kwargs)}
+    metadata["class_weights"] = json.dumps(_rounded(class_weights))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
     os.replace(unfinished, path)  # a file of that name is whole
 
 
-def load_loss(folder: str | Path, loss: Loss, other_loss: bool = False, main: bool = True) -> bool:
+def _rounded(class_weights: Tensor | None) -> list[float] | None:
+    return None if class_weights is None else [float(f"{weight:.6g}") for weight in class_weights.tolist()]
+
+
+def load_loss(
+    folder: str | Path, loss: Loss, other_loss: bool = False, main: bool = True, class_weights: Tensor | None = None
+) -> bool:
     """Go on with the loss of a checkpoint.
 
     Args:
@@ -42,6 +50,7 @@ def load_loss(folder: str | Path, loss: Loss, other_loss: bool = False, main: bo
         loss: filled with what it remembered.
         other_loss: allow a checkpoint of another loss, of which nothing is taken over.
         main: whether this is the main process, which takes over what was seen by all.
+        class_weights: (K,) that are trained with now, or `None`.
 
     Returns:
         Whether the checkpoint was trained with this loss.
@@ -50,7 +59,7 @@ def load_loss(folder: str | Path, loss: Loss, other_loss: bool = False, main: bo
         ValueError: the checkpoint is of another loss or of other arguments, or lacks what this loss remembers.
     """
     path = Path(folder) / LOSS_STATE_NAME
-    now = {"loss": loss.spec.name, "loss_kwargs": loss.kwargs}
+    now = {"loss": loss.spec.name, "loss_kwargs": loss.kwargs, "class_weights": _rounded(class_weights)}
     if not path.exists():
         if loss.state is not None and not other_loss:
             raise ValueError(
@@ -63,11 +72,13 @@ def load_loss(folder: str | Path, loss: Loss, other_loss: bool = False, main: bo
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file is no mapping)
     before = {"loss": metadata["loss"], "loss_kwargs": json.loads(metadata["loss_kwargs"])}
+    before["class_weights"] = json.loads(metadata.get("class_weights", json.dumps(now["class_weights"])))
     if before != now:
         difference = "; ".join(f"{key}: {before[key]!r} there, {now[key]!r} here" for key in now if before[key] != now[key])
         if not other_loss:
             raise ValueError(
-                f"{folder} was trained with another loss ({difference}): give the same --loss and --loss_kwargs, or allow "
+                f"{folder} was trained with another loss ({difference}): give the same --loss, --loss_kwargs and "
+                "--class_weights, or allow "
                 "the change with --resume_with_other_loss"
             )
         logger.warning("%s was trained with another loss (%s); going on with the one here", folder, difference)

@@ -12,6 +12,7 @@ cross-entropy then reports what it really counted, and `AccumulatedBatch.check` 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -112,7 +113,8 @@ class AccumulatedBatch:
         self.parts = len(micro_batches) * replicas
         self.device = device
         self.is_whole = self.parts <= 1 and mean_over_ranks is None
-        self._reported: dict[int, tuple[Counting, Tensor, Tensor]] = {}
+        self._reported: dict[tuple[int, Counting], tuple[Tensor, Tensor]] = {}
+        self._slopes: dict[int, Tensor] = {}
         self._of_rank: dict[Counting, Tensor] = {}
         self._weights_of_rank: dict[Counting, Tensor] = {}
         self.divisors: dict[Counting, Tensor] = {}
@@ -164,8 +166,39 @@ class AccumulatedBatch:
 
     def report(self, place: int, counting: Counting, found: Tensor, expected: Tensor) -> None:
         """Add what the cross-entropy at a place of the forward counted in one micro-batch."""
-        before = self._reported[place][1] if place in self._reported else 0
-        self._reported[place] = (counting, before + found.to(expected.device), expected)
+        before = self._reported.get((place, counting), (0, expected))[0]
+        self._reported[place, counting] = (before + found.to(expected.device), expected)
+
+    def check_slope(self, place: int, upstream: Tensor, is_last: bool) -> None:
+        """Look at what a sum, or the loss of each row, was divided by: it must be the same in all micro-batches and ranks.
+
+        Args:
+            place: of the cross-entropy in the forward.
+            upstream: the gradient that reached its result.
+            is_last: whether the micro-batch is the last; then ranks are compared too.
+
+        Raises:
+            ValueError: it differs.
+        """
+        low, high = upstream[upstream != 0].aminmax()
+        if not torch.isclose(low, high, rtol=1e-4):
+            warnings.warn(
+                "compute_loss weights the rows of its cross-entropy itself (reduction='none'): whether its gradient depends "
+                "on how the batch is cut is not checked. That of class_weights in the training arguments is.",
+                stacklevel=2,
+            )
+            return
+        first = self._slopes.setdefault(place, high)
+        same = [first.to(high.device)]
+        if is_last and self.mean_over_ranks is not None:
+            same.append(self.mean_over_ranks(high.detach().clone()))
+        for other in same:
+            if not torch.isclose(high.double(), other.double(), rtol=1e-4):
+                raise ValueError(
+                    f"a cross-entropy with reduction='sum' or 'none' is multiplied by {high.item():g} in one micro-batch "
+                    f"and by {other.item():g} in others, so that the gradient depends on how the batch is cut: in "
+                    "compute_loss divide by num_items_in_batch, or use reduction='mean'"
+                )
 
     def check(self) -> None:
         """Compare what was counted with what it was divided by, when all micro-batches are done.
@@ -173,7 +206,7 @@ class AccumulatedBatch:
         Raises:
             ValueError: they differ, so that the gradient would depend on how the batch is cut.
         """
-        for counting, found, expected in self._reported.values():
+        for (_, counting), (found, expected) in self._reported.items():
             if not torch.isclose(found.double(), expected.double(), rtol=1e-5):
                 raise ValueError(
                     f"a cross-entropy counted {found.item():g} over the {len(self.micro_batches)} micro-batches of this "
@@ -190,18 +223,23 @@ def counted(labels: Tensor, weight: Tensor | None = None, ignore_index: int = IG
     valid = labels != ignore_index
     if weight is None:
         return valid.sum().float()
-    return torch.where(valid, weight.to(labels.device)[torch.where(valid, labels, 0).long()], 0).float().sum()
+    # Labels beyond the weights are of another column, or refused by the loss itself.
+    index = torch.where(valid, labels, 0).long().clamp(0, len(weight) - 1)
+    return torch.where(valid, weight.to(labels.device)[index], 0).float().sum()
 
 
-def num_items(targets: Mapping[str, Tensor], shifts: bool) -> Tensor:
-    """How many labels a micro-batch counts, as far as is known before its forward.
+def num_items(targets: Mapping[str, Tensor], shifts: bool, batch: AccumulatedBatch | None = None) -> Tensor:
+    """What the sum of a micro-batch's losses is to be divided by: `num_items_in_batch` of a user's own `compute_loss`.
 
     Args:
         targets: `class_targets` of the micro-batch, not empty.
         shifts: whether the model's own loss function shifts labels by one.
+        batch: that the micro-batch belongs to; `None`: it stands alone.
     """
-    labels = targets.get("labels", next(iter(targets.values())))
-    return counted(_shifted(labels) if shifts else labels)
+    name = "labels" if "labels" in targets else next(iter(targets))
+    if batch is not None and Counting(name, shifts) in batch.divisors:
+        return batch.divisors[Counting(name, shifts)]
+    return counted(_shifted(targets[name]) if shifts else targets[name]).clamp_min(1)
 
 
 class Countings:
@@ -227,7 +265,7 @@ class Countings:
             target: (...) integer labels that the cross-entropy is given, −100 where it ignores them; with soft labels zeros.
             seen: countings of the cross-entropies before it in this forward.
         """
-        if place in self._known:
+        if place in self._known and self._known[place].name in micro_batch:
             return self._known[place]
         taken = {counting.name for counting in seen}
         names = sorted(micro_batch, key=lambda name: name in taken)  # start and end of an answer may be equal
@@ -255,4 +293,17 @@ def _match(name: str, labels: Tensor, target: Tensor) -> Counting | None:
         return None
     # A head either cuts the first label of each sequence off, or pads it with an ignored one at the end.
     ways = (labels[..., 1:], pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:])
-    return Counting(name, True) if any(torch.equal(target, way.reshape(-1)) for way in ways) else None
+    if any(torch.equal(target, way.reshape(-1)) for way in ways):
+        return Counting(name, True)
+    return Counting(name, False) if labels.ndim == 2 and _is_behind_virtual_tokens(labels, target) else None
+
+
+def _is_behind_virtual_tokens(labels: Tensor, target: Tensor) -> bool:
+    """Whether a shifted target holds all labels, because prompt tuning has put ignored ones in front of each sequence."""
+    rows, length = labels.shape
+    width, rest = divmod(target.numel(), max(1, rows))
+    if rest or width < length or int((target != IGNORE_INDEX).sum()) != int((labels != IGNORE_INDEX).sum()):
+        return False
+    target = target.reshape(rows, width)
+    places = range(width - length, max(-1, width - length - 2), -1)
+    return any(torch.equal(target[:, at : at + length], labels) for at in places)

@@ -32,6 +32,7 @@ class OneTraining:
         loss: what is trained.
         patch: through which it reaches the training step.
         samples: the micro-batches that were counted last.
+        steps: how many training steps were run with this loss.
         class_weights: (K,) that were used, those of a cross-entropy in the user's own code too, or `None`.
     """
 
@@ -57,6 +58,7 @@ class OneTraining:
         self.patch = CrossEntropyPatch(loss, class_weights, self.shifts)
         self.votes = Votes(model) if loss.needs_votes else None
         self.patch.votes = self.votes
+        self.steps = 0  # that were checked
         self.samples: Sequence[Any] | None = None
         self._checked = False  # this step, before its backward
         self._done = 0  # micro-batches of the accumulated batch
@@ -73,6 +75,11 @@ class OneTraining:
             self.votes.remove()
 
     # ---- a step ----
+
+    @property
+    def batch_is_done(self) -> bool:
+        """Whether all micro-batches that were counted last were trained."""
+        return self.samples is None or self._done >= len(self.samples)
 
     def begin_batch(self, samples: Sequence[Any], batch: AccumulatedBatch) -> None:
         """Go on to the next accumulated batch."""
@@ -121,6 +128,7 @@ class OneTraining:
             raise ValueError(reason) from error
         finally:
             patch.soft_labels = None
+        self.steps += 1
         reached = patch.reached()
         if not self._checked:
             self._check(reached, replicas)
@@ -148,7 +156,8 @@ class OneTraining:
                     "output embedding returns: leave fused_linear_loss out"
                 )
             return
-        what = f"{self.owner.__name__}.compute_loss" if overrides_compute_loss(self.owner) else type(self.model).__name__
+        own = compute_loss_class(self.owner).__module__.partition(".")[0] not in ("maxsup_hf", "transformers")
+        what = f"{self.owner.__name__}.compute_loss" if own else type(self.model).__name__
         if self.patch.calls:
             found = f"the loss that {what} trains on does not depend on the cross-entropy that was computed in the step"
         else:
@@ -158,18 +167,21 @@ class OneTraining:
             )
         raise ValueError(
             f"loss={self.loss.spec.name!r} was asked for, but {found}. The weights were not updated in this step. Let the "
-            "loss come from torch.nn.functional.cross_entropy or torch.nn.CrossEntropyLoss, use a head whose loss is a "
-            "cross-entropy over classes, or use the stock Trainer"
+            "loss come from torch.nn.functional.cross_entropy or torch.nn.CrossEntropyLoss, called by that name and not by "
+            "a reference that was kept before training; use a head whose loss is a cross-entropy over classes, or the "
+            "stock Trainer"
         )
 
     def _check_counts(self, reached: Sequence[tuple[int, Call]], replicas: int) -> None:
         batch = self.patch.batch
         if batch is None or batch.is_whole:
             return
+        self._done += 1
         for place, call in reached:
+            if call.reduction != "mean" and place in self.patch.upstream:
+                batch.check_slope(place // replicas, self.patch.upstream[place], self._done == len(batch.micro_batches))
             if call.counting is not None and call.found is not None and call.expected is not None:
                 batch.report(place // replicas, call.counting, call.found, call.expected)
-        self._done += 1
         if self._done == len(batch.micro_batches):
             batch.check()
 
@@ -215,7 +227,12 @@ class OneTraining:
         return dict(zip(names, values, strict=True)) | parameters
 
 
-def overrides_compute_loss(owner: type) -> bool:
-    """Whether a class of the user's, outside of this package and transformers, overrides compute_loss."""
-    home = next((base for base in owner.__mro__ if "compute_loss" in vars(base)), object).__module__
-    return home.partition(".")[0] not in ("maxsup_hf", "transformers", "builtins")
+def overrides_compute_loss(trainer: Any) -> bool:
+    """Whether a `compute_loss` of the user's, outside of this package and transformers, computes the loss."""
+    homes = [base.__module__.partition(".")[0] for base in type(trainer).__mro__ if "compute_loss" in vars(base)]
+    return "compute_loss" in vars(trainer) or next(home for home in homes if home != "maxsup_hf") != "transformers"
+
+
+def compute_loss_class(owner: type) -> type:
+    """The class whose `compute_loss` a Trainer's class uses."""
+    return next((base for base in owner.__mro__ if "compute_loss" in vars(base)), owner)

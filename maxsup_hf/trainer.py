@@ -9,7 +9,7 @@ loss.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -85,6 +85,16 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
     _signature_columns: Any
     _training: OneTraining | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(MaxSupMixin)]
+        late = next((base for base in before if issubclass(base, Trainer) and not issubclass(base, MaxSupMixin)), None)
+        if late is not None:
+            raise TypeError(
+                f"MaxSupMixin must come before {late.__name__} among the bases of {cls.__name__}, or its loss is never "
+                f"used: class {cls.__name__}(MaxSupMixin, {late.__name__})"
+            )
+
     def __init__(self, *args: Any, **kwargs: Any):
         for value in (*args, *kwargs.values()):  # wherever this constructor takes them
             if isinstance(value, TrainingArguments):
@@ -146,7 +156,7 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
             return super()._inner_training_loop(*args, **kwargs)
         finally:
             for name in GUARDED:
-                del vars(self)[name]
+                vars(self).pop(name, None)
             vars(self).update(kept)
             self._end_training()
 
@@ -176,13 +186,15 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
     # ---- one step ----
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        if "get_batch_samples" in vars(self):  # a training runs, and counts what the most derived class makes of it
+            return super().get_batch_samples(*args, **kwargs)
         return self._counted_samples(super().get_batch_samples, *args, **kwargs)
 
     def _counted_samples(self, get: Callable[..., tuple[list, Any]], *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """The micro-batches of an optimizer step; their labels are counted once, over all ranks."""
         samples, num_items = get(*args, **kwargs)
         training = self._training or self._begin_training()
-        if training.samples is not samples:
+        if training.samples is not samples or training.batch_is_done:
             training.begin_batch(samples, self._count(training, samples))
         return samples, num_items
 
@@ -207,9 +219,11 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         if training.patch.is_open:  # this step is inside one that was overridden
             return step(model, inputs, num_items_in_batch)
         targets = self._class_targets(inputs)
-        if not targets:  # a contrastive or a detection loss may use cross-entropy for something else than classes
+        if not targets:
+            names = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
+            # a contrastive or a detection loss may use cross-entropy for something else than classes
             raise ValueError(
-                f"the batch has no class labels (it has: {', '.join(inputs)}), which loss={self.args.loss!r} needs: "
+                f"the batch has no class labels (it has: {names}), which loss={self.args.loss!r} needs: "
                 "labels must be integer tensors under a name with 'label' in it, or start_positions and end_positions, or "
                 "target_values, or a name in label_names. For contrastive, detection and self-supervised heads use the "
                 "stock Trainer"
@@ -220,8 +234,8 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
                 f"fused_linear_loss, asked for {type(self.model).__name__}, does not support soft labels, but the batch has "
                 "some: leave out Mixup and other class probabilities, or leave fused_linear_loss out"
             )
-        if overrides_compute_loss(type(self)):  # a sum divided by this is the mean of the micro-batch, as all others are
-            num_items_in_batch = num_items(targets, training.shifts)
+        if overrides_compute_loss(self):  # a sum divided by this weighs as much as a mean of the patch
+            num_items_in_batch = num_items(targets, training.shifts, training.patch.batch)
         progress = min(1.0, self.state.global_step / self.state.max_steps) if self.state.max_steps > 0 else 0.0
         run, replicas = partial(step, model, inputs, num_items_in_batch), max(1, self.args.n_gpu)
         with self._checked_backward(training, replicas):
@@ -239,7 +253,7 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """Evaluation passes this to `compute_loss`, and one of the user's own may divide by it."""
-        if not overrides_compute_loss(type(self)):
+        if not overrides_compute_loss(self):
             return super()._get_num_items_in_batch(batch_samples, device)
         targets = filter(None, map(self._class_targets, batch_samples))
         return sum(num_items(each, shifts_labels(self.model)) for each in targets) or None
@@ -332,14 +346,15 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         state = self.loss_function.state
         tensors = state.tensors(self._sum_over_ranks if self.args.world_size > 1 else None) if state is not None else {}
         if self.args.should_save:
-            save_loss(str(folder), self.loss_function, tensors)
+            save_loss(str(folder), self.loss_function, tensors, self.trained_class_weights)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         main = self.args.process_index == 0
-        if load_loss(checkpoint, self.loss_function, self.args.resume_with_other_loss, main):
+        weights = None if self._training is None else self._training.class_weights
+        if load_loss(checkpoint, self.loss_function, self.args.resume_with_other_loss, main, weights):
             self.trained_loss = self.loss_function
 
     # ---- the rest of the shell ----
@@ -368,6 +383,7 @@ class _TellEpochs(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._steps = 0
         if isinstance(self.trainer.train_dataset, Sized):  # else no number of epochs is known
             check_epochs(self.trainer.loss_function, state.num_train_epochs)
 
@@ -375,6 +391,18 @@ class _TellEpochs(TrainerCallback):
         self.trainer.end_epoch(int(state.epoch + 1e-6))
 
     on_epoch_end = on_epoch_begin
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The last look before the weights change: somebody may have put another training_step in the place of ours."""
+        training = self.trainer._training
+        steps = 0 if training is None else training.steps
+        if steps == self._steps:
+            raise ValueError(
+                f"loss={args.loss!r} was asked for, but the gradient of step {state.global_step + 1} was not computed by "
+                "the Trainer's training_step, so nothing is known of its loss: do not replace training_step while a "
+                "training runs"
+            )
+        self._steps = steps
 
 
 class MaxSupTrainer(MaxSupMixin, Trainer):

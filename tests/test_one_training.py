@@ -88,6 +88,26 @@ class ByRows(MaxSupTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
+class BySumOverRows(MaxSupTrainer):
+    """Divided by the size of its micro-batch, which is the same in all of them."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs, labels = outputs_of(model, inputs)
+        loss = F.cross_entropy(outputs.logits, labels, reduction="sum") / len(labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+class SumOfTheBase(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs, labels = outputs_of(model, inputs)
+        loss = F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+
+class BySumOfTheBase(MaxSupMixin, SumOfTheBase):
+    pass
+
+
 class OwnStep(MaxSupTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         model.train()
@@ -102,7 +122,7 @@ class OwnSamples(MaxSupTrainer):
         return [next(epoch_iterator) for _ in range(num_batches)], None
 
 
-OWN = [ByFunction, ByImportedName, ByHeldCriterion, BySum, ByRows, OwnStep, OwnSamples]
+OWN = [ByFunction, ByImportedName, ByHeldCriterion, BySum, ByRows, BySumOverRows, BySumOfTheBase, OwnStep, OwnSamples]
 
 
 @pytest.mark.parametrize("sizes", [(8, 1), (2, 4)], ids=["8x1", "2x4"])
@@ -154,7 +174,17 @@ class OnlyLogged(MaxSupTrainer):
         return -outputs.logits.log_softmax(-1).gather(1, labels[:, None]).mean()
 
 
-@pytest.mark.parametrize("cls", [OwnFormula, OwnFormulaBesideTheHeads, HeadsLossTimesZero, OnlyLogged])
+class OnlyLoggedDetached(MaxSupTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs, labels = outputs_of(model, inputs)
+        self.seen = F.cross_entropy(outputs.logits.detach(), labels)
+        return -outputs.logits.log_softmax(-1).gather(1, labels[:, None]).mean()
+
+
+OTHERS = [OwnFormula, OwnFormulaBesideTheHeads, HeadsLossTimesZero, OnlyLogged, OnlyLoggedDetached]
+
+
+@pytest.mark.parametrize("cls", OTHERS)
 def test_a_step_without_the_loss_ends_training_before_the_weights_change(cls, tmp_path):
     trainer = cls(tiny.bert(), arguments(tmp_path), train_dataset=tiny.rows(tiny.batch("bert")))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -197,7 +227,35 @@ def test_a_criterion_that_is_kept_is_the_original_outside_of_a_step(tmp_path):
     assert torch.equal(trainer.kept(z, labels), ORIGINAL(z, labels))
 
 
+def test_a_training_step_that_is_replaced_while_a_training_runs(tmp_path):
+    class Replaces(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            trainer.training_step = lambda model, inputs, *args: Trainer.training_step(trainer, model, inputs, *args)
+
+    trainer = MaxSupTrainer(
+        tiny.bert(), arguments(tmp_path), train_dataset=tiny.rows(tiny.batch("bert")), callbacks=[Replaces()]
+    )
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(ValueError, match="the gradient of step 1 was not computed by the Trainer's training_step"):
+        trainer.train()
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_wrapper_of_the_function_stays(tmp_path, monkeypatch):
+    def wrapper(*args, **kwargs):
+        return ORIGINAL(*args, **kwargs)
+
+    monkeypatch.setattr(F, "cross_entropy", wrapper)
+    MaxSupTrainer(tiny.bert(), arguments(tmp_path), train_dataset=tiny.rows(tiny.batch("bert"))).train()
+    assert F.cross_entropy is wrapper
+
+
 # ---- the mixin over constructors of all kinds ----
+
+
+def test_the_mixin_behind_a_trainer_is_refused():
+    with pytest.raises(TypeError, match="MaxSupMixin must come before WeightsFirst among the bases of Late"):
+        type("Late", (WeightsFirst, MaxSupMixin), {})
 
 
 class WeightsFirst(Trainer):
@@ -423,6 +481,57 @@ def test_soft_labels_are_evaluated_as_soft_labels(key, tmp_path):
 
 
 # ---- counts ----
+
+
+class MeanOfTokens(MaxSupTrainer):
+    """A mean of its own over the tokens of its micro-batch, of which each has another number."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs, labels = outputs_of(model, inputs)
+        rows = F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), reduction=self.reduction)
+        return rows.sum() / (labels != -100).sum()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_sum_that_is_divided_by_its_own_count_ends_training(reduction, tmp_path):
+    from transformers import BertForTokenClassification
+
+    data = tiny.batch("bert")
+    data["labels"] = torch.randint(5, (8, 7)).masked_fill(torch.arange(7) < torch.arange(8)[:, None] % 6, -100)
+    model = BertForTokenClassification(tiny.bert().config)
+    kwargs = {"train_dataset": tiny.rows(data)}
+    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    trainer = MeanOfTokens(model, arguments(tmp_path, **cut), **kwargs)
+    trainer.reduction = reduction
+    with pytest.raises(ValueError, match=r"is multiplied by .* in one micro-batch and by .* in others"):
+        trainer.train()
+
+
+def test_labels_of_several_tasks(tmp_path):
+    """Each micro-batch has those of one task."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.EmbeddingBag(40, 8), nn.Linear(8, 5)
+
+        def forward(self, input_ids, labels_a=None, labels_b=None):
+            logits = self.out(self.embed(input_ids))
+            return {"loss": F.cross_entropy(logits, labels_b if labels_a is None else labels_a), "logits": logits}
+
+    ids = tiny.batch("bert")["input_ids"]
+    rows = [{"input_ids": x, "labels_b" if i // 2 % 2 else "labels_a": torch.tensor(i % 5)} for i, x in enumerate(ids)]
+    args = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, remove_unused_columns=False)
+    MaxSupTrainer(Net(), args, train_dataset=rows).train()
+
+
+def test_class_weights_of_another_training_are_not_resumed(tmp_path):
+    kwargs = {"save_strategy": "steps", "save_steps": 1}
+    data = tiny.rows(tiny.batch("bert"))
+    MaxSupTrainer(tiny.bert(), arguments(tmp_path, class_weights=[1, 2, 3, 4, 5], **kwargs), train_dataset=data).train()
+    other = MaxSupTrainer(tiny.bert(), arguments(tmp_path, class_weights=[5, 4, 3, 2, 1], **kwargs), train_dataset=data)
+    with pytest.raises(ValueError, match=r"was trained with another loss \(class_weights: \[1"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 class DropsLabels(MaxSupTrainer):

@@ -351,7 +351,8 @@ def normalized(labels: Tensor, weight: Any, logits: Tensor) -> tuple[Tensor, Ten
     if labels.dtype in (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64):
         labels = labels.long()
     if weight is not None:
-        weight = weight.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+        number = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        weight = torch.as_tensor(weight).to(logits.device, number)
     return labels, weight
 
 

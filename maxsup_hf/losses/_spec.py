@@ -129,7 +129,7 @@ class LossSpec:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{key} of loss {self.name!r} must be a number, got {type(value).__name__} {value!r}")
         low, high = bounds
-        if not (-math.inf < value < math.inf and low <= float(value) <= high):
+        if not (-math.inf < float(value) < math.inf and low <= float(value) <= high):
             allowed = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
             raise ValueError(f"{key} of loss {self.name!r} must be finite and {allowed}, got {value!r}")
 
