@@ -1,8 +1,4 @@
-"""MaxSup in TRL's SFTTrainer, through the mixin: prompts, packing, chat templates and LoRA stay TRL's.
-
-SFTTrainer computes the log-probability of each label in a fused kernel that never makes the logits, so in training this
-class goes past it to `Trainer.compute_loss`, in which the mixin swaps the cross-entropy. Evaluation stays TRL's.
-"""
+"""MaxSup in TRL's SFTTrainer, through the mixin: prompts, packing, chat templates, LoRA and evaluation stay TRL's."""
 
 import pydoc_data.topics
 import tempfile
@@ -11,22 +7,13 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from maxsup_hf import MaxSupArgumentsMixin, MaxSupMixin
 
 
-class FromLogits(SFTTrainer):
-    """SFTTrainer whose training loss comes from logits."""
-
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        if not model.training:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        return Trainer.compute_loss(self, model, inputs | {"use_cache": False}, *args, **kwargs)
-
-
-class MaxSupSFTTrainer(MaxSupMixin, FromLogits):
+class MaxSupSFTTrainer(MaxSupMixin, SFTTrainer):
     """SFTTrainer with the loss of MaxSupSFTConfig."""
 
 
@@ -55,7 +42,6 @@ with tempfile.TemporaryDirectory() as folder:
     args = MaxSupSFTConfig(
         folder, loss="maxsup", max_steps=60, learning_rate=1e-2, per_device_train_batch_size=16, max_length=64, bf16=False,
         gradient_checkpointing=False, save_strategy="no", use_cpu=True,
-        loss_type="nll",  # the default of TRL 1.14 replaces the model's own loss
     )  # fmt: skip
     trainer = MaxSupSFTTrainer(
         LlamaForCausalLM(config), args, processing_class=tokenizer, train_dataset=Dataset.from_list(pairs[:70]),

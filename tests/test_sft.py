@@ -1,6 +1,5 @@
 """`class T(MaxSupMixin, SFTTrainer)` as it stands, against a loss made by hand of the logits of the collated batches."""
 
-import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ from transformers import (
 )
 
 from maxsup_hf import MaxSupArgumentsMixin, MaxSupMixin, MaxSupTrainingArguments
-from maxsup_hf.sft import check_trl, logits_loss
+from maxsup_hf.sft import check_trl, sft_loss
 from tests import tiny
 
 trl = pytest.importorskip("trl", reason="needs TRL, of the extra 'examples'")
@@ -97,6 +96,7 @@ MODES = {
     "packed completions": (completions() * 2, {"packing": True, "max_length": 24}),
     "lora": (completions(), {}),
     "virtual tokens": (completions(), {}),
+    "virtual tokens before every text": (texts(), {}),
     "checkpointing": (texts(), {"gradient_checkpointing": True}),
 }
 CUTS = ((8, 1), (2, 4), (1, 8))
@@ -105,7 +105,7 @@ CUTS = ((8, 1), (2, 4), (1, 8))
 def adapter(mode):
     if mode == "lora":
         return peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    if mode == "virtual tokens":
+    if mode.startswith("virtual tokens"):
         return peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     return None
 
@@ -270,10 +270,18 @@ def test_a_loss_type_that_was_set_later_is_refused(tmp_path):
         made.train()
 
 
+def test_arguments_without_those_of_trl_are_refused(tmp_path):
+    """TRL would turn them into an SFTConfig, which has no loss."""
+    with pytest.raises(TypeError, match="must be a SFTConfig with the fields of MaxSupArgumentsMixin, got MaxSupTraining"):
+        trainer("texts", tmp_path, config=MaxSupTrainingArguments)
+    with pytest.raises(TypeError, match=r"got SFTConfig: .* derive a class from \(MaxSupArgumentsMixin, SFTConfig\)"):
+        trainer("texts", tmp_path, config=trl.SFTConfig)
+
+
 def test_sequences_divided_among_ranks_are_refused():
     owner = SimpleNamespace(args=SimpleNamespace(loss="maxsup"))
     with pytest.raises(ValueError, match="context or sequence parallelism"):
-        logits_loss(owner, None, {"shift_labels": torch.zeros(1, 2)})
+        sft_loss(owner, None, {"shift_labels": torch.zeros(1, 2)})
 
 
 REFUSED = "trains on the loss of TRL's {}, which is not a cross-entropy over classes"
