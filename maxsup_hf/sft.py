@@ -2,8 +2,9 @@
 
 SFTTrainer takes the log-probability of each label from a fused output layer that never makes the logits, so no cross-entropy
 passes through its `compute_loss`. In training `sft_loss` stands in for that method: the model computes its own loss, for the
-patch to replace, and TRL's logs are made from its logits. Evaluation stays TRL's. Nothing here imports TRL: its classes are
-recognised by where they were defined.
+patch to replace, and TRL's logs are made from its logits; with `fused_linear_loss` there are none, so that `entropy` and
+`mean_token_accuracy` are left out. Evaluation stays TRL's. Nothing here imports TRL: its classes are recognised by where
+they were defined.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """`class T(MaxSupMixin, SFTTrainer)` as it stands, against a loss made by hand of the logits of the collated batches."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +23,7 @@ from transformers import (
 from maxsup_hf import MaxSupArgumentsMixin, MaxSupMixin, MaxSupTrainingArguments
 from maxsup_hf.sft import check_trl, sft_loss
 from tests import tiny
+from tests.launch import two_processes
 
 trl = pytest.importorskip("trl", reason="needs TRL, of the extra 'examples'")
 peft = pytest.importorskip("peft", reason="needs PEFT, of the extra 'examples'")
@@ -99,6 +103,7 @@ MODES = {
     "virtual tokens before every text": (texts(), {}),
     "checkpointing": (texts(), {"gradient_checkpointing": True}),
 }
+PROCESS_CASES = [(mode, fused) for mode in ("completion-only", "padding-free") for fused in (False, True)]
 CUTS = ((8, 1), (2, 4), (1, 8))
 
 
@@ -156,6 +161,20 @@ def test_loss_and_gradient_are_those_of_the_logits(mode, cut, fused, tmp_path):
     assert penalty > 0.01
     assert value == pytest.approx(plain + penalty, rel=1e-6)
     assert tiny.relative_error(found, reference) <= 1e-6
+
+
+def test_two_processes_make_the_step_of_one(tmp_path):
+    two_processes(Path(__file__).with_name("sft_processes.py"), tmp_path / "found.pt")
+    for (mode, _), (found, log, processes) in torch.load(tmp_path / "found.pt").items():
+        whole = trainer(mode, tmp_path)
+        (batch,) = list(whole.get_train_dataloader())
+        plain, penalty, reference, *_ = by_hand(whole, [batch])
+        assert processes == 2
+        assert tiny.relative_error(found, reference) <= 1e-6
+        assert log["loss"] == pytest.approx(plain + penalty, abs=1e-4)
+        assert log["train_penalty"] == pytest.approx(penalty, abs=1e-4)
+        tokens = batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
+        assert log["num_tokens"] == tokens
 
 
 @pytest.mark.parametrize("mode", ["completion-only", "assistant-only", "packed completions"])
@@ -252,6 +271,11 @@ def test_checkpoints_are_written_and_resumed(tmp_path):
     assert tiny.relative_error({name: p.detach() for name, p in resumed.model.named_parameters()}, weights) <= 1e-6
     assert resumed.state.log_history[-2]["num_tokens"] > 0
     assert "maxsup" in (tmp_path / "README.md").read_text()
+
+
+def test_the_package_does_not_import_trl():
+    code = "import sys, maxsup_hf.sft; sys.exit('trl' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 
 # ---- what is refused ----
