@@ -171,8 +171,7 @@ def test_two_processes_make_the_step_of_one(tmp_path):
         plain, penalty, reference, *_ = by_hand(whole, [batch])
         assert processes == 2
         assert tiny.relative_error(found, reference) <= 1e-6
-        assert log["loss"] == pytest.approx(plain + penalty, abs=1e-4)
-        assert log["train_penalty"] == pytest.approx(penalty, abs=1e-4)
+        assert (log["loss"], log["train_penalty"]) == pytest.approx((plain + penalty, penalty), abs=1e-4)
         tokens = batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
         assert log["num_tokens"] == tokens
 
@@ -194,9 +193,8 @@ def test_logs_are_trls_and_ours(mode, fused, tmp_path):
     plain, penalty, _, entropy, right = by_hand(made, [batch])
     made.train()
     log = made.state.log_history[0]
-    assert log["loss"] == pytest.approx(plain + penalty, abs=1e-4)
-    assert log["train_cross_entropy"] == pytest.approx(plain, abs=1e-4)
-    assert log["train_penalty"] == pytest.approx(penalty, abs=1e-4)
+    parts = [log[name] for name in ("loss", "train_cross_entropy", "train_penalty")]
+    assert parts == pytest.approx([plain + penalty, plain, penalty], abs=1e-4)
     tokens = batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
     assert log["num_tokens"] == tokens
     if fused:  # there are no logits
@@ -295,7 +293,6 @@ def test_a_loss_type_that_was_set_later_is_refused(tmp_path):
 
 
 def test_arguments_without_those_of_trl_are_refused(tmp_path):
-    """TRL would turn them into an SFTConfig, which has no loss."""
     with pytest.raises(TypeError, match="must be a SFTConfig with the fields of MaxSupArgumentsMixin, got MaxSupTraining"):
         trainer("texts", tmp_path, config=MaxSupTrainingArguments)
     with pytest.raises(TypeError, match=r"got SFTConfig: .* derive a class from \(MaxSupArgumentsMixin, SFTConfig\)"):
