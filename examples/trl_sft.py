@@ -1,4 +1,4 @@
-"""MaxSup in TRL's SFTTrainer, through the mixin: prompts, packing, chat templates and LoRA stay TRL's."""
+"""MaxSup in TRL's SFTTrainer, through the mixin: prompts, packing, chat templates, LoRA and evaluation stay TRL's."""
 
 import pydoc_data.topics
 import tempfile

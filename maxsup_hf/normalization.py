@@ -169,12 +169,16 @@ class AccumulatedBatch:
         before = self._reported.get((place, counting), (0, expected))[0]
         self._reported[place, counting] = (before + found.to(expected.device), expected)
 
-    def check_slope(self, place: int, upstream: Tensor, is_last: bool) -> None:
-        """Look at what a sum, or the loss of each row, was divided by: it must be the same in all micro-batches and ranks.
+    def check_slope(self, place: int, upstream: Tensor, reduction: str, is_last: bool) -> None:
+        """Look at what a cross-entropy was multiplied by: it should be the same in all micro-batches and ranks.
+
+        A mean may be weighted on purpose, so there it is a warning. Of a sum, or of the loss of each row, it is what the
+        caller divided by, and an error.
 
         Args:
             place: of the cross-entropy in the forward.
             upstream: the gradient that reached its result.
+            reduction: of the cross-entropy.
             is_last: whether the micro-batch is the last; then ranks are compared too.
 
         Raises:
@@ -190,10 +194,18 @@ class AccumulatedBatch:
             return
         first = self._slopes.setdefault(place, high)
         same = [first.to(high.device)]
-        if is_last and self.mean_over_ranks is not None:
+        if is_last and self.mean_over_ranks is not None and reduction != "mean":
             same.append(self.mean_over_ranks(high.detach().clone()))
         for other in same:
-            if not torch.isclose(high.double(), other.double(), rtol=1e-4):
+            if torch.isclose(high.double(), other.double(), rtol=1e-4):
+                continue
+            if reduction == "mean":
+                warnings.warn(
+                    f"compute_loss multiplies the mean of its cross-entropy by {high.item():g} in one micro-batch and by "
+                    f"{other.item():g} in others: the gradient depends on how the batch is cut",
+                    stacklevel=2,
+                )
+            else:
                 raise ValueError(
                     f"a cross-entropy with reduction='sum' or 'none' is multiplied by {high.item():g} in one micro-batch "
                     f"and by {other.item():g} in others, so that the gradient depends on how the batch is cut: in "

@@ -178,8 +178,9 @@ class OneTraining:
             return
         self._done += 1
         for place, call in reached:
-            if call.reduction != "mean" and place in self.patch.upstream:
-                batch.check_slope(place // replicas, self.patch.upstream[place], self._done == len(batch.micro_batches))
+            if place in self.patch.upstream:
+                is_last = self._done == len(batch.micro_batches)
+                batch.check_slope(place // replicas, self.patch.upstream[place], call.reduction, is_last)
             if call.counting is not None and call.found is not None and call.expected is not None:
                 batch.report(place // replicas, call.counting, call.found, call.expected)
         if self._done == len(batch.micro_batches):

@@ -1,20 +1,21 @@
 """TRL's trainers under `MaxSupMixin`: SFTTrainer trains the registered loss, the others are refused.
 
 SFTTrainer takes the log-probability of each label from a fused output layer that never makes the logits, so no cross-entropy
-passes through its `compute_loss`. In training `logits_loss` stands in for that method: a forward without labels, which
-leaves the model's own logits alone in every version of TRL, then a cross-entropy on them for the patch to replace, and TRL's
-logs. Evaluation stays TRL's. Nothing here imports TRL: its classes are recognised by where they were defined.
+passes through its `compute_loss`. In training `sft_loss` stands in for that method: the model computes its own loss, for the
+patch to replace, and TRL's logs are made from its logits; with `fused_linear_loss` there are none, so that `entropy` and
+`mean_token_accuracy` are left out. Evaluation stays TRL's. Nothing here imports TRL: its classes are recognised by where
+they were defined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from transformers import Trainer
 
 from maxsup_hf.lazy_logits import LazyLogits
 from maxsup_hf.normalization import IGNORE_INDEX
@@ -27,18 +28,33 @@ CHUNK = 2**22  # logits that are looked at together for the logs
 # ---- what is refused ----
 
 
-def check_sft_args(args: Any) -> None:
-    """Refuse a `loss_type` of SFTConfig that is not cross-entropy.
+def check_trl_args(trainer_class: type, args: Any) -> None:
+    """Refuse arguments that a trainer of TRL would turn into a config of its own, without a loss, and a `loss_type` of
+    SFTConfig that is not cross-entropy.
+
+    `"chunked_nll"`, with which TRL before 1.15 replaces the forward of the model, becomes `"nll"`.
 
     Raises:
+        TypeError: not a config of TRL.
         ValueError: names loss_type.
     """
-    is_config = any(base.__name__ == "SFTConfig" and _is_trl(base) for base in type(args).__mro__)
-    if is_config and args.loss_type not in LOSS_TYPES:
+    owner = next(filter(_is_trl, trainer_class.__mro__), None)
+    if owner is None:
+        return
+    if not any(map(_is_trl, type(args).__mro__)):
+        config = owner.__name__.replace("Trainer", "Config")
+        raise TypeError(
+            f"args of a {owner.__name__} under MaxSupMixin must be a {config} with the fields of MaxSupArgumentsMixin, got "
+            f"{type(args).__name__}: write @dataclass class MyConfig(MaxSupArgumentsMixin, {config})"
+        )
+    if not any(map(_is_sft, trainer_class.__mro__)):
+        return
+    if args.loss_type not in LOSS_TYPES:
         raise ValueError(
             f"loss_type must be one of {', '.join(map(repr, LOSS_TYPES))} for loss={args.loss!r} to take its place, got "
             f"{args.loss_type!r}: leave loss_type out, or use SFTTrainer and SFTConfig without MaxSupMixin"
         )
+    args.loss_type = "nll"
 
 
 def check_trl(trainer_class: type, mixin: type) -> None:
@@ -77,24 +93,24 @@ def _is_sft(cls: type) -> bool:
 
 @contextmanager
 def sft_loss_replaced(trainer_class: type) -> Iterator[None]:
-    """While this is open, SFTTrainer's own `compute_loss` is `logits_loss`, also for classes in between that call it. Does
+    """While this is open, SFTTrainer's own `compute_loss` is `sft_loss`, also for a class in between that calls it. Does
     nothing for other trainers."""
     sft: Any = next(filter(_is_sft, trainer_class.__mro__), None)
-    if sft is None or "compute_loss" not in vars(sft):
+    if sft is None:
         yield
         return
-    original: Callable[..., Any] = sft.compute_loss
-    sft.compute_loss = logits_loss
+    original = sft.compute_loss
+    sft.compute_loss = sft_loss
     try:
         yield
     finally:
         sft.compute_loss = original
 
 
-def logits_loss(
+def sft_loss(
     trainer: Any, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
 ) -> Any:
-    """The cross-entropy of each next token on the logits of a language model, and what TRL logs in training.
+    """The loss that a language model computes itself, and what TRL logs in training.
 
     Args:
         trainer: an SFTTrainer.
@@ -111,51 +127,51 @@ def logits_loss(
             f"loss={trainer.args.loss!r} does not support context or sequence parallelism in SFTTrainer, which divides "
             "sequences among ranks: leave parallelism_config out"
         )
-    has_router = getattr(trainer, "aux_loss_enabled", False)
-    options = {"use_cache": False} | ({"output_router_logits": True} if has_router else {})
-    outputs = model(**{key: value for key, value in inputs.items() if key != "labels"}, **options)
-    labels = inputs["labels"].to(outputs.logits.device)
-    # Prompt tuning puts virtual tokens in front. The labels are shifted, as in transformers: it spares a copy of the logits.
-    logits = outputs.logits[:, -labels.shape[1] :]
-    logits = logits.reshape(-1, logits.shape[-1])
-    target = pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:].reshape(-1)
-    loss = nn.functional.cross_entropy(logits, target, ignore_index=IGNORE_INDEX)
-    if has_router:
-        loss = loss + _router_weight(trainer) * outputs.aux_loss.to(loss.device)
-    _add_logs(trainer, inputs, logits, target, outputs.aux_loss if has_router else None)
+    # Nothing predicts the first token, except with prompt tuning, whose virtual tokens would make the count a larger one.
+    labels = inputs["labels"].index_fill(1, torch.zeros(1, dtype=torch.long, device=inputs["labels"].device), IGNORE_INDEX)
+    # The loss is computed inside of the forward: DDP and FSDP do not serve parameters that are used after it.
+    given = {**inputs, "labels": labels, "use_cache": False}
+    if getattr(trainer, "aux_loss_enabled", False):
+        given["output_router_logits"] = True
+    loss, outputs = Trainer.compute_loss(trainer, model, given, return_outputs=True)
+    _add_logs(trainer, given, outputs)
     return (loss, outputs) if return_outputs else loss
-
-
-def _router_weight(trainer: Any) -> float:
-    of_model = getattr(trainer.model.config.get_text_config(), "router_aux_loss_coef", 0.0)  # before TRL 1.3
-    return getattr(trainer, "router_aux_loss_coef", of_model)
 
 
 # ---- TRL's logs ----
 
 
-def _add_logs(trainer: Any, inputs: dict[str, Any], logits: Any, target: Tensor, aux_loss: Tensor | None) -> None:
+def _add_logs(trainer: Any, inputs: dict[str, Any], outputs: Any) -> None:
     """`num_tokens`, `aux_loss`, and where there are logits `entropy` and `mean_token_accuracy`, over all ranks."""
     metrics, reduce = trainer._metrics["train"], trainer.accelerator.reduce
     mask = inputs.get("attention_mask")  # without padding there is none
     tokens = torch.ones_like(inputs["input_ids"]).sum() if mask is None else mask.sum()
     trainer._total_train_tokens += int(reduce(tokens, "sum")) // getattr(trainer, "_tp_size", 1)
     metrics["num_tokens"] = [trainer._total_train_tokens]
-    if aux_loss is not None:
-        metrics["aux_loss"].append(reduce(aux_loss.detach(), "mean").item())
-    if not isinstance(logits, LazyLogits):
-        entropy, right, count = reduce(_token_sums(logits.detach(), target), "sum").tolist()
-        metrics["entropy"].append(entropy / max(count, 1))
-        metrics["mean_token_accuracy"].append(right / max(count, 1))
+    if "output_router_logits" in inputs:
+        metrics["aux_loss"].append(reduce(outputs.aux_loss.detach(), "mean").item())
+    if isinstance(outputs.logits, LazyLogits):
+        return
+    entropy, right, count = reduce(_token_sums(outputs.logits, inputs["labels"]), "sum").tolist()
+    metrics["entropy"].append(entropy / max(count, 1))
+    metrics["mean_token_accuracy"].append(right / max(count, 1))
 
 
 @torch.no_grad()
-def _token_sums(logits: Tensor, target: Tensor) -> Tensor:
-    """Summed entropy, number of right predictions and number of rows, over the rows that are not ignored."""
+def _token_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed entropy, number of right predictions and number of tokens, over those that are trained.
+
+    Args:
+        logits: (B, V + T, K), behind V virtual tokens of prompt tuning.
+        labels: (B, T).
+    """
+    before = logits.shape[1] - labels.shape[1] - 1  # the token at t is predicted at t − 1
     sums = torch.zeros(3, device=logits.device)
-    for rows in (target != IGNORE_INDEX).nonzero().squeeze(1).split(max(1, CHUNK // logits.shape[-1])):
-        z = logits[rows].float()
+    example, token = (labels != IGNORE_INDEX).to(logits.device).nonzero(as_tuple=True)
+    targets = labels.to(logits.device)[example, token]
+    size = max(1, CHUNK // logits.shape[-1])
+    for i, j, target in zip(example.split(size), (token + before).split(size), targets.split(size), strict=True):
+        z = logits[i, j].float()
         entropy = torch.distributions.Categorical(logits=z, validate_args=False).entropy().sum()
-        right = (z.argmax(-1) == target[rows]).sum()
-        sums += torch.stack([entropy, right.float(), torch.full_like(entropy, len(rows))])
+        sums += torch.stack([entropy, (z.argmax(-1) == target).sum().float(), torch.full_like(entropy, len(target))])
     return sums

@@ -39,7 +39,7 @@ from maxsup_hf.losses import Loss, create_loss
 from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.normalization import IGNORE_INDEX, AccumulatedBatch, class_targets, num_items
 from maxsup_hf.one_training import OneTraining, overrides_compute_loss
-from maxsup_hf.sft import check_sft_args, check_trl, sft_loss_replaced
+from maxsup_hf.sft import check_trl, check_trl_args, sft_loss_replaced
 
 logger = logging.getLogger(__name__)
 
@@ -98,9 +98,9 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
     def __init__(self, *args: Any, **kwargs: Any):
         for value in (*args, *kwargs.values()):  # wherever this constructor takes them
             if isinstance(value, TrainingArguments):
-                _check_arguments(value)
+                _check_arguments(type(self), value)
         super().__init__(*args, **kwargs)
-        _check_arguments(self.args)
+        _check_arguments(type(self), self.args)
         if callable(self.compute_loss_func):  # GRPOTrainer keeps a string there, to switch scaling off
             raise ValueError(
                 f"compute_loss_func and loss={self.args.loss!r} are two losses for one training: drop compute_loss_func, or "
@@ -125,7 +125,7 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         """
         self.check_output()
         check_trl(type(self), MaxSupMixin)
-        check_sft_args(self.args)
+        check_trl_args(type(self), self.args)
         check_head(self.model, self.args.loss)
         check_train_dataset(self.train_dataset, self.model)
         if self.args.fused_linear_loss:
@@ -365,14 +365,14 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
             self._signature_columns.append("soft_labels")
 
 
-def _check_arguments(args: TrainingArguments) -> None:
+def _check_arguments(trainer_class: type, args: TrainingArguments) -> None:
     if not isinstance(args, MaxSupArgumentsMixin):
         raise TypeError(
             f"args must have the fields loss and loss_kwargs, got {type(args).__name__}: use MaxSupTrainingArguments "
             f"or MaxSupSeq2SeqTrainingArguments, or derive a class from (MaxSupArgumentsMixin, {type(args).__name__})"
         )
     check_liger(args)
-    check_sft_args(args)
+    check_trl_args(trainer_class, args)
 
 
 class _TellEpochs(TrainerCallback):

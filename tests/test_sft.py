@@ -1,6 +1,9 @@
 """`class T(MaxSupMixin, SFTTrainer)` as it stands, against a loss made by hand of the logits of the collated batches."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,9 +20,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from maxsup_hf import MaxSupArgumentsMixin, MaxSupMixin
-from maxsup_hf.sft import check_trl, logits_loss
-from tests import tiny
+from maxsup_hf import MaxSupArgumentsMixin, MaxSupMixin, MaxSupTrainingArguments
+from maxsup_hf.sft import check_trl, sft_loss
+from tests import HANGS, tiny
+from tests.launch import two_processes
 
 trl = pytest.importorskip("trl", reason="needs TRL, of the extra 'examples'")
 peft = pytest.importorskip("peft", reason="needs PEFT, of the extra 'examples'")
@@ -96,15 +100,17 @@ MODES = {
     "packed completions": (completions() * 2, {"packing": True, "max_length": 24}),
     "lora": (completions(), {}),
     "virtual tokens": (completions(), {}),
+    "virtual tokens before every text": (texts(), {}),
     "checkpointing": (texts(), {"gradient_checkpointing": True}),
 }
+PROCESS_CASES = [(mode, fused) for mode in ("completion-only", "padding-free") for fused in (False, True)]
 CUTS = ((8, 1), (2, 4), (1, 8))
 
 
 def adapter(mode):
     if mode == "lora":
         return peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    if mode == "virtual tokens":
+    if mode.startswith("virtual tokens"):
         return peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     return None
 
@@ -157,6 +163,19 @@ def test_loss_and_gradient_are_those_of_the_logits(mode, cut, fused, tmp_path):
     assert tiny.relative_error(found, reference) <= 1e-6
 
 
+def test_two_processes_make_the_step_of_one(tmp_path):
+    two_processes(Path(__file__).with_name("sft_processes.py"), tmp_path / "found.pt")
+    for (mode, _), (found, log, processes) in torch.load(tmp_path / "found.pt").items():
+        whole = trainer(mode, tmp_path)
+        (batch,) = list(whole.get_train_dataloader())
+        plain, penalty, reference, *_ = by_hand(whole, [batch])
+        assert processes == 2
+        assert tiny.relative_error(found, reference) <= 1e-6
+        assert (log["loss"], log["train_penalty"]) == pytest.approx((plain + penalty, penalty), abs=1e-4)
+        tokens = batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
+        assert log["num_tokens"] == tokens
+
+
 @pytest.mark.parametrize("mode", ["completion-only", "assistant-only", "packed completions"])
 def test_micro_batches_train_very_different_numbers_of_tokens(mode, tmp_path):
     made = trainer(mode, tmp_path, (1, 8))
@@ -174,9 +193,8 @@ def test_logs_are_trls_and_ours(mode, fused, tmp_path):
     plain, penalty, _, entropy, right = by_hand(made, [batch])
     made.train()
     log = made.state.log_history[0]
-    assert log["loss"] == pytest.approx(plain + penalty, abs=1e-4)
-    assert log["train_cross_entropy"] == pytest.approx(plain, abs=1e-4)
-    assert log["train_penalty"] == pytest.approx(penalty, abs=1e-4)
+    parts = [log[name] for name in ("loss", "train_cross_entropy", "train_penalty")]
+    assert parts == pytest.approx([plain + penalty, plain, penalty], abs=1e-4)
     tokens = batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
     assert log["num_tokens"] == tokens
     if fused:  # there are no logits
@@ -253,6 +271,11 @@ def test_checkpoints_are_written_and_resumed(tmp_path):
     assert "maxsup" in (tmp_path / "README.md").read_text()
 
 
+def test_the_package_does_not_import_trl():
+    code = "import sys, maxsup_hf.sft; sys.exit('trl' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=HANGS).returncode == 0
+
+
 # ---- what is refused ----
 
 
@@ -269,10 +292,17 @@ def test_a_loss_type_that_was_set_later_is_refused(tmp_path):
         made.train()
 
 
+def test_arguments_without_those_of_trl_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="must be a SFTConfig with the fields of MaxSupArgumentsMixin, got MaxSupTraining"):
+        trainer("texts", tmp_path, config=MaxSupTrainingArguments)
+    with pytest.raises(TypeError, match=r"got SFTConfig: .* derive a class from \(MaxSupArgumentsMixin, SFTConfig\)"):
+        trainer("texts", tmp_path, config=trl.SFTConfig)
+
+
 def test_sequences_divided_among_ranks_are_refused():
     owner = SimpleNamespace(args=SimpleNamespace(loss="maxsup"))
     with pytest.raises(ValueError, match="context or sequence parallelism"):
-        logits_loss(owner, None, {"shift_labels": torch.zeros(1, 2)})
+        sft_loss(owner, None, {"shift_labels": torch.zeros(1, 2)})
 
 
 REFUSED = "trains on the loss of TRL's {}, which is not a cross-entropy over classes"

@@ -1,0 +1,40 @@
+"""Run by two processes: writes the gradients of one step of SFTTrainer under the mixin, 2 rows × 2 micro-batches each.
+
+accelerate launch --multi_gpu --num_processes 2 tests/sft_processes.py OUTPUT
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from transformers import TrainerCallback
+
+from tests.test_sft import PROCESS_CASES, trainer
+
+
+class Gradients(TrainerCallback):
+    """Those that the optimizer gets."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.found = {name.removeprefix("module."): p.grad.clone() for name, p in model.named_parameters()}
+
+
+def main(output):
+    found = {}
+    for mode, fused in PROCESS_CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            made = trainer(mode, folder, (2, 2), fused_linear_loss=fused, max_grad_norm=0.0)
+            made.add_callback(gradients := Gradients())
+            made.train()
+            found[mode, fused] = gradients.found, made.state.log_history[0], made.args.world_size
+    if made.is_world_process_zero():
+        torch.save(found, output)
+    made.accelerator.wait_for_everyone()
+    made.accelerator.end_training()  # gloo's threads abort a process that exits while they run
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
