@@ -172,7 +172,7 @@ def rows_of(logits: Tensor, target: Tensor, slopes: Tensor | None, grad: Tensor 
         return numbers
     one = classes <= IN_REGISTERS
     block = triton.next_power_of_2(classes) if one else BLOCK
-    dtype = torch.bfloat16 if logits.dtype == torch.float32 else logits.dtype  # see logit_stats.masked_classes
+    dtype = torch.bfloat16 if logits.dtype == torch.float32 else logits.dtype
     with torch.cuda.device_of(logits):
         wrap_triton(_row)[(n,)](
             logits, target, numbers if slopes is None else slopes, numbers, logits if grad is None else grad,
