@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from maxsup_hf.ops import rows_numba
+from tests import HANGS
 
 pytestmark = pytest.mark.skipif(
     rows_numba.why_unavailable() is not None, reason=f"needs numba: {rows_numba.why_unavailable()}"
@@ -340,7 +341,7 @@ def test_threads_at_once(two_threads):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANGS)
     assert found == [expected] * 20
 
 
@@ -369,9 +370,9 @@ def run(environment):
 
 def test_processes_that_fill_the_cache_at_once(tmp_path):
     for process in [run({"NUMBA_CACHE_DIR": str(tmp_path)}) for _ in range(4)]:
-        assert process.wait(120) == 0, process.stderr.read()
+        assert process.wait(HANGS) == 0, process.stderr.read()
     assert len(list(tmp_path.rglob("*.nbi"))) == 1
-    assert run({"NUMBA_CACHE_DIR": str(tmp_path)}).wait(120) == 0
+    assert run({"NUMBA_CACHE_DIR": str(tmp_path)}).wait(HANGS) == 0
 
 
 def test_no_folder_for_the_cache(tmp_path):
@@ -381,10 +382,10 @@ def test_no_folder_for_the_cache(tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     blocked = {"NUMBA_CACHE_DIR": str(nowhere / "cache"), "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
-    for place, files in [(temporary, 1), (nowhere, 0)]:
+    for place in (temporary, nowhere):
         process = run({**blocked, "TMPDIR": str(place)})
-        assert process.wait(120) == 0, process.stderr.read()
-        assert len(list(temporary.rglob("*.nbi"))) == 1 and files in (0, 1)
+        assert process.wait(HANGS) == 0, process.stderr.read()
+        assert len(list(temporary.rglob("*.nbi"))) == 1
 
 
 def test_why_unavailable(monkeypatch):
