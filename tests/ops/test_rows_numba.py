@@ -327,7 +327,7 @@ def test_after_a_fork(two_threads):
         mine, theirs = context.Pipe()
         child = context.Process(target=in_child, args=(logits, target, expected, theirs))
         child.start()
-        answered = mine.poll(60)
+        answered = mine.poll(HANGS)
         if not answered:
             child.kill()
         child.join()
