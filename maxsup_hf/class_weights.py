@@ -48,7 +48,7 @@ def parse_class_weights(value: Any) -> ClassWeights | None:
 
     Raises:
         TypeError: anything else.
-        ValueError: a word that is none of these, or a weight that is not finite, is negative, or all of them zero.
+        ValueError: another word, or a weight that is not finite, is negative, or all of them zero.
     """
     if value is None:
         return None

@@ -17,7 +17,7 @@ from maxsup_hf.schedules import SCHEDULES
 
 Formula = Callable[..., tuple[Tensor, Tensor]]
 
-# What a formula can ask for beside the numbers of a row. Such a loss takes the plain path, without a fast kernel.
+# What a formula can ask for beside row statistics. Such a loss takes the plain path, without a fast kernel.
 INPUTS = ("logits", "target", "labels", "votes", "state")
 
 
@@ -27,7 +27,7 @@ class LossSpec:
 
     Attributes:
         name: what users type; `"a+b"` for a sum of losses.
-        formula: `(arguments, **parameters and options) -> (term on the label, penalty)`, each (N,).
+        formula: `(arguments, **parameters and options) -> (target term, penalty)`, each (N,).
         arguments: what the formula takes, in its order: names of row numbers and of `INPUTS`.
         parameters: its numbers.
         options: its words and switches, with what each may be.
@@ -35,7 +35,7 @@ class LossSpec:
             `schedule`, `epochs` and `warmup_ratio`, and the options. In a sum each carries its loss's name and a dot.
         bounds: parameter -> (lowest, highest) allowed value; a parameter without an entry must not be negative.
         citation: BibTeX of the paper that the loss comes from, or "".
-        replaces_target: whether it is another term on the label than cross-entropy, or smooths the label. A sum has at most
+        replaces_target: whether its target term is not the cross-entropy, or it smooths the label. A sum has at most
             one such loss.
         shift_invariant: whether adding a constant to all logits of a row changes neither value nor gradient.
         weighted: as `formula`, for use with class weights, which scale its first term and not its second.
