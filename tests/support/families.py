@@ -113,6 +113,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (r"^Rag", {"reduce_loss": True}),
     (r"^ShieldGemma2", {"yes_token_index": 5, "no_token_index": 6}),
     (r"^Reformer", {"axial_pos_shape": (4, 4), "axial_pos_embds_dim": (16, 16), "num_buckets": 4}),
+    (r"^ReformerModelWithLMHead", {"is_decoder": True}),
     (r"^Step3p7", at("text_config", {"sliding_window": 8})),
     # Images and video
     (r"^BeitForMasked", {"use_mask_token": True}),
