@@ -193,21 +193,23 @@ def test_permuting_classes_permutes_the_gradient(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_without_strength_it_is_cross_entropy_bit_for_bit(name):
+def test_without_strength_it_is_cross_entropy(name):
     spec = get_spec(name)
     nothing = dict.fromkeys(spec.parameters, 0)
     if any(spec.bounds.get(parameter, (0, 1))[0] > 0 for parameter in spec.parameters):
         with pytest.raises(ValueError, match="must be finite and at least"):
             create_loss(name, **nothing)
         return  # it has no strength at which it is cross-entropy
-    for kernel in ("plain",) if spec.needs_logits else ("plain", "auto"):  # each kernel rounds in its own way
+    for kernel in ("plain",) if spec.needs_logits else ("plain", "auto"):
         results = []
         for function in (create_loss(name, **nothing), create_loss("cross_entropy")):
             logits = torch.linspace(-3, 5, 40).reshape(8, 5).requires_grad_()
             value = function(logits, torch.arange(8) % 5, kernel=kernel)
             value.backward()
             results.append((value, logits.grad))
-        assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+        # The reference adds exact zeros; compiled kernels of two losses are two programs, which may round differently.
+        rtol, atol = (0.0, 0.0) if kernel == "plain" else (1e-6, 1e-7)
+        torch.testing.assert_close(results[0], results[1], rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -28,7 +28,8 @@ def test_chooses_on_validation_and_fits_anew_on_both(digits):
     assert found.l2_values.tolist() == values and found.l2 == values[int(np.argmax(scores))] != 1e5
     np.testing.assert_allclose(found.validation_accuracies, scores, atol=0.006)  # warm starts end within the tolerance
     both = LogisticRegression(C=1 / found.l2, max_iter=1000).fit(np.concatenate([x, held_x]), np.concatenate([y, held_y]))
-    assert found.accuracy == both.score(test_x, test_y)
+    # Two fits end within the tolerance, and another CPU may put a row on the other side of the boundary.
+    assert found.accuracy == pytest.approx(both.score(test_x, test_y), abs=0.006)
     assert found.converged.all()
     without = linear_probe(x, y, held_x, held_y, l2=values)
     assert without.accuracy == max(without.validation_accuracies)
