@@ -32,6 +32,8 @@ def main(output):
             found[mode, fused] = gradients.found, made.state.log_history[0], made.args.world_size
     if made.is_world_process_zero():
         torch.save(found, output)
+    made.accelerator.wait_for_everyone()
+    made.accelerator.end_training()  # gloo's threads abort a process that exits while they run
 
 
 if __name__ == "__main__":
