@@ -303,7 +303,10 @@ class MaxSupMixin(HubMixin, CheckpointMixin):
         if model.training:
             with sft_loss_replaced(type(self)):
                 return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
-        inputs, soft_labels = self._take_soft_labels(inputs)
+        try:
+            inputs, soft_labels = self._take_soft_labels(inputs)
+        except ValueError:  # floating labels of another kind, which the model's own loss takes
+            soft_labels = None
         if soft_labels is None:
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
         patch = CrossEntropyPatch(create_loss("cross_entropy"))

@@ -480,6 +480,23 @@ def test_soft_labels_are_evaluated_as_soft_labels(key, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_a_regression_is_evaluated_by_its_own_loss(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(2, 1)
+
+        def forward(self, x, labels):
+            logits = self.out(x).squeeze(-1)
+            return {"loss": (logits - labels).square().mean(), "logits": logits}
+
+    rows = [{"x": torch.randn(2), "labels": torch.randn(())} for _ in range(4)]
+    trainer = MaxSupTrainer(Net(), arguments(tmp_path), train_dataset=rows, eval_dataset=rows)
+    assert trainer.evaluate()["eval_loss"] > 0
+    with pytest.raises(ValueError, match="a regression needs the stock Trainer"):
+        trainer.train()
+
+
 # ---- counts ----
 
 

@@ -31,3 +31,5 @@ def test_a_sample_of_it():
     sample = sorted(HEADS)[::20]
     rows = matrix("^(" + "|".join(sample) + ")$")
     assert {name: row["outcome"] for name, row in rows.items()} == {name: HEADS[name]["outcome"] for name in sample}
+    exact = [name for name in sample if HEADS[name].get("cut_error", 1) <= 1e-6]
+    assert exact and {name for name in exact if not rows[name].get("cut_error", 1) <= 1e-6} == set()
