@@ -227,6 +227,13 @@ def test_a_criterion_that_is_kept_is_the_original_outside_of_a_step(tmp_path):
     assert torch.equal(trainer.kept(z, labels), ORIGINAL(z, labels))
 
 
+def test_an_own_loss_of_a_compiled_model_is_warned_of(tmp_path):
+    args = arguments(tmp_path, torch_compile=True, torch_compile_backend="eager", max_steps=1)
+    trainer = OwnFormulaBesideTheHeads(tiny.bert(), args, train_dataset=tiny.rows(tiny.batch("bert")))
+    with pytest.warns(UserWarning, match="OwnFormulaBesideTheHeads.compute_loss computes its own loss of a compiled model"):
+        trainer.train()
+
+
 def test_a_training_step_that_is_replaced_while_a_training_runs(tmp_path):
     class Replaces(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
