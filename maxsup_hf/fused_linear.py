@@ -83,8 +83,10 @@ def fused_output(
     num_items_in_batch: Tensor | float | None = None,
     reduction: str = "mean",
     ignore_index: int = -100,
+    summands: bool = False,
 ) -> LossOutput:
-    """As `fused_linear_loss`, for a loss that is made, with its parameters' values; also the cross-entropy."""
+    """As `fused_linear_loss`, for a loss that is made, with its parameters' values; also the cross-entropy, and with `summands`
+    the penalty of each loss of a sum."""
     check_serves(loss)
     head = head._replace(weight=_whole(head.weight), bias=_whole(head.bias))
     if reduction not in ("mean", "sum") or (num_items_in_batch is not None and reduction == "sum"):
@@ -107,7 +109,7 @@ def fused_output(
     given: Any = (hidden, labels, head)
     by: Any = {"num_items_in_batch": num_items_in_batch, "reduction": reduction, "ignore_index": ignore_index}
     with torch.no_grad():  # another pass for each loss of a sum
-        alone = loss.summands().items()
+        alone = loss.summands().items() if summands else ()
         penalties = {name: fused_output(each, of_summand(name, values), *given, **by).penalty for name, each in alone}
     return LossOutput(total / divisor, cross_entropy / divisor, loss.spec.name, penalties or None)
 

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback
 
 from maxsup_hf import MaxSupMixin, MaxSupTrainer, MaxSupTrainingArguments, register_loss
+from maxsup_hf.losses import _registry
 from tests import tiny
 
 ORIGINAL = F.cross_entropy
@@ -394,7 +395,13 @@ def test_the_votes_of_each_training_come_from_its_model(tmp_path):
     assert not any(module._forward_hooks for each in made for module in each.modules())
 
 
-def test_a_loss_of_the_users_own_gets_its_votes(tmp_path):
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers is gone with it."""
+    monkeypatch.setattr(_registry, "_SPECS", dict(_registry._SPECS))
+
+
+def test_a_loss_of_the_users_own_gets_its_votes(own_registry, tmp_path):
     seen = []
 
     @register_loss("counts_votes")
@@ -409,7 +416,7 @@ def test_a_loss_of_the_users_own_gets_its_votes(tmp_path):
     assert seen[-1] is not None and seen[-1].shape[0] == 4
 
 
-def test_a_formula_that_reads_a_variable_is_computed_with_its_value():
+def test_a_formula_that_reads_a_variable_is_computed_with_its_value(own_registry):
     from maxsup_hf import create_loss
 
     strength = {"now": 1.0}

@@ -19,7 +19,9 @@ def release(tmp_path_factory):
 
 def files():
     """Those of the package: neither what Python compiled nor what a clone does not have."""
-    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "maxsup_hf").rglob("*.*") if path.suffix != ".pyc"}
+    return {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "maxsup_hf").rglob("*.*") if "__pycache__" not in path.parts
+    }
 
 
 def test_the_wheel_is_the_package_and_its_data(release):

@@ -153,7 +153,7 @@ def warps(block: int) -> int:
     return min(32, max(4, block // 512))
 
 
-@triton_op("maxsup_hf::rows", mutates_args={"grad"})
+@triton_op("maxsup_hf::triton_rows", mutates_args={"grad"})
 def rows_of(logits: Tensor, target: Tensor, slopes: Tensor | None, grad: Tensor | None) -> Tensor:
     """Numbers of each row; where `slopes` are given, the gradient of Σ slopes·numbers is written into `grad`.
 

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from maxsup_hf.ops.row_stats import masked_classes
-
 CHUNK = 2**20  # numbers that are worked on at a time: 8 MiB in float64
 
 
@@ -28,7 +26,9 @@ def as_logits(values: Any) -> NDArray[np.float64]:
     given = as_array(values)
     z = given.astype(np.float64, copy=False)
     if np.issubdtype(given.dtype, np.floating) and given.ndim:
-        masked = masked_classes(torch.tensor(given)).numpy()
+        # A float16 or bfloat16 minimum that was upcast to float32 counts too.
+        of_dtype = torch.bfloat16 if given.dtype == np.float32 else torch.tensor(given[:0]).dtype
+        masked = given <= torch.finfo(of_dtype).min
         if not np.isneginf(z[masked]).all():
             z = np.where(masked, -np.inf, z)
     return z
