@@ -85,8 +85,8 @@ def fused_output(
     ignore_index: int = -100,
     summands: bool = False,
 ) -> LossOutput:
-    """As `fused_linear_loss`, for a loss that is made, with its parameters' values; also the cross-entropy, and with `summands`
-    the penalty of each loss of a sum."""
+    """As `fused_linear_loss`, for a loss that is made, with its parameters' values; also the cross-entropy, and with
+    `summands` the penalty of each loss of a sum."""
     check_serves(loss)
     head = head._replace(weight=_whole(head.weight), bias=_whole(head.bias))
     if reduction not in ("mean", "sum") or (num_items_in_batch is not None and reduction == "sum"):
