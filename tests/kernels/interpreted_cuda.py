@@ -87,27 +87,6 @@ def test_soft_labels_keep_their_digits_where_logits_are_large(away, block, monke
     check("cross_entropy", logits, labels)
 
 
-def test_in_place_between_the_gaps_of_something_larger():
-    class Inside(torch.autograd.Function):
-        """Hands on memory as the output of a graph."""
-
-        @staticmethod
-        def forward(ctx, anchor, memory):
-            return memory.detach()
-
-        @staticmethod
-        def backward(ctx, upstream):
-            return None, None
-
-    memory, labels = torch.randn(4, 9), torch.tensor([0, 1, 2, 3])
-    logits, around = memory[:, :6].clone(), memory[:, 6:].clone()
-    given = Inside.apply(torch.zeros((), requires_grad=True), memory[:, :6])
-    (3 * create_loss("cross_entropy")(given, labels, kernel="triton")).backward()
-    assert torch.equal(memory[:, 6:], around)
-    gradient = logits.softmax(-1) - torch.nn.functional.one_hot(labels, 6)
-    torch.testing.assert_close(memory[:, :6], 3 / 4 * gradient)
-
-
 @pytest.mark.parametrize("name", ["maxsup", "focal"])
 def test_second_derivatives_are_those_of_the_plain_path(name):
     logits, labels = problem("ties")
@@ -148,7 +127,8 @@ def test_nobody_waits(name, dtype, options, monkeypatch):
     monkeypatch.setattr(cuda, "_times", {(i,): lambda *_, **__: launched.append("times") for i in range(9)})
     with NobodyWaits():
         loss.compute(leaf * 1, labels, values, kernel="triton", **options).loss.backward()
-    assert launched
+    # Label smoothing with class weights is two cross-entropies, which torch operations compute.
+    assert bool(launched) == ("weight" not in options or loss.spec.spread is None)
 
 
 def test_many_rows_are_scaled_by_a_loss_scale_on_the_device():
