@@ -278,7 +278,7 @@ class CrossEntropyPatch:
             raise NeedsLogitsError("has an output embedding that is sharded again before the loss")
         return fused_output(
             self.loss, self.values, logits.hidden, target, logits.head,
-            reduction=reduction, ignore_index=ignore_index, summands=True, **divisors,
+            reduction=reduction, ignore_index=ignore_index, **divisors,
         )  # fmt: skip
 
     def _soft_target(self, logits: Tensor | LazyLogits) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxsup_hf.kernels.linear import Head, Question, linear_loss
-from maxsup_hf.losses import Loss, LossOutput, create_loss, of_summand
+from maxsup_hf.losses import Loss, LossOutput, create_loss
+from maxsup_hf.ops.labels import check_range, widened
+from maxsup_hf.ops.linear import Head, RowLoss, summed_loss
 
 
 def fused_linear_loss(
@@ -24,7 +25,7 @@ def fused_linear_loss(
     reduction: str = "mean",
     ignore_index: int = -100,
     logit_softcap: float | None = None,
-    logit_scale: float | None = None,
+    logit_scale: Tensor | float | None = None,
     **loss_kwargs: Any,
 ) -> Tensor:
     """The loss on logits = hidden·weightᵀ + bias, a chunk of rows at a time: the logits never exist as a whole.
@@ -45,7 +46,8 @@ def fused_linear_loss(
         reduction: `"mean"` or `"sum"`.
         ignore_index: label of rows that take no part. Default −100.
         logit_softcap: c of c·tanh(logits/c) (`final_logit_softcapping` of Gemma), or `None`.
-        logit_scale: what logits are multiplied by before that (`logit_scale` of Cohere, 1/`logits_scaling` of Granite).
+        logit_scale: what logits are multiplied by before that (`logit_scale` of Cohere, 1/`logits_scaling` of Granite); a
+            0-dim tensor may require a gradient.
         **loss_kwargs: parameters of the loss, as for `create_loss`.
 
     Returns:
@@ -54,16 +56,13 @@ def fused_linear_loss(
 
     Raises:
         ValueError: an unknown loss, or one that needs the logits; shapes or labels that do not fit; another
-            reduction; a `logit_scale` that requires a gradient, a `logit_softcap` that is not positive.
+            reduction; a `logit_softcap` that is not positive.
         TypeError: dtypes that do not fit.
         RuntimeError: (from backward) a second derivative, or a second backward.
     """
     made = create_loss(loss, **loss_kwargs)
-    if isinstance(logit_scale, Tensor) and logit_scale.requires_grad:
-        raise ValueError(
-            "logit_scale must be a number, got a tensor that requires a gradient, which a fused loss does not compute: "
-            "multiply hidden by it, and leave logit_scale out"
-        )
+    if isinstance(logit_scale, Tensor) and logit_scale.requires_grad:  # a gradient finds its way through hidden and bias
+        hidden, bias, logit_scale = hidden * logit_scale, None if bias is None else bias * logit_scale, None
     if logit_softcap is not None and not logit_softcap > 0:
         raise ValueError(f"logit_softcap must be greater than 0, or None for no cap, got {logit_softcap!r}")
     head = Head(weight, bias, 1.0 if logit_scale is None else float(logit_scale), logit_softcap)
@@ -83,10 +82,9 @@ def fused_output(
     num_items_in_batch: Tensor | float | None = None,
     reduction: str = "mean",
     ignore_index: int = -100,
-    summands: bool = False,
 ) -> LossOutput:
-    """As `fused_linear_loss`, for a loss that is made, with its parameters' values; also the cross-entropy, and with
-    `summands` the penalty of each loss of a sum."""
+    """As `fused_linear_loss`, for a loss that is made, with its parameters' values; also the cross-entropy, and the penalty
+    of each loss of a sum."""
     check_serves(loss)
     head = head._replace(weight=_whole(head.weight), bias=_whole(head.bias))
     if reduction not in ("mean", "sum") or (num_items_in_batch is not None and reduction == "sum"):
@@ -95,23 +93,21 @@ def fused_output(
             f"made. Got {reduction!r}" + ("" if num_items_in_batch is None else " with num_items_in_batch")
         )
     _check(hidden, head, labels)
-    labels = labels.long()  # before anything is compared with ignore_index, which 8 unsigned bits do not hold
+    labels = widened(labels)
     rows, target = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    check_range(target, len(head.weight), ignore_index)
     counted = (target != ignore_index).nonzero().squeeze(1)
-    _check_labels(target[counted], len(head.weight), ignore_index)
-    question = Question(loss.spec.formula, loss.spec.numbers, {**values, **loss.options})
-    total, cross_entropy = linear_loss(rows, target, counted, head, question, _product_dtype(hidden))
+    spec = loss.spec
+    on_rows = RowLoss(spec.formula, spec.numbers, {**values, **loss.options}, spec.summands(weighted=False))
+    total, others = summed_loss(rows, target, counted, head, on_rows, _product_dtype(hidden))
     divisor: Any = 1
     if reduction == "mean":
         divisor = len(counted) if num_items_in_batch is None else num_items_in_batch
         divisor = torch.as_tensor(divisor, dtype=total.dtype, device=total.device)
         divisor = torch.where(divisor == 0, 1, divisor)
-    given: Any = (hidden, labels, head)
-    by: Any = {"num_items_in_batch": num_items_in_batch, "reduction": reduction, "ignore_index": ignore_index}
-    with torch.no_grad():  # another pass for each loss of a sum
-        alone = loss.summands().items() if summands else ()
-        penalties = {name: fused_output(each, of_summand(name, values), *given, **by).penalty for name, each in alone}
-    return LossOutput(total / divisor, cross_entropy / divisor, loss.spec.name, penalties or None)
+    cross_entropy, *penalties = (others / divisor).unbind()
+    named = dict(zip(on_rows.summands, penalties, strict=True)) if len(spec.parts) > 1 else None
+    return LossOutput(total / divisor, cross_entropy, spec.name, named)
 
 
 def check_serves(loss: Loss) -> None:
@@ -151,12 +147,3 @@ def _check(hidden: Tensor, head: Head, labels: Tensor) -> None:
         )
     if head.bias is not None and head.bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape ({len(weight)},), got {tuple(head.bias.shape)}")
-
-
-def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
-    """On the CPU only: elsewhere the host would wait, and the device itself fails on an index out of range."""
-    if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(
-            f"labels must lie in [0, {classes}), or be ignore_index={ignore_index}, got values from "
-            f"{int(labels.min())} to {int(labels.max())}"
-        )

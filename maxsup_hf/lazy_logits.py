@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from maxsup_hf.kernels.linear import Head
+from maxsup_hf.ops.linear import Head
 
 
 class NeedsLogitsError(ValueError):

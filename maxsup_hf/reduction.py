@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,19 +27,6 @@ def split_ignored(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     return valid, torch.where(valid, target, 0)
 
 
-def class_weighted(target: Tensor, weight: Tensor) -> Tensor:
-    """Class weights applied to a target, so that the cross-entropy against the result is torch's weighted one.
-
-    Args:
-        target: (N,) class indices or (N, K) probabilities.
-        weight: (K,) weight of each class.
-
-    Returns:
-        (N,) row weights for class indices, (N, K) weighted probabilities for probabilities.
-    """
-    return target * weight if target.is_floating_point() else weight[target.long()]
-
-
 def check_reduction(
     reduction: str, num_items_in_batch: Tensor | float | None, weight_in_batch: Tensor | float | None = None
 ) -> None:
@@ -51,7 +40,7 @@ def check_reduction(
 
 def reduce(
     rows: Tensor,
-    valid: Tensor,
+    valid: Tensor | None,
     reduction: str = "mean",
     num_items_in_batch: Tensor | float | None = None,
     row_weight: Tensor | None = None,
@@ -60,7 +49,7 @@ def reduce(
 
     Args:
         rows: (N,) values.
-        valid: (N,) bool; other rows contribute exactly 0 and get a gradient of exactly 0.
+        valid: (N,) bool; other rows contribute exactly 0 and get a gradient of exactly 0. `None`: all are valid.
         reduction: `"mean"` divides by `num_items_in_batch` where given, else by the summed weight of the valid rows;
             `"sum"` adds; `"none"` returns (N,).
         num_items_in_batch: items in the whole accumulated, cross-device batch; only with `"mean"`.
@@ -73,7 +62,8 @@ def reduce(
         ValueError: unknown `reduction`, or `num_items_in_batch` with another reduction than `"mean"`.
     """
     check_reduction(reduction, num_items_in_batch)
-    rows = torch.where(valid, rows, 0)
+    if valid is not None:
+        rows = torch.where(valid, rows, 0)
     if row_weight is not None:
         rows = rows * row_weight
     if reduction == "none":
@@ -81,10 +71,12 @@ def reduce(
     total = rows.sum()
     if reduction == "sum":
         return total
-    if num_items_in_batch is not None:
-        divisor = torch.as_tensor(num_items_in_batch, device=rows.device, dtype=rows.dtype)
-    elif row_weight is not None:
-        divisor = torch.where(valid, row_weight, 0).sum()
-    else:
-        divisor = valid.sum()
+    divisor: Any = num_items_in_batch
+    if divisor is None and row_weight is not None:
+        divisor = (row_weight if valid is None else torch.where(valid, row_weight, 0)).sum()
+    elif divisor is None:
+        divisor = len(rows) if valid is None else valid.sum()
+    if not isinstance(divisor, Tensor):
+        return total / (divisor or 1)
+    divisor = divisor.to(rows.device, rows.dtype)
     return total / torch.where(divisor == 0, 1, divisor)

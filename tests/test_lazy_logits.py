@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maxsup_hf.kernels.linear import Head
+from maxsup_hf.ops.linear import Head
 from maxsup_hf.lazy_logits import LazyLogits, NeedsLogitsError
 
 B, S, D, V = 2, 3, 4, 5

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maxsup_hf.losses._kernels import as_rows, by_engine, choose_engine, evaluate, kernel_is_plain
+from maxsup_hf.losses._compute import Reduction, at_small_cost, evaluate
 from maxsup_hf.losses._registry import get_spec
 from maxsup_hf.losses._spec import LossSpec, prefix_of
+from maxsup_hf.ops import backends
 from maxsup_hf.ops.autograd import can_be_read
+from maxsup_hf.ops.labels import check_range, widened
 from maxsup_hf.ops.row_stats import masked_classes, upcast
-from maxsup_hf.reduction import check_reduction, class_weighted, split_ignored
+from maxsup_hf.reduction import check_reduction, split_ignored
 from maxsup_hf.schedules import SCHEDULES, interpolate
 
 NONE_IGNORED = -(2**62)  # an ignore_index that no label has
@@ -77,7 +79,10 @@ class Loss(nn.Module):
         self.kwargs = spec.resolve(kwargs)
         self.options = {name: self.kwargs[name] for name in spec.options}
         self.state = spec.state() if spec.state else None
-        self.values(0.0)  # a schedule that lacks what it needs says so here
+        self._constant: dict[str, float] | None = None
+        values = self.values(0.0)  # a schedule that lacks what it needs says so here
+        if not self.is_scheduled:
+            self._constant = values
 
     def summands(self) -> dict[str, Loss]:
         """The losses of a sum, each by itself; empty for a single loss."""
@@ -102,6 +107,8 @@ class Loss(nn.Module):
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress must be in [0, 1], the share of training that is done, got {progress!r}")
+        if self._constant is not None:
+            return dict(self._constant)
         return {name: self._value(name, progress) for name in self.spec.parameters}
 
     def _value(self, name: str, progress: float) -> float:
@@ -218,9 +225,51 @@ class Loss(nn.Module):
             weight_in_batch: with `weight` and integer labels, what the weighted sum is divided by, while
                 `num_items_in_batch` divides the sum of the penalties. Default: `num_items_in_batch` divides both.
         """
+        if kernel == "auto" == backends.DEFAULT and weight is None and weight_in_batch is None:
+            made = at_small_cost(
+                self.spec, {**values, **self.options}, logits, labels, num_items_in_batch, reduction, ignore_index
+            )
+            if made is not None:
+                return LossOutput(*made, self.spec.name)
         labels, weight = normalized(labels, weight, logits)
         all_count = check_inputs(logits, labels, ignore_index, weight)
         check_reduction(reduction, num_items_in_batch, weight_in_batch)
+        self._check_serves(labels, weight, weight_in_batch, kernel)
+        spec, soft = self.spec, labels.is_floating_point()
+        backend = backends.choose(kernel, logits)
+        values = {**values, **self.options}
+        rows = as_rows(logits)
+        if soft:
+            target = labels.movedim(-1, 1).flatten(2) if rows.ndim == 3 else labels.reshape(rows.shape)
+        else:
+            target = labels.reshape(-1)
+        valid = None if all_count else target != ignore_index
+        inputs: dict[str, Any] = {}
+        row_weight = None
+        if weight is not None and not soft:
+            row_weight = weight[target if valid is None else torch.where(valid, target, 0)]
+        if spec.needs_logits:
+            rows, target, inputs = self._with_logits(logits, target, ignore_index, votes)
+            ignore_index = NONE_IGNORED
+        if weight is not None and soft:
+            target = target * (weight if rows.ndim == 2 else weight[:, None])
+        reduced = Reduction(reduction, valid, row_weight, num_items_in_batch, weight_in_batch)
+        given: Any = (values, rows, target, reduced)
+        by: Any = {"inputs": inputs, "ignore_index": ignore_index, "backend": backend}
+        formula = spec.formula if weight is None else spec.weighted
+        loss, entropy, summands = evaluate(formula, spec.arguments, *given, summands=spec.summands(weight is not None), **by)
+        if weight is not None and spec.spread is not None:
+            loss = loss + self._spread(weight, *given, **by)
+        shape = logits.shape[:-1]
+
+        def shaped(term: Tensor) -> Tensor:
+            return term.reshape(shape) if reduction == "none" else term
+
+        named = {name: shaped(term) for name, term in summands.items()} if len(spec.parts) > 1 else None
+        return LossOutput(shaped(loss), shaped(entropy), spec.name, named)
+
+    def _check_serves(self, labels: Tensor, weight: Tensor | None, weight_in_batch: Any, kernel: str) -> None:
+        """Refuse labels, class weights and kernels that this loss has no meaning for."""
         spec, soft = self.spec, labels.is_floating_point()
         if soft and "labels" in spec.arguments:
             raise ValueError(
@@ -237,52 +286,11 @@ class Loss(nn.Module):
                 "weight_in_batch divides a sum that class weights scale, so it needs weight and integer labels, got "
                 f"{'no weight' if weight is None else 'weight'} and labels of {labels.dtype}; leave it out"
             )
-        engine = choose_engine(kernel, spec, logits, values)
-        values = {**values, **self.options}
-        formula, arguments = (spec.formula if weight is None else spec.weighted), spec.arguments
-        row_weight = None if weight is None or soft else weight[torch.where(labels == ignore_index, 0, labels)]
-        by: Any = {
-            "reduction": reduction,
-            "num_items_in_batch": num_items_in_batch,
-            "weight_in_batch": weight_in_batch,
-        }
-        if engine is not None and (weight is None or spec.spread is None):
-            valid, target = (None, labels) if all_count else split_ignored(labels, ignore_index)
-            target = class_weighted(target, weight) if soft and weight is not None else target
-            return LossOutput(
-                *by_engine(engine, formula, arguments, values, logits, target, valid, row_weight, **by), spec.name
+        if spec.needs_logits and kernel in ("cpu", "triton"):
+            raise ValueError(
+                f"kernel={kernel!r} cannot compute loss {spec.name!r} here: it serves losses on row statistics, and this "
+                "one needs the logits themselves; use kernel='auto'"
             )
-
-        shape = logits.shape[:-1]
-        rows = as_rows(logits)
-        if soft:
-            target = labels.movedim(-1, 1).flatten(2) if rows.ndim == 3 else labels.reshape(rows.shape)
-        else:
-            target = labels.reshape(-1)
-        valid = None if all_count else target != ignore_index
-        row_weight = None if row_weight is None else row_weight.reshape(-1)
-        inputs: dict[str, Any] = {}
-        if spec.needs_logits:
-            rows, target, inputs = self._with_logits(logits, target, ignore_index, votes)
-        if soft and weight is not None:
-            of_class = weight if rows.ndim == 2 else weight[:, None]
-            target = target * of_class
-        by |= {
-            "inputs": inputs,
-            "reference": kernel_is_plain(kernel),
-            "ignore_index": ignore_index if not spec.needs_logits else NONE_IGNORED,
-        }
-
-        def shaped(term: Tensor) -> Tensor:
-            return term.reshape(shape) if reduction == "none" else term
-
-        loss, entropy, summands = evaluate(
-            formula, arguments, values, rows, target, valid, row_weight, summands=spec.summands(weight is not None), **by
-        )
-        if weight is not None and spec.spread is not None:
-            loss = loss + self._spread(rows, target, weight, values, valid, row_weight, **by)
-        named = {name: shaped(term) for name, term in summands.items()} if len(spec.parts) > 1 else None
-        return LossOutput(shaped(loss), shaped(entropy), spec.name, named)
 
     def _with_logits(
         self, logits: Tensor, target: Tensor, ignore_index: int, votes: Tensor | None
@@ -302,21 +310,31 @@ class Loss(nn.Module):
         votes = None if votes is None else votes.reshape(-1, votes.shape[-1])
         return z, target, {"logits": z, "target": target, "labels": target, "votes": votes, "state": self.state}
 
-    def _spread(
-        self, rows: Tensor, target: Tensor, weight: Tensor, values: Any, valid: Any, row_weight: Any, **by: Any
-    ) -> Tensor:
+    def _spread(self, weight: Tensor, values: Any, rows: Tensor, target: Tensor, reduced: Reduction, **by: Any) -> Tensor:
         """What a loss that smooths the label adds with class weights: cross-entropy against the weights."""
         flat = rows if rows.ndim == 2 else rows.movedim(1, -1).reshape(-1, rows.shape[1])
-        if valid is not None:
-            flat = torch.where(valid[:, None], flat, 0)
+        if reduced.valid is not None:
+            flat = torch.where(reduced.valid[:, None], flat, 0)
         kept = ~masked_classes(flat)
         uniform = torch.where(kept, weight, 0) / kept.sum(-1, keepdim=True).clamp_min(1)
-        items = by["num_items_in_batch"] if by["weight_in_batch"] is None else by["weight_in_batch"]
-        if items is None and row_weight is not None and by["reduction"] == "mean":
-            items = (row_weight if valid is None else torch.where(valid, row_weight, 0)).sum()
-        by |= {"num_items_in_batch": items, "weight_in_batch": None, "inputs": {}, "summands": {}}
+        items = reduced.items if reduced.weight_in_batch is None else reduced.weight_in_batch
+        if items is None and reduced.row_weight is not None and reduced.kind == "mean":
+            items = reduced.row_weight if reduced.valid is None else torch.where(reduced.valid, reduced.row_weight, 0)
+            items = items.sum()
+        reduced = Reduction(reduced.kind, reduced.valid, items=items)
+        by |= {"inputs": {}, "summands": {}}
         assert self.spec.spread is not None
-        return evaluate(self.spec.spread, ("cross_entropy", "classes"), values, flat, uniform, valid, None, **by)[0]
+        return evaluate(self.spec.spread, ("cross_entropy", "classes"), values, flat, uniform, reduced, **by)[0]
+
+
+def as_rows(logits: Tensor) -> Tensor:
+    """(..., K) as (N, K), or as (outer, K, inner) where memory holds the classes outside of something else, as in images
+    (N, K, H, W); without a copy where the layout allows it."""
+    if logits.ndim == 2:
+        return logits
+    if logits.ndim > 2 and logits.numel() and logits.stride(-1) > logits.stride(-2):
+        return logits.movedim(-1, 1).flatten(2)
+    return logits.reshape(-1, logits.shape[-1])
 
 
 def of_summand(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,10 +364,9 @@ def create_loss(name: str, **kwargs: Any) -> Loss:
 
 
 def normalized(labels: Tensor, weight: Any, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Class indices as int64 and class weights in the precision of the arithmetic, before anything looks at them: −100 is
-    not a number of 8 unsigned bits, and a sum of weights is not one of 16 bits."""
-    if labels.dtype in (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64):
-        labels = labels.long()
+    """Class indices as int64 and class weights in the precision of the arithmetic, before anything looks at them: a sum of
+    weights is not a number of 16 bits."""
+    labels = widened(labels)
     if weight is not None:
         number = torch.float64 if logits.dtype == torch.float64 else torch.float32
         weight = torch.as_tensor(weight).to(logits.device, number)
@@ -357,8 +374,7 @@ def normalized(labels: Tensor, weight: Any, logits: Tensor) -> tuple[Tensor, Ten
 
 
 def check_inputs(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None) -> bool:
-    """Refuse what would give a wrong loss or an obscure error. Values of labels are looked at on the CPU only: elsewhere
-    that would make the host wait, and the device itself fails on an index out of range, as in torch.
+    """Refuse what would give a wrong loss or an obscure error.
 
     Returns:
         Whether it is known that no row is ignored.
@@ -390,14 +406,4 @@ def check_inputs(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tens
         raise ValueError(f"weight must have shape ({num_classes},), one for each class, got {tuple(weight.shape)}")
     if labels.is_floating_point():
         return True
-    if labels.device.type == "cpu" and labels.numel() and can_be_read(labels):
-        low, high = labels.aminmax()
-        if low.item() >= 0 and high.item() < num_classes:
-            return not 0 <= ignore_index < num_classes
-        counted = labels[labels != ignore_index]
-        if counted.numel() and not (int(counted.min()) >= 0 and int(counted.max()) < num_classes):
-            raise ValueError(
-                f"labels must lie in [0, {num_classes}), or be ignore_index={ignore_index}, got values from "
-                f"{int(counted.min())} to {int(counted.max())}"
-            )
-    return False
+    return can_be_read(labels) and check_range(labels, num_classes, ignore_index)

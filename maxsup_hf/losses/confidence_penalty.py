@@ -12,6 +12,6 @@ CITATION = """@inproceedings{pereyra2017regularizing,
 
 
 @register_loss("confidence_penalty", citation=CITATION)
-def confidence_penalty(cross_entropy: Tensor, lse: Tensor, expected: Tensor, *, beta: float = 0.1) -> tuple[Tensor, Tensor]:
+def confidence_penalty(cross_entropy: Tensor, entropy: Tensor, *, beta: float = 0.1) -> tuple[Tensor, Tensor]:
     """Confidence penalty: cross-entropy − β·entropy of softmax(z)."""
-    return cross_entropy, beta * (expected - lse)
+    return cross_entropy, -beta * entropy

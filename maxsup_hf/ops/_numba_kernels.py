@@ -1,8 +1,7 @@
 # mypy: ignore-errors
 """The row operation in numba's language, to be compiled and called by `maxsup_hf.ops.rows_numba`.
 
-The loops over the classes of a row have no branches, which makes them vector instructions. Masked classes are found by the
-minimum that is taken along with the maximum, and only rows that have any are gone over again.
+Loops over classes have no branches, which makes them vector instructions: masked classes are left out by a selection.
 """
 
 from __future__ import annotations
@@ -11,85 +10,75 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numba import carray
+from numba import carray, njit
 
 from maxsup_hf.ops._numba_arithmetic import add, exp, from_order, order, pointer
-from maxsup_hf.ops._numba_memory import inlined, load, store
 
 MASK_DISTANCE = 4096.0  # a class is masked where its logit lies more than this below the row's top
-EPSILON_32, EPSILON_64 = 2.0**-23, 2.0**-52
-_CHUNK = 512  # the first maximum is looked for in the chunk in which the maximum was reached,
-_STEP = 64  # and there in steps of this size
+LANES = 64  # rows that lie side by side are worked on so many at a time; a constant, so that loops need no remainder
+_CHUNK = 512  # the first maximum is looked for in the chunk in which the maximum was reached
+
+inlined = njit(forceinline=True, error_model="numpy")
 
 
 @inlined
-def extremes(z):
-    """The maximum of a row, its first index, and the minimum. A class that is NaN counts as the maximum."""
-    highest = lowest = order(z[0])
+def maximum(z):
+    """The maximum of a row and its first index. NaN may be the maximum or be missed; it reaches the sums in any case."""
+    highest = order(z[0])
     chunk = 0
     for start in range(0, len(z), _CHUNK):
         high = highest
         # Unsigned, because for an index that may be negative numba adds a test that keeps the loop scalar.
         for k in range(np.uint64(start), np.uint64(min(start + _CHUNK, len(z)))):
-            key = order(z[k])
-            high = max(high, key)
-            lowest = min(lowest, key)
+            high = max(high, order(z[k]))
         if high > highest:
             highest = high
             chunk = start
-    top, low = from_order(highest), from_order(lowest)
-    if top != top or low != low:
-        index = 0
-        while z[index] == z[index]:
-            index += 1
-        return z[index], index, low
-    return top, first_index(z, top, chunk), low
+    top = from_order(highest)
+    while chunk < len(z) - 1 and z[chunk] != top and top == top:
+        chunk += 1
+    return top, chunk
 
 
 @inlined
-def first_index(z, value, start):
-    """The first index from `start` on at which `value`, which occurs, stands."""
-    found = False
-    while not found:
-        for k in range(np.uint64(start), np.uint64(min(start + _STEP, len(z)))):
-            found |= z[k] == value
-        start += _STEP
-    index = start - _STEP
-    while z[index] != value:
-        index += 1
-    return index
+def terms(z, top, moments):
+    """What a class adds to the sums of a row, with x = z − top: 1, exp(x), x, and with `moments` z² and exp(x)·x; all 0 if
+    it is masked."""
+    zero = type(z)(0)
+    x = z - top
+    p = exp(x)
+    masked = x < -MASK_DISTANCE
+    one = zero if masked else type(z)(1)
+    if moments:
+        return one, p, zero if masked else x, zero if masked else z * z, zero if masked else p * x
+    return one, p, zero if masked else x, zero, zero
+
+
+@inlined
+def gradient(z, top, p, have_exp, a, b, c, d, used, moments):
+    """The part of the gradient that falls on every unmasked class: exp(x)·(a + b·x) + c + d·z. `p` is exp(x) if
+    `have_exp`."""
+    x = z - top
+    p = p if have_exp else exp(x)
+    value = p * (a + b * x) + (c + d * z) if moments else p * a + c
+    return value if used and not x < -MASK_DISTANCE else type(z)(0)
 
 
 @inlined
 def sums(z, top, e, store, moments):
-    """Σ exp(x), Σ x, and with `moments` Σ z² and Σ exp(x)·x, where x = z − top; `e` receives exp(x) if `store`."""
-    total = shifted = squares = products = z.dtype.type(0)
+    """`terms` added up over a row; `e` receives exp(x) if `store`."""
+    classes = total = shifted = squares = products = z.dtype.type(0)
     for k in range(len(z)):
-        x = z[k] - top
-        p = exp(x)
+        one, p, x, square, product = terms(z[k], top, moments)
+        classes = add(classes, one)
         total = add(total, p)
         shifted = add(shifted, x)
         if moments:
-            squares = add(squares, z[k] * z[k])
-            products = add(products, p * x)
+            squares = add(squares, square)
+            products = add(products, product)
         if store:
             e[k] = p
-    return total, shifted, squares, products
-
-
-@inlined
-def careful_sums(z, top):
-    """The number of unmasked classes, and `sums` but the first over these alone."""
-    zero = z.dtype.type(0)
-    classes, shifted, squares, products = 0, zero, zero, zero
-    for k in range(len(z)):
-        x = z[k] - top
-        if not x < -MASK_DISTANCE:
-            classes += 1
-            shifted += x
-            squares += z[k] * z[k]
-            products += exp(x) * x
-    return classes, shifted, squares, products
+    return classes, total, shifted, squares, products
 
 
 @inlined
@@ -105,182 +94,210 @@ def soft_sums(z, top, t):
 
 
 @inlined
-def write_gradient(z, g, top, low, by_softmax, by_expected, by_mean, by_square):
-    """Make `g`, which holds exp(x) with x = z − top, exp(x)·(by_softmax + by_expected·x) + by_mean + by_square·z, and 0 for
-    masked classes."""
-    if by_expected == 0 and by_square == 0:
-        for k in range(len(g)):
-            g[k] = g[k] * by_softmax + by_mean
-    else:
-        for k in range(len(g)):
-            g[k] = g[k] * (by_softmax + by_expected * (z[k] - top)) + by_mean + by_square * z[k]
-    if low - top < -MASK_DISTANCE:
-        for k in range(len(g)):
-            if z[k] - top < -MASK_DISTANCE:
-                g[k] = 0
-
-
-@inlined
-def write_stats(stats, top, classes, total, shifted, squares, shifted_expected, mass, label, shifted_label, moments):
-    """Write the eight statistics of a row from its sums; `shifted…` are those of z − top."""
+def write_stats(stats, top, classes, total, shifted, squares, products, mass, label, shifted_label, moments):
+    """Write the statistics of a row, in the order of `maxsup_hf.ops.row_stats.COLUMNS`, from its sums."""
     log_sum = math.log(total)
+    shifted_expected = products / total
     stats[0] = mass * log_sum - shifted_label
     stats[1] = log_sum + top
     stats[2] = top
-    stats[3] = top + shifted / classes if abs(top) < math.inf else top
+    stats[3] = top + shifted / max(classes, 1) if abs(top) < math.inf else top
     stats[4] = label
     stats[5] = squares if moments else 0
     stats[6] = top + shifted_expected if moments else 0
-    stats[7] = classes
+    stats[7] = log_sum - shifted_expected if moments else 0
+    stats[8] = classes
+    stats[9] = total
 
 
 @inlined
-def gradient_factors(slopes, classes, total, shifted_expected, mass):
-    """What `write_gradient` takes."""
-    cross_entropy, lse, _, mean, _, square, expected = slopes
-    by_softmax = cross_entropy * mass + lse + expected - expected * shifted_expected
-    return by_softmax / total, expected / total, mean / classes, square + square
+def factors(slopes, stats, mass):
+    """a, b, c, d of the part of the gradient that falls on every unmasked class: exp(x)·(a + b·x) + c + d·z, x = z − top."""
+    cross_entropy, lse, _, mean, _, square, expected, entropy = slopes
+    by_x = expected - entropy
+    by_softmax = cross_entropy * mass + lse + expected
+    if by_x != 0:
+        by_softmax -= by_x * (math.log(stats[9]) - stats[7])  # lse − top − entropy = expected − top
+    return by_softmax / stats[9], by_x / stats[9], mean / max(stats[8], 1), square + square
 
 
 @inlined
-def target_sums(z, top, t, y, soft):
-    """Σ t, Σ t·z and Σ t·(z − top) of a row; a class index outside of it, as in a shard, counts as logit 0."""
-    if soft:
-        return soft_sums(z, top, t)
-    label = z[y] if 0 <= y < len(z) else z.dtype.type(0)
-    return z.dtype.type(1), label, label - top
+def depends(slopes):
+    """Whether anything depends on a row. If not its gradient is 0, even if its logits are NaN."""
+    used = False
+    for s in range(len(slopes)):
+        used |= slopes[s] != 0
+    return used
 
 
 @inlined
 def row(z, g, t, y, ignored, slopes, stats, index, r, soft, moments, with_stats, with_gradient):
     """All of the operation for row `r`: logits `z`, gradient `g`, target `t` or `y`. Without `with_stats`, `stats` and
-    `index` are given. The target's part of the gradient falls on masked classes too."""
-    if ignored:
-        if with_stats:
+    `index` are given; a class index outside of the row, as in a shard of the classes, counts as logit 0. The target's part
+    of the gradient falls on masked classes too."""
+    mass = z.dtype.type(1)
+    if with_stats:
+        if ignored:
             stats[r] = 0
             index[r] = 0
-        if with_gradient:
-            g[:] = 0
-        return
-    top, at, low = extremes(z)
-    if not with_stats:
-        top, at = stats[r, 2], index[r]
-    total, shifted, squares, products = sums(z, top, g, with_gradient, moments)
-    classes = len(z)
-    if low - top < -MASK_DISTANCE or not abs(top) < math.inf:
-        classes, shifted, squares, products = careful_sums(z, top)
-    mass, label, shifted_label = target_sums(z, top, t, y, soft)
-    shifted_expected = products / total
-    if with_stats:
-        write_stats(stats[r], top, classes, total, shifted, squares, shifted_expected, mass, label, shifted_label, moments)
-        index[r] = at
-    else:
-        total, shifted_expected = whole_row(total, shifted_expected, stats[r])
+        else:
+            top, at = maximum(z)
+            label = z[y] if not soft and 0 <= y < len(z) else z.dtype.type(0)
+            shifted_label = label - top
+            if soft:
+                mass, label, shifted_label = soft_sums(z, top, t)
+            classes, total, shifted, squares, products = sums(z, top, g, with_gradient, moments)
+            write_stats(
+                stats[r], top, classes, total, shifted, squares, products, mass, label, shifted_label, moments
+            )  # fmt: skip
+            index[r] = at
+    elif soft:
+        mass, _, _ = soft_sums(z, stats[r, 2], t)
     if not with_gradient:
         return
-    if all_zero(slopes):
+    if ignored or not depends(slopes):
         g[:] = 0
         return
-    factors = gradient_factors(slopes, stats[r, 7], total, shifted_expected, mass)
-    write_gradient(z, g, top, low, factors[0], factors[1], factors[2], factors[3])
+    top = stats[r, 2]
+    a, b, c, d = factors(slopes, stats[r], mass)
+    for k in range(len(g)):
+        g[k] = gradient(z[k], top, g[k], with_stats, a, b, c, d, True, moments)
     by_target = slopes[4] - slopes[0]
     if soft:
         for k in range(len(z)):
             g[k] += by_target * t[k]
     elif 0 <= y < len(z):
         g[y] += by_target
-    if 0 <= at < len(z):
-        g[at] += slopes[2]
-
-
-@inlined
-def all_zero(slopes):
-    """Whether nothing depends on a row. Its gradient is then 0 even if its logits are NaN."""
-    used = False
-    for s in range(len(slopes)):
-        used |= slopes[s] != 0
-    return not used
-
-
-@inlined
-def whole_row(total, shifted_expected, stats):
-    """Σ exp(z − top) and expected − top of a whole row, given its statistics and these two of what may be a shard of it.
-
-    exp(lse − top) has lost the digits that `lse` lacks where it is large. Where the sum at hand agrees with it to within
-    these, the classes of other shards, if any, are below rounding errors, and the sum is the more exact of the two.
-    """
-    lse, top = stats[1], stats[2]
-    epsilon = EPSILON_32 if stats.itemsize == 4 else EPSILON_64
-    from_stats = math.exp(lse - top)
-    if abs(total - from_stats) <= 4 * epsilon * (1 + abs(lse)) * from_stats:
-        return total, shifted_expected
-    return from_stats, stats[6] - top
+    if 0 <= index[r] < len(z):
+        g[index[r]] += slopes[2]
 
 
 def make_kernel(
-    name: str, dtypes: tuple[type, type, type], soft: bool, moments: bool, with_stats: bool, with_gradient: bool
+    name: str, number: type, soft: bool, moments: bool, with_stats: bool, with_gradient: bool
 ) -> Callable[..., None]:
-    """The operation over rows `first` to `last`, to be compiled with numba.
+    """The operation over rows `first` to `last`, each of which is contiguous, to be compiled with numba.
 
     Args:
         name: of the function, under which it is cached.
-        dtypes: of the logits and `out`, of the target, and of all arithmetic.
+        number: dtype of logits, class probabilities and all else but class indices.
         soft: whether the target holds class probabilities.
-        moments: whether `square` and `expected` are needed.
+        moments: whether `square`, `expected` and `entropy` are needed.
         with_stats: write to `stats` and `index`, or read them.
         with_gradient: write to `out`.
 
-    Memory is passed as addresses. Rows are ordered outer-major, inner-minor; steps are strides of (outer, inner, class).
-    What is not of the dtype of all arithmetic, or not contiguous, goes through `buffer`, which holds 3·`tile` rows.
+    Memory is passed as addresses, and `z_step`, `g_step`, `t_step` are the strides of rows.
     """
-    logits_dtype, target_dtype, number = dtypes
-    size = np.dtype(number).itemsize
-    in_place = logits_dtype is number
-    target_in_place = target_dtype is number
 
     def kernel(
-        logits, target, out, slopes, stats, index, slopes_step, ignore_index, classes, inner, tile,
-        z_outer, z_inner, z_class, t_outer, t_inner, t_class, g_outer, g_inner, g_class, buffer, first, last,
+        logits, target, out, slopes, stats, index, slopes_step, ignore_index, classes, z_step, g_step, t_step, first, last
     ):  # fmt: skip
-        all_stats = carray(pointer(stats, 0, number), (last, 8))
+        all_stats = carray(pointer(stats, 0, number), (last, 10))
         all_index = carray(pointer(index, 0, np.int64), last)
-        all_slopes = carray(pointer(slopes, 0, number), (last if slopes_step else 1, 7))
+        all_slopes = carray(pointer(slopes, 0, number), (last if slopes_step else 1, 8))
         labels = carray(pointer(target, 0, np.int64), last)
-        read_z = not (in_place and z_class == 1)
-        read_t = soft and not (target_in_place and t_class == 1)
-        write_g = with_gradient and not (in_place and g_class == 1)
-        # Where row j of a tile is: in numbers from an address, and how far apart rows are.
-        z_base, z_step = (buffer, classes) if read_z else (logits, z_inner)
-        t_base, t_step = (buffer, classes) if read_t else (target, t_inner)
-        g_base, g_step = (buffer, classes) if write_g else (out, g_inner)
+        for r in range(first, last):
+            z = carray(pointer(logits, r * z_step, number), classes)
+            t = carray(pointer(target, r * t_step, number), classes)
+            g = carray(pointer(out, r * g_step, number), classes)
+            y = 0 if soft else labels[r]
+            ignored = not soft and y == ignore_index
+            row_slopes = all_slopes[r if slopes_step else 0]
+            row(z, g, t, y, ignored, row_slopes, all_stats, all_index, r, soft, moments, with_stats, with_gradient)
 
+    kernel.__name__ = kernel.__qualname__ = name
+    return kernel
+
+
+@inlined
+def line_of(memory, offset, number, rows):
+    return carray(pointer(memory, offset, number), rows)
+
+
+def make_column_kernel(name: str, number: type, moments: bool, with_stats: bool, with_gradient: bool) -> Callable[..., None]:
+    """As `make_kernel`, for rows that lie side by side, as in logits (N, K, H, W) of an image, and class indices: vector
+    instructions work on up to `LANES` rows at once instead of on classes, and nothing is transposed.
+
+    `inner` rows lie side by side; `z_class`, `z_outer`, `g_class`, `g_outer` are strides of classes and of such blocks.
+    """
+    TOP, INDEX, CLASSES, TOTAL, SHIFTED, SQUARES, PRODUCTS, USED = range(8)
+
+    def kernel(
+        logits, target, out, slopes, stats, index, slopes_step, ignore_index, classes, inner,
+        z_class, z_outer, g_class, g_outer, first, last,
+    ):  # fmt: skip
+        all_stats = carray(pointer(stats, 0, number), (last, 10))
+        all_index = carray(pointer(index, 0, np.int64), last)
+        all_slopes = carray(pointer(slopes, 0, number), (last if slopes_step else 1, 8))
+        labels = carray(pointer(target, 0, np.int64), last)
+        zero, one = number(0), number(1)
+        lane = np.empty((8, LANES), number)  # one array, of which the compiler knows that its lines do not overlap
+        of_all = np.zeros((4, LANES), number)
         start = first
         while start < last:
             outer, i = start // inner, start % inner
-            rows = min(tile, inner - i, last - start)
-            z_first = z_offset = outer * z_outer + i * z_inner
-            t_first = t_offset = outer * t_outer + i * t_inner
-            g_first = g_offset = outer * g_outer + i * g_inner
-            if read_z:
-                z_first = 0
-                load(logits, z_offset, z_inner, z_class, logits_dtype, buffer, rows, classes, number)
-            if read_t:
-                t_first = tile * classes
-                load(target, t_offset, t_inner, t_class, target_dtype, buffer + t_first * size, rows, classes, number)
-            if write_g:
-                g_first = 2 * tile * classes
-            for j in range(rows):
-                r = start + j
-                z = carray(pointer(z_base, z_first + j * z_step, number), classes)
-                t = carray(pointer(t_base, t_first + j * t_step, number), classes)
-                g = carray(pointer(g_base, g_first + j * g_step, number), classes)
-                y = 0 if soft else labels[r]
-                ignored = not soft and y == ignore_index
-                row_slopes = all_slopes[r if slopes_step else 0]
-                row(z, g, t, y, ignored, row_slopes, all_stats, all_index, r, soft, moments, with_stats, with_gradient)
-            if write_g:
-                store(out, g_offset, g_inner, g_class, logits_dtype, buffer + g_first * size, rows, classes, number)
-            start += rows
+            rows = np.uint64(min(LANES, inner - i, last - start))
+            z_offset, g_offset = outer * z_outer + i, outer * g_outer + i
+            if with_stats:
+                line = line_of(logits, z_offset, number, rows)
+                lane[:] = zero
+                for j in range(rows):
+                    lane[TOP, j] = line[j]
+                for k in range(1, classes):
+                    line = line_of(logits, z_offset + k * z_class, number, rows)
+                    for j in range(rows):
+                        higher = line[j] > lane[TOP, j]
+                        lane[TOP, j] = line[j] if higher else lane[TOP, j]
+                        lane[INDEX, j] = number(k) if higher else lane[INDEX, j]
+                for k in range(classes):
+                    line = line_of(logits, z_offset + k * z_class, number, rows)
+                    exps = line_of(out, g_offset + k * g_class, number, rows)
+                    for j in range(rows):
+                        unmasked, p, x, square, product = terms(line[j], lane[TOP, j], moments)
+                        lane[CLASSES, j] += unmasked
+                        lane[TOTAL, j] += p
+                        lane[SHIFTED, j] += x
+                        if moments:
+                            lane[SQUARES, j] += square
+                            lane[PRODUCTS, j] += product
+                        if with_gradient:
+                            exps[j] = p
+            for j in range(np.int64(rows)):
+                r, y = start + j, labels[start + j]
+                if with_stats and y == ignore_index:
+                    all_stats[r] = 0
+                    all_index[r] = 0
+                elif with_stats:
+                    label = zero
+                    if 0 <= y < classes:
+                        label = line_of(logits, z_offset + y * z_class, number, rows)[j]
+                    write_stats(
+                        all_stats[r], lane[TOP, j], lane[CLASSES, j], lane[TOTAL, j], lane[SHIFTED, j], lane[SQUARES, j],
+                        lane[PRODUCTS, j], one, label, label - lane[TOP, j], moments,
+                    )  # fmt: skip
+                    all_index[r] = np.int64(lane[INDEX, j])
+                if with_gradient:
+                    row_slopes = all_slopes[r if slopes_step else 0]
+                    used = depends(row_slopes) and y != ignore_index
+                    lane[TOP, j], lane[USED, j] = all_stats[r, 2], one if used else zero
+                    if used:
+                        of_all[0, j], of_all[1, j], of_all[2, j], of_all[3, j] = factors(row_slopes, all_stats[r], one)
+            if with_gradient:
+                for k in range(classes):
+                    line = line_of(logits, z_offset + k * z_class, number, rows)
+                    g = line_of(out, g_offset + k * g_class, number, rows)
+                    for j in range(rows):
+                        g[j] = gradient(
+                            line[j], lane[TOP, j], g[j], with_stats,
+                            of_all[0, j], of_all[1, j], of_all[2, j], of_all[3, j], lane[USED, j] != 0, moments,
+                        )  # fmt: skip
+                for j in range(np.int64(rows)):
+                    r, y = start + j, labels[start + j]
+                    row_slopes = all_slopes[r if slopes_step else 0]
+                    if lane[USED, j] != 0 and 0 <= y < classes:
+                        line_of(out, g_offset + y * g_class, number, rows)[j] += row_slopes[4] - row_slopes[0]
+                    if lane[USED, j] != 0 and 0 <= all_index[r] < classes:
+                        line_of(out, g_offset + all_index[r] * g_class, number, rows)[j] += row_slopes[2]
+            start += np.int64(rows)
 
     kernel.__name__ = kernel.__qualname__ = name
     return kernel
@@ -290,7 +307,8 @@ def make_small_kernel(name: str, moments: bool) -> Callable[..., tuple[float, ..
     """All of a small batch in one call, to be compiled with numba; see `maxsup_hf.ops.rows_numba.small_rows_and_grad`."""
 
     def kernel(
-        logits, target, out, rows, classes, ignore_index, averaged, cross_entropy, lse, top, mean, label, square, expected
+        logits, target, out, rows, classes, ignore_index, divisor,
+        cross_entropy, lse, top, mean, label, square, expected, entropy,
     ):  # fmt: skip
         labels = carray(pointer(target, 0, np.int64), rows)
         z_rows = carray(pointer(logits, 0, np.float32), (rows, classes))
@@ -298,20 +316,23 @@ def make_small_kernel(name: str, moments: bool) -> Callable[..., tuple[float, ..
         counted = 0
         for r in range(rows):
             counted += labels[r] != ignore_index
-        scale = 1 / max(counted, 1) if averaged else 1.0
-        slopes = np.empty(7, np.float32)
-        for s, slope in enumerate((cross_entropy, lse, top, mean, label, square, expected)):
-            slopes[s] = scale * slope
-        totals = np.zeros(8)
-        stats, index = np.empty((1, 8), np.float32), np.empty(1, np.int64)
+            if labels[r] != ignore_index and not 0 <= labels[r] < classes:
+                return math.nan, math.nan, -1
+        scale = 1 / (divisor if divisor != 0 else max(counted, 1))
+        slopes = np.empty(8, np.float32)
+        of_all = (cross_entropy, lse, top, mean, label, square, expected, entropy)
+        for s in range(8):
+            slopes[s] = scale * of_all[s]
+        loss = total = 0.0
+        stats, index = np.empty((1, 10), np.float32), np.empty(1, np.int64)
         for r in range(rows):
             z, g, y = z_rows[r], g_rows[r], labels[r]
             row(z, g, z, y, y == ignore_index, slopes, stats, index, 0, False, moments, True, True)
+            total += stats[0, 0]
             for s in range(8):
-                totals[s] += stats[0, s]
-        return (
-            totals[0], totals[1], totals[2], totals[3], totals[4], totals[5], totals[6], totals[7], float(counted)
-        )  # fmt: skip
+                if slopes[s] != 0:  # a statistic without a slope may be infinite
+                    loss += slopes[s] * stats[0, s]
+        return loss, scale * total, counted
 
     kernel.__name__ = kernel.__qualname__ = name
     return kernel

@@ -14,24 +14,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from maxsup_hf.ops import rows_numba, rows_torch
-from maxsup_hf.ops.row_stats import STATISTICS, as_rows, row_stats
+from maxsup_hf.ops import rows_numba
+from maxsup_hf.ops.backends import has_numba, resolve
+from maxsup_hf.ops.labels import check_range
+from maxsup_hf.ops.row_stats import COLUMNS, SLOPES, STATISTICS, as_rows, row_stats
 
-BACKENDS: dict[str, Any] = {"numba": rows_numba, "torch": rows_torch}  # "cpu" is the faster one that can be had
-
-
-_found: list[str] = []
-
-
-def cpu_backend() -> str:
-    """numba where it can be imported. Asked once: a failing import is slow to fail again."""
-    if not _found:
-        _found.append("torch" if rows_numba.why_unavailable() else "numba")
-    return _found[0]
-
-
-def _backend(name: str) -> Any:
-    return BACKENDS[cpu_backend() if name == "cpu" else name]
+MOMENTS = frozenset(SLOPES[5:])  # statistics that cost more than the others
 
 
 def is_plain(logits: Tensor, target: Tensor) -> bool:
@@ -55,7 +43,7 @@ def _transformed() -> bool:
 
 
 def statistics(
-    logits: Tensor, target: Tensor, names: Sequence[str] = STATISTICS, *, ignore_index: int = -100, reference: bool = False
+    logits: Tensor, target: Tensor, names: Sequence[str] = STATISTICS, *, ignore_index: int = -100, backend: str = "cpu"
 ) -> dict[str, Tensor]:
     """Compute statistics of each row, differentiably.
 
@@ -64,153 +52,181 @@ def statistics(
         target: (N,) int64 class indices, or class probabilities of the logits' shape.
         names: which of `STATISTICS`.
         ignore_index: class index of ignored rows, which get 0.
-        reference: use the reference implementation.
+        backend: as `maxsup_hf.ops.backends.choose` returns it.
 
     Returns:
         name -> (N,) float32 (float64 for float64 logits). Gradients have the logits' dtype; second derivatives are the
         reference's. So are soft targets' gradients, transforms of torch.func, and tensor subclasses such as DTensor.
     """
-    compiling = torch.compiler.is_compiling()
     subclass = hasattr(logits, "full_tensor")
-    if reference or subclass or target.requires_grad or (not compiling and _transformed()):
+    transformed = not torch.compiler.is_compiling() and _transformed()
+    if backend == "reference" or subclass or target.requires_grad or transformed:
         rows = as_rows(target) if target.is_floating_point() else target
         return row_stats(as_rows(logits), rows, names, ignore_index=ignore_index)
-    backend = "cpu" if logits.device.type == "cpu" else "torch"
-    direct = is_plain(logits, target)
-    found, _ = _Statistics.apply(logits, target, ignore_index, "square" in names, "expected" in names, backend, direct)
-    columns = dict(zip(STATISTICS, found.unbind(1), strict=True))
+    moments = not MOMENTS.isdisjoint(names)
+    found, _ = _Statistics.apply(logits, target, ignore_index, moments, backend, is_plain(logits, target))
+    columns = dict(zip(COLUMNS, found.unbind(1), strict=True))
     return {name: columns[name] for name in names}
 
 
-@torch.library.custom_op("maxsup_hf::rows", mutates_args=())
-def _rows(
-    logits: Tensor, target: Tensor, ignore_index: int, square: bool, expected: bool, backend: str
-) -> tuple[Tensor, Tensor]:
-    return _backend(backend).rows(logits, target, ignore_index=ignore_index, square=square, expected=expected)
+_library = torch.library.Library("maxsup_hf", "FRAGMENT")
+_library.define("rows(Tensor logits, Tensor target, int ignore_index, bool moments, str backend) -> (Tensor, Tensor)")
+_library.define(
+    "rows_grad(Tensor logits, Tensor target, Tensor stats, Tensor index, Tensor slopes, int ignore_index, str backend)"
+    " -> Tensor"
+)
 
 
-@_rows.register_fake
-def _(
-    logits: Tensor, target: Tensor, ignore_index: int, square: bool, expected: bool, backend: str
-) -> tuple[Tensor, Tensor]:
-    rows = logits.shape[0] if logits.ndim == 2 else logits.shape[0] * logits.shape[2]
-    number = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.new_empty((rows, 8), dtype=number), logits.new_empty((rows,), dtype=torch.int64)
+def _rows(logits: Tensor, target: Tensor, ignore_index: int, moments: bool, backend: str) -> tuple[Tensor, Tensor]:
+    return resolve(backend, logits).rows(logits, target, ignore_index=ignore_index, moments=moments)
 
 
-@torch.library.custom_op("maxsup_hf::rows_grad", mutates_args=())
+def _checked_rows(logits: Tensor, target: Tensor, ignore_index: int, moments: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """`_rows` in a graph, which was made without a look at any label."""
+    if not target.is_floating_point():
+        check_range(target, logits.shape[1], ignore_index)
+    return _rows(logits, target, ignore_index, moments, backend)
+
+
 def _rows_grad(
     logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, ignore_index: int, backend: str
 ) -> Tensor:
     out = torch.empty_like(logits)
-    _backend(backend).rows_grad(logits, target, stats, index, slopes, out, ignore_index=ignore_index)
+    resolve(backend, logits).rows_grad(logits, target, stats, index, slopes, out, ignore_index=ignore_index)
     return out
 
 
-@_rows_grad.register_fake
-def _(
-    logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, ignore_index: int, backend: str
-) -> Tensor:
+# Not `torch.library.custom_op`, whose wrappers cost more than a small batch.
+_library.impl("rows", _checked_rows, "CompositeExplicitAutograd")
+_library.impl("rows_grad", _rows_grad, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("maxsup_hf::rows", lib=_library)
+def _(logits: Tensor, target: Tensor, ignore_index: int, moments: bool, backend: str) -> tuple[Tensor, Tensor]:
+    rows = logits.shape[0] if logits.ndim == 2 else logits.shape[0] * logits.shape[2]
+    number = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.new_empty((rows, len(COLUMNS)), dtype=number), logits.new_empty((rows,), dtype=torch.int64)
+
+
+@torch.library.register_fake("maxsup_hf::rows_grad", lib=_library)
+def _(logits: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
 class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(
-        logits: Tensor, target: Tensor, ignore_index: int, square: bool, expected: bool, backend: str, direct: bool
+        ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, moments: bool, backend: str, direct: bool
     ) -> tuple[Tensor, Tensor]:
-        operation = _rows._init_fn if direct else _rows  # the dispatcher costs more than a small batch
-        return operation(logits, target, ignore_index, square, expected, backend)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        logits, target, ctx.ignore_index, _, _, ctx.backend, ctx.direct = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(logits, target, *output)
+        # The dispatcher costs more than a small batch.
+        operation = _rows if direct else torch.ops.maxsup_hf.rows
+        stats, index = operation(logits, target, ignore_index, moments, backend)
+        ctx.ignore_index, ctx.backend, ctx.direct = ignore_index, backend, direct
+        ctx.mark_non_differentiable(index)
+        ctx.save_for_backward(logits, target, stats, index)
+        return stats, index
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         logits, target, stats, index = ctx.saved_tensors
-        slopes = upstream[:, :7]
+        slopes = upstream[:, : len(SLOPES)]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             grad = _reference_gradient(logits, target, slopes, ctx.ignore_index)
         else:
-            operation = _rows_grad._init_fn if ctx.direct else _rows_grad
+            operation = _rows_grad if ctx.direct else torch.ops.maxsup_hf.rows_grad
             grad = operation(logits, target, stats, index, slopes, ctx.ignore_index, ctx.backend)
-        return grad, None, None, None, None, None, None
+        return grad, None, None, None, None, None
 
 
 def _reference_gradient(logits: Tensor, target: Tensor, slopes: Tensor, ignore_index: int) -> Tensor:
     """The gradient as something that can be differentiated again."""
     rows = as_rows(target) if target.is_floating_point() else target
-    values = row_stats(as_rows(logits), rows, STATISTICS[:7], ignore_index=ignore_index)
-    upstream = [slope.contiguous() for slope in slopes.expand(len(values["lse"]), 7).unbind(1)]
+    values = row_stats(as_rows(logits), rows, SLOPES, ignore_index=ignore_index)
+    upstream = [slope.contiguous() for slope in slopes.expand(len(values["lse"]), len(SLOPES)).unbind(1)]
     return torch.autograd.grad(list(values.values()), logits, upstream, create_graph=True)[0]
 
 
 def linear_loss(
-    logits: Tensor, target: Tensor, slopes: Tensor | tuple[float, ...], by_entropy: Tensor | float, *, ignore_index: int
+    logits: Tensor, target: Tensor, slopes: Tensor, by_entropy: Tensor | float, *, ignore_index: int, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Σ slope·statistic over all rows, with the gradient made at once; plain tensors on the CPU (see `is_plain`).
+    """Σ slope·statistic over all rows, with the gradient made at once; for plain tensors (see `is_plain`).
 
     Args:
-        slopes: seven numbers for all rows, or (N, 7).
+        slopes: (1, 8) for all rows, or (N, 8).
         by_entropy: what the cross-entropies are multiplied by before they are summed: a number, or (N,).
 
     Returns:
         The loss, and without a gradient the cross-entropy in it; both 0-dim.
     """
-    return _LinearLoss.apply(logits, target, slopes, by_entropy, ignore_index)
-
-
-class _LinearLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, slopes: Any, by_entropy: Any, ignore_index: int) -> Any:
-        ctx.set_materialize_grads(False)
-        ctx.slopes, ctx.ignore_index = slopes, ignore_index
-        ctx.save_for_backward(logits, target)
-        ctx.gradient = torch.empty_like(logits)  # the first backward gives it away, a second one makes it again
-        if isinstance(slopes, tuple) and cpu_backend() == "numba" and rows_numba.serves_small(logits, target):
-            sums = rows_numba.small_rows_and_grad(
-                logits, target, slopes, ctx.gradient, ignore_index=ignore_index, mean=False
-            )
-            loss = torch.tensor(sum(a * b for a, b in zip(slopes, sums, strict=False) if a))
-            entropy = torch.tensor(by_entropy * sums[0])
-        else:
-            stats = _with_gradient(logits, target, slopes, ctx.gradient, ignore_index)
-            loss, entropy = _total(stats, slopes), (stats[:, 0] * by_entropy).sum()
-        ctx.mark_non_differentiable(entropy)
-        return loss, entropy
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        if upstream is None:
-            return None, None, None, None, None
-        logits, target = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            rows = torch.as_tensor(ctx.slopes, dtype=upstream.dtype).reshape(-1, 7) * upstream
-            return _reference_gradient(logits, target, rows, ctx.ignore_index), None, None, None, None
-        gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            gradient = torch.empty_like(logits)
-            _with_gradient(logits, target, ctx.slopes, gradient, ctx.ignore_index)
-        factor = upstream.item()
-        return (gradient if factor == 1 else gradient.mul_(factor)), None, None, None, None
-
-
-def _with_gradient(logits: Tensor, target: Tensor, slopes: Any, out: Tensor, ignore_index: int) -> Tensor:
-    number = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    rows = torch.as_tensor(slopes, dtype=number).reshape(-1, 7)
-    used = [True] * 7 if isinstance(slopes, Tensor) else [slope != 0 for slope in slopes]
-    stats, _ = _backend("cpu").rows_and_grad(
-        logits, target, rows, out, ignore_index=ignore_index, square=used[5], expected=used[6]
+    gradient = torch.empty_like(logits)
+    moments = logits.device.type != "cpu" or bool(slopes[:, 5:].any())
+    stats, _ = resolve(backend, logits).rows_and_grad(
+        logits.detach(), target, slopes, gradient, ignore_index=ignore_index, moments=moments
     )
-    return stats
+    # A statistic without a slope is left out: it may be infinite.
+    total = torch.where(slopes == 0, 0, slopes * stats[:, : len(SLOPES)]).sum()
+    loss = _Made.apply(logits, target, total, gradient, slopes, ignore_index, backend)
+    return loss, (stats[:, 0] * by_entropy).sum()
 
 
-def _total(stats: Tensor, slopes: Any) -> Tensor:
-    """Statistics without a slope are left out: they may be infinite."""
-    if isinstance(slopes, Tensor):
-        return torch.where(slopes == 0, 0, slopes * stats[:, :7]).sum()
-    sums = stats.sum(0)
-    return sum((sums[k] * slope for k, slope in enumerate(slopes) if slope), sums.new_zeros(()))
+def serves_small(logits: Tensor, target: Tensor) -> bool:
+    """Whether `small_loss` takes these, if they are plain."""
+    return rows_numba.serves_small(logits, target) and has_numba()
+
+
+def small_loss(
+    logits: Tensor, target: Tensor, slopes: tuple[float, ...], divisor: float, *, ignore_index: int
+) -> tuple[Tensor, Tensor] | None:
+    """`linear_loss` of a small batch on the CPU, with little overhead.
+
+    Args:
+        slopes: eight numbers, for all rows.
+        divisor: what the sums are divided by; 0 stands for the number of rows that are not ignored.
+
+    Returns:
+        As `linear_loss`, or `None` if a class index is out of range.
+    """
+    gradient = torch.empty_like(logits)
+    loss, entropy, counted = rows_numba.small_rows_and_grad(
+        logits, target, slopes, gradient, ignore_index=ignore_index, divisor=divisor
+    )
+    if counted < 0:
+        return None
+    scale = 1 / (divisor or counted or 1)
+    return _Made.apply(logits, target, loss, gradient, (slopes, scale), ignore_index, "cpu"), torch.tensor(entropy)
+
+
+class _Made(torch.autograd.Function):
+    """A loss whose gradient is made already. The first backward gives it away, a second one makes it again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, loss: Any, gradient: Tensor, slopes: Any, ignore_index: int, backend: str
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, target)
+        ctx.gradient, ctx.slopes, ctx.ignore_index, ctx.backend = gradient, slopes, ignore_index, backend
+        return loss.clone() if isinstance(loss, Tensor) else torch.tensor(loss)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        none = (None,) * 6
+        if upstream is None:
+            return None, *none
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None or torch.is_grad_enabled():  # a second backward, or create_graph=True
+            logits, target = ctx.saved_tensors
+            slopes = ctx.slopes
+            if not isinstance(slopes, Tensor):
+                slopes = upstream.new_tensor([slopes[0]]) * slopes[1]
+            if torch.is_grad_enabled():
+                ctx.gradient = gradient
+                return _reference_gradient(logits, target, slopes * upstream, ctx.ignore_index), *none
+            gradient = torch.empty_like(logits)
+            resolve(ctx.backend, logits).rows_and_grad(
+                logits, target, slopes, gradient, ignore_index=ctx.ignore_index, moments=True
+            )
+        if gradient.device.type != "cpu":
+            return resolve(ctx.backend, gradient).multiply(gradient, upstream), *none
+        factor = upstream.item()
+        return gradient if factor == 1 else gradient.mul_(factor), *none

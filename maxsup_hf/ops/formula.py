@@ -1,4 +1,4 @@
-"""The derivative of a loss's formula with respect to the row numbers: N values each, cheap beside a pass over N·K logits."""
+"""The derivative of a loss's formula with respect to row statistics: N values each, cheap beside a pass over N·K logits."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maxsup_hf.ops.row_stats import SLOPES
+
 Formula = Callable[..., tuple[Tensor, Tensor]]
 
 
 def differentiate(
-    formula: Formula,
-    numbers: Mapping[str, Tensor],
-    values: Mapping[str, Any],
-    label_scale: Tensor | float = 1.0,
-    penalty_scale: Tensor | float = 1.0,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Evaluate a formula and the gradient of Σ label_scale·label_term + penalty_scale·penalty.
+    formula: Formula, stats: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Evaluate a formula and its slopes.
 
     Args:
-        formula: `(row numbers, **parameters) -> (term on the label, penalty)`, each (N,) or 0-dim.
-        numbers: name -> (N,), in the formula's order.
+        formula: `(row statistics, **parameters) -> (target term, penalty)`, each (N,) or 0-dim.
+        stats: name -> (N,), in the formula's order.
         values: its parameters, numbers or 0-dim tensors.
-        label_scale, penalty_scale: (N,) or a number; what the two terms are multiplied by before they are summed.
 
     Returns:
-        Term on the label and penalty, detached, and name -> (N,) gradient of each number on which they depend.
+        (N,) target term + penalty, detached, and name -> (N,) derivative with respect to each statistic on which it depends.
     """
-    leaves = {name: value.detach().requires_grad_() for name, value in numbers.items()}
+    leaves = {name: value.detach().requires_grad_() for name, value in stats.items()}
     with torch.enable_grad():
-        label_term, penalty = formula(*leaves.values(), **values)
-        objective = (label_term * label_scale).sum() + (penalty * penalty_scale).sum()
-    gradients = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True)
-    return (
-        label_term.detach(),
-        penalty.detach(),
-        {name: grad for name, grad in zip(leaves, gradients, strict=True) if grad is not None},
-    )
+        target_term, penalty = formula(*leaves.values(), **values)
+        loss = target_term + penalty
+        total = loss.sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return loss.detach(), {name: grad for name, grad in zip(leaves, gradients, strict=True) if grad is not None}
+
+
+def packed(slopes: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """(N, 8) as the row operation takes them, of the slopes of some statistics; `like` is (N,)."""
+    none = torch.zeros_like(like)
+    return torch.stack([slopes.get(name, none) for name in SLOPES], 1)
 
 
 def linear_coefficients(
     formula: Formula, names: Sequence[str], values: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The coefficients of a formula that is linear in the row numbers: its gradient is then known without a backward.
+    """The coefficients of a formula that is linear in the row statistics: its gradient is then known without a backward.
 
     Args:
-        formula, names, values: as for `differentiate`, `names` those of the numbers.
+        formula, names, values: as for `differentiate`, `names` those of the statistics.
 
     Returns:
-        name -> coefficient (a number or a 0-dim tensor) of the term on the label, and of the penalty; `None` for a formula
+        name -> coefficient (a number or a 0-dim tensor) of the target term, and of the penalty; `None` for a formula
         that is not linear.
     """
     try:
@@ -62,8 +62,8 @@ def linear_coefficients(
 
 
 class _Linear:
-    """Stands in for the row numbers: Σ coefficient·number. What is not linear raises TypeError or AttributeError, as Python
-    does where an operation is missing."""
+    """Stands in for the row statistics: Σ coefficient·statistic. What is not linear raises TypeError or AttributeError, as
+    Python does where an operation is missing."""
 
     def __init__(self, coefficients: dict[str, Any]):
         self.coefficients = coefficients

@@ -12,10 +12,12 @@ statistic          value                                    gradient with respec
 `label`            `Σ t_k z_k`                              `t_k`
 `square`           `Σ z_k²`                                 `2 z_k`
 `expected`         `Σ q_k z_k`                              `q_k (1 + z_k − expected)`
+`entropy`          `lse − expected = −Σ q_k log q_k`        `−q_k (z_k − expected)`
 `classes`          K, the number of unmasked classes        0
 =================  =======================================  ===================================
 
-`cross_entropy` is a statistic of its own because `lse − label` would lose its digits where both are large.
+`cross_entropy` and `entropy` are statistics of their own because the differences would lose their digits where the logits
+are large. For the same reason backends pass on `exp_sum = Σ exp(z_k − top)`, of which `q` is made, in a last column.
 
 A class is masked where its logit lies more than `MASK_DISTANCE` below the largest of its row: it is neither in a sum nor in
 K. This covers −inf, the minimum of every dtype before and after a cast, and the −1e4 to −1e30 that models mask with.
@@ -28,7 +30,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-STATISTICS = ("cross_entropy", "lse", "top", "mean", "label", "square", "expected", "classes")
+SLOPES = ("cross_entropy", "lse", "top", "mean", "label", "square", "expected", "entropy")  # those with a gradient
+STATISTICS = (*SLOPES, "classes")
+COLUMNS = (*STATISTICS, "exp_sum")  # of what a backend returns
 MASK_DISTANCE = 4096.0
 
 
@@ -40,7 +44,7 @@ def row_stats(
     Args:
         logits: (N, K), any floating dtype.
         target: (N,) int64 class indices, or (N, K) class probabilities.
-        names: which of `STATISTICS`.
+        names: which of `COLUMNS`.
         ignore_index: class index of ignored rows, whose statistics and gradients are 0; `None` for none.
 
     Returns:
@@ -56,7 +60,8 @@ def row_stats(
     classes = (~masked).sum(-1).to(z.dtype)
     top = z.gather(-1, z.argmax(-1, keepdim=True))  # argmax is the first maximum; `amax` would share its gradient
     shifted = z - top.detach()
-    log_sum = shifted.exp().sum(-1).log()
+    exp_sum = torch.where(masked, 0, shifted.exp()).sum(-1)
+    log_sum = exp_sum.log()
     if soft:
         t = target.to(z.dtype)
         absent = masked & (t == 0)  # 0 · −inf would be NaN
@@ -65,6 +70,8 @@ def row_stats(
     else:
         label, shifted_label = (x.gather(-1, target[:, None]).squeeze(-1) for x in (z, shifted))
         mass = torch.ones_like(label)
+    q = torch.where(masked, 0, torch.exp(shifted - log_sum[:, None]))
+    log_q = torch.where(masked, 0, shifted - log_sum[:, None])
     values = {
         "cross_entropy": mass * log_sum - shifted_label,
         "lse": log_sum + top.detach().squeeze(-1),
@@ -72,8 +79,10 @@ def row_stats(
         "mean": finite.sum(-1) / classes.clamp_min(1),
         "label": label,
         "square": finite.square().sum(-1),
-        "expected": (torch.exp(shifted - log_sum[:, None]) * finite).sum(-1),
+        "expected": (q * finite).sum(-1),
+        "entropy": -(q * log_q).sum(-1),
         "classes": classes,
+        "exp_sum": exp_sum,
     }
     if valid is not None:
         values = {name: torch.where(valid, value, 0) for name, value in values.items()}

@@ -14,7 +14,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.ops import _pool
+from maxsup_hf.ops.row_stats import COLUMNS
 
-SMALL = 1 << 15  # elements; `small_rows_and_grad` is meant for batches up to this size
-_SHARED = 1 << 19  # elements from which on a batch is worth waking other threads for
-_TILE = 1 << 15  # numbers in a buffer
-_COLUMN_CLASSES = 2048  # with more, the rows that go through memory together leave the cache
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SMALL = 1 << 19  # elements up to which one thread does everything: waking another takes longer
+_COLUMN_CLASSES = 2048  # with more, rows that lie side by side leave the cache, and long sums lose digits
+_BLOCK = 1 << 18  # elements that are copied at a time where a layout or a dtype needs a copy
 
 
 def why_unavailable() -> str | None:
@@ -39,44 +38,44 @@ def why_unavailable() -> str | None:
     return None
 
 
-def rows(logits: Tensor, target: Tensor, *, ignore_index: int, square: bool, expected: bool) -> tuple[Tensor, Tensor]:
+def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) -> tuple[Tensor, Tensor]:
     """Compute the statistics of each row.
 
     Args:
         logits: (N, K) or (outer, K, inner); float32, float64, bfloat16 or float16.
         target: (N,) int64 class indices, or floating class probabilities of the shape of `logits`.
         ignore_index: rows with this class index are ignored. Not used with class probabilities.
-        square, expected: whether these two statistics are needed; otherwise their columns are 0.
+        moments: whether `square`, `expected` and `entropy` are needed; otherwise their columns are 0.
 
     Returns:
-        Statistics (N, 8), float32 (float64 for float64 logits), and the index of the top (N,), int64. Ignored rows hold 0.
-        A class index outside of [0, K), as in a shard of the classes, gives label 0.
+        Statistics (N, 10), float32 (float64 for float64 logits), in the order of `COLUMNS`, and the index of the top (N,),
+        int64. Ignored rows hold 0. A class index outside of [0, K), as in a shard of the classes, gives label 0.
     """
     stats, index = _statistics(logits)
-    _run(logits, target, None, None, stats, index, ignore_index, square or expected, True)
+    _run(logits, target, None, None, stats, index, ignore_index, moments, True)
     return stats, index
 
 
 def rows_grad(
     logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int
 ) -> None:
-    """Write to `out` the gradient with respect to the logits.
+    """Write to `out`, which may be `logits`, the gradient with respect to the logits.
 
     Args:
         stats, index: what `rows` returned, or those of whole rows of which `logits` is a shard. A class index or an index
             of the top outside of [0, K) is then in another shard.
-        slopes: (N, 7), or (1, 7) for all rows: the derivatives of the loss with respect to the first seven statistics.
+        slopes: (N, 8), or (1, 8) for all rows: the derivatives of the loss with respect to each of `SLOPES`.
     """
     moments = bool(slopes[:, 5:].any())
     _run(logits, target, out, slopes, stats.contiguous(), index.contiguous(), ignore_index, moments, False)
 
 
 def rows_and_grad(
-    logits: Tensor, target: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int, square: bool, expected: bool
+    logits: Tensor, target: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int, moments: bool
 ) -> tuple[Tensor, Tensor]:
-    """`rows` and `rows_grad` in one pass over each row, for slopes known beforehand."""
+    """`rows` and `rows_grad` in one pass over each row, for slopes known beforehand. `out` must not be `logits`."""
     stats, index = _statistics(logits)
-    _run(logits, target, out, slopes, stats, index, ignore_index, square or expected, True)
+    _run(logits, target, out, slopes, stats, index, ignore_index, moments, True)
     return stats, index
 
 
@@ -93,30 +92,34 @@ def serves_small(logits: Tensor, target: Tensor) -> bool:
 
 
 def small_rows_and_grad(
-    logits: Tensor, target: Tensor, slopes: tuple[float, ...], out: Tensor, *, ignore_index: int, mean: bool
-) -> tuple[float, ...]:
+    logits: Tensor, target: Tensor, slopes: tuple[float, ...], out: Tensor, *, ignore_index: int, divisor: float
+) -> tuple[float, float, int]:
     """`rows_and_grad` in one call with little overhead, for one set of slopes and statistics that are only needed summed.
 
     Args:
         logits: contiguous (N, K) float32.
         target: contiguous (N,) int64.
-        slopes: seven floats, the same for all rows.
+        slopes: eight floats, the same for all rows.
         out: contiguous (N, K) float32, which receives the gradient.
-        mean: divide the slopes by the number of rows that are not ignored (by 1 if there are none).
+        divisor: what the slopes are divided by; 0 stands for the number of rows that are not ignored (1 if there are none).
 
     Returns:
-        The sums over the rows of the eight statistics, and the number of rows that are not ignored.
+        Σ slope·statistic and the cross-entropy, both divided, and the number of rows that are not ignored, or −1 if a class
+        index is out of range.
     """
     rows, classes = logits.shape
-    kernel = _small_kernel(slopes[5] != 0 or slopes[6] != 0)
-    return kernel(logits.data_ptr(), target.data_ptr(), out.data_ptr(), rows, classes, ignore_index, mean, *slopes)
+    kernel = _small_kernel(slopes[5] != 0 or slopes[6] != 0 or slopes[7] != 0)
+    return kernel(logits.data_ptr(), target.data_ptr(), out.data_ptr(), rows, classes, ignore_index, divisor, *slopes)
 
 
 def _statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Memory for `stats` and `index`."""
     rows = logits.shape[0] if logits.dim() == 2 else logits.shape[0] * logits.shape[2]
-    number = torch.float64 if logits.dtype is torch.float64 else torch.float32
-    return logits.new_empty((rows, 8), dtype=number), logits.new_empty(rows, dtype=torch.int64)
+    return logits.new_empty((rows, len(COLUMNS)), dtype=_number(logits)), logits.new_empty(rows, dtype=torch.int64)
+
+
+def _number(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype is torch.float64 else torch.float32
 
 
 def _run(
@@ -130,128 +133,118 @@ def _run(
     moments: bool,
     with_stats: bool,
 ) -> None:
-    """Call the kernel for these dtypes on all rows, on several threads if there are many."""
+    """Call the kernel for this layout on all rows, on several threads if there are many."""
     rows, classes = stats.shape[0], logits.shape[1]
     if classes == 0:
         raise ValueError(f"logits must have at least one class, got the shape {tuple(logits.shape)}")
     if rows == 0:
         return
     soft = target.is_floating_point()
-    if not soft:
-        target = target.contiguous()
-    if slopes is None:
-        slopes = stats  # not read
-    elif slopes.dtype is not stats.dtype or not slopes.is_contiguous():
-        slopes = slopes.to(stats.dtype).contiguous()
-    number = stats.dtype
-    inner = rows if logits.dim() == 2 else logits.shape[2]
-    addresses = (
+    slopes = stats if slopes is None else slopes.to(stats.dtype).contiguous()  # not read if None
+    arrays = [logits, logits if out is None else out, *([target] if soft else [])]
+    of_dtype = all(x.dtype is stats.dtype for x in arrays)
+    steps = _row_steps(arrays) if of_dtype else None
+    columns = steps is None
+    if steps is None and of_dtype and not soft and classes <= _COLUMN_CLASSES:
+        steps = _column_steps(arrays)
+    if steps is None:
+        _by_blocks(logits, target, out, slopes, stats, index, ignore_index, moments, with_stats)
+        return
+    target = target if soft else target.contiguous()
+    kernel = _kernel(stats.dtype, columns, soft, moments, with_stats, out is not None)
+    arguments = (
         *(logits.data_ptr(), target.data_ptr(), 0 if out is None else out.data_ptr()),
         *(slopes.data_ptr(), stats.data_ptr(), index.data_ptr()),
+        *(int(slopes.shape[0] > 1), ignore_index, classes, *steps),
     )
-    slopes_step = 7 if slopes.shape[0] > 1 else 0
-    z_steps = _steps(logits)
-    g_steps = z_steps if out is None else _steps(out)
-    with_gradient = out is not None
-    arguments: tuple[int, ...]
-    if not soft and z_steps[2] != 1 and classes <= _COLUMN_CLASSES:
-        from maxsup_hf.ops._numba_columns import BUFFER_ROWS, LANES
-
-        tile, buffered = LANES, BUFFER_ROWS
-        kernel = _column_kernel(logits.dtype, moments, with_stats, with_gradient)
-        arguments = *addresses, slopes_step, ignore_index, classes, inner, *z_steps, *g_steps
-    else:
-        t_steps = _steps(target) if soft else (0, 0, 1)
-        contiguous = z_steps[2] == t_steps[2] == g_steps[2] == 1
-        direct = contiguous and logits.dtype is number and (not soft or target.dtype is number)
-        tile = max(1 if contiguous else 16, min(64, _TILE // classes))
-        buffered = 0 if direct else 3 * tile
-        kernel = _kernel(logits.dtype, target.dtype, moments, with_stats, with_gradient)
-        arguments = *addresses, slopes_step, ignore_index, classes, inner, tile, *z_steps, *t_steps, *g_steps
-
-    def task(first: int, last: int) -> None:
-        buffer = torch.empty(buffered * classes, dtype=number)
-        kernel(*arguments, buffer.data_ptr(), first, last)
-
     threads = torch.get_num_threads()
-    if threads == 1 or rows == 1 or rows * classes < _SHARED:
-        task(0, rows)
+    if threads == 1 or rows == 1 or rows * classes <= SMALL:
+        kernel(*arguments, 0, rows)
     else:
-        _pool.share(task, rows, threads, tile)
+        _pool.share(partial(kernel, *arguments), rows, threads)
 
 
-def _steps(x: Tensor) -> tuple[int, int, int]:
-    """Strides of (outer, inner, class)."""
-    if x.dim() == 2:
-        inner, of_class = x.stride()
-        return 0, inner, of_class
-    outer, of_class, inner = x.stride()
-    return outer, inner, of_class
+def _row_steps(arrays: list[Tensor]) -> tuple[int, ...] | None:
+    """The distances between rows of logits, gradient and class probabilities, if every row is contiguous."""
+    steps = []
+    for x in arrays:
+        if x.stride(1) != 1 or (x.dim() == 3 and x.shape[0] > 1 and x.stride(0) != x.shape[2] * x.stride(2)):
+            return None
+        steps.append(x.stride(0) if x.dim() == 2 else x.stride(2))
+    return (*steps, 0) if len(steps) == 2 else tuple(steps)
 
 
-def _numpy_dtypes(dtype: torch.dtype) -> tuple[type, type]:
-    """How kernels see numbers of this dtype in memory, and the dtype of arithmetic on them."""
-    import numpy as np
+def _column_steps(arrays: list[Tensor]) -> tuple[int, ...] | None:
+    """The number of rows that lie side by side, and the strides of classes and of such blocks of logits and gradient."""
+    if any(x.stride(0 if x.dim() == 2 else 2) != 1 for x in arrays):
+        return None
+    blocks = (step for x in arrays for step in (x.stride(1), 0 if x.dim() == 2 else x.stride(0)))
+    return arrays[0].shape[0 if arrays[0].dim() == 2 else 2], *blocks
 
-    from maxsup_hf.ops import _numba_memory
 
-    memory = {
-        torch.float32: np.float32,
-        torch.float64: np.float64,
-        torch.bfloat16: _numba_memory.BFLOAT16,
-        torch.float16: _numba_memory.FLOAT16,
-        torch.int64: np.int64,
-    }
-    return memory[dtype], np.float64 if dtype is torch.float64 else np.float32
+def _by_blocks(
+    logits: Tensor, target: Tensor, out: Tensor | None, slopes: Tensor, stats: Tensor, index: Tensor, *rest: Any
+) -> None:
+    """`_run` by way of contiguous copies in the dtype of the arithmetic, of blocks that stay in cache."""
+    outer, inner = (1, logits.shape[0]) if logits.dim() == 2 else (logits.shape[0], logits.shape[2])
+    step = max(1, _BLOCK // logits.shape[1])
+    soft = target.is_floating_point()
+    transposed = soft or logits.shape[1] > _COLUMN_CLASSES
+
+    def piece(x: Tensor, o: int, part: slice) -> Tensor:
+        if x.dim() == 2:
+            return x[part]
+        x = x[o : o + 1, :, part]
+        return x[0].T if transposed else x
+
+    for o in range(outer):
+        for start in range(0, inner, step):
+            part = slice(start, min(start + step, inner))
+            rows = slice(o * inner + part.start, o * inner + part.stop)
+            z = piece(logits, o, part).to(stats.dtype).contiguous()
+            t = piece(target, o, part).to(stats.dtype).contiguous() if soft else target[rows]
+            g = None if out is None else torch.empty_like(z)
+            of_rows = slopes[rows] if slopes.shape[0] > 1 else slopes
+            _run(z, t, g, of_rows, stats[rows], index[rows], *rest)
+            if out is not None:
+                piece(out, o, part).copy_(g)
 
 
 @cache
 def _kernel(
-    logits: torch.dtype, target: torch.dtype, moments: bool, with_stats: bool, with_gradient: bool
+    dtype: torch.dtype, columns: bool, soft: bool, moments: bool, with_stats: bool, with_gradient: bool
 ) -> Callable[..., None]:
-    """The compiled kernel for these dtypes."""
-    from numba import types
-
-    from maxsup_hf.ops import _numba_kernels
-
-    memory, number = _numpy_dtypes(logits)
-    dtypes = memory, _numpy_dtypes(target)[0], number
-    name = _name(str(logits), str(target), str(moments), str(with_stats), str(with_gradient))
-    soft = target is not torch.int64
-    function = _numba_kernels.make_kernel(name, dtypes, soft, moments, with_stats, with_gradient)
-    return _compile(function, types.void(*[types.int64] * 23))
-
-
-@cache
-def _column_kernel(logits: torch.dtype, moments: bool, with_stats: bool, with_gradient: bool) -> Callable[..., None]:
-    """The compiled kernel for rows that lie side by side."""
-    from numba import types
-
-    from maxsup_hf.ops import _numba_columns
-
-    memory, number = _numpy_dtypes(logits)
-    name = _name("columns", str(logits), str(moments), str(with_stats), str(with_gradient))
-    function = _numba_columns.make_column_kernel(name, (memory, number), moments, with_stats, with_gradient)
-    return _compile(function, types.void(*[types.int64] * 19))
-
-
-@cache
-def _small_kernel(moments: bool) -> Callable[..., tuple[float, ...]]:
+    """The compiled kernel for a dtype and a layout."""
+    import numpy as np
     from numba import types
 
     from maxsup_hf.ops import _numba_kernels as kernels
 
-    arguments = [*[types.int64] * 6, types.boolean, *[types.float64] * 7]
-    function = kernels.make_small_kernel(_name("small", str(moments)), moments)
-    return _compile(function, types.UniTuple(types.float64, 9)(*arguments))
+    number = np.float64 if dtype is torch.float64 else np.float32
+    flags = (moments, with_stats, with_gradient)
+    name = _name(dtype, columns, soft, *flags)
+    if columns:
+        return _compile(kernels.make_column_kernel(name, number, *flags), types.void(*[types.int64] * 16))
+    return _compile(kernels.make_kernel(name, number, soft, *flags), types.void(*[types.int64] * 14))
 
 
-def _name(*kinds: str) -> str:
+@cache
+def _small_kernel(moments: bool) -> Callable[..., tuple[float, float, int]]:
+    from numba import types
+
+    from maxsup_hf.ops import _numba_kernels as kernels
+
+    arguments = [*[types.int64] * 6, *[types.float64] * 9]
+    result = types.Tuple((types.float64, types.float64, types.int64))
+    return _compile(kernels.make_small_kernel(_name("small", moments), moments), result(*arguments))
+
+
+def _name(*kinds: Any) -> str:
     """A name under which only this very function is cached, for this code and this CPU.
 
     numba keeps all functions of one name in one list, which two processes that fill it at once can get wrong.
     """
-    kind = hashlib.sha256("".join([_fingerprint(), *kinds]).encode())
+    kind = hashlib.sha256("".join([_fingerprint(), *map(str, kinds)]).encode())
     return f"rows_{kind.hexdigest()[:16]}"
 
 

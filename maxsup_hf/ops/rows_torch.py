@@ -7,21 +7,28 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from maxsup_hf.ops.row_stats import MASK_DISTANCE, STATISTICS, as_rows, row_stats, upcast
+from maxsup_hf.ops.row_stats import COLUMNS, MASK_DISTANCE, SLOPES, as_rows, row_stats, upcast
 
 BLOCK = 2**20  # elements worked on at a time on a CPU, for each thread; an accelerator takes larger blocks
 
 
-def rows(logits: Tensor, target: Tensor, *, ignore_index: int, square: bool, expected: bool) -> tuple[Tensor, Tensor]:
-    """Compute the statistics (N, 8) of each row and the index (N,) of its top; see `maxsup_hf.ops.rows_numba.rows`."""
+def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) -> tuple[Tensor, Tensor]:
+    """Compute the statistics (N, 10) of each row and the index (N,) of its top; see `maxsup_hf.ops.rows_numba.rows`."""
     with torch.no_grad():
         z, t = as_rows(logits), _target_rows(target)
-        stats = torch.empty(len(z), 8, dtype=_number(z), device=z.device)
         index = torch.empty(len(z), dtype=torch.int64, device=z.device)
+        stats = index.new_empty((len(z), len(COLUMNS)), dtype=torch.promote_types(z.dtype, torch.float32))
         for part in _blocks(z):
-            found = row_stats(z[part], t[part], ignore_index=ignore_index)
-            stats[part] = torch.stack([found[name] for name in STATISTICS], 1)
-            index[part] = upcast(z[part]).argmax(1)
+            here, inside = z[part], t[part]
+            if not t.is_floating_point():  # a class index outside of the row, as in a shard, counts as logit 0
+                elsewhere = (inside != ignore_index) & ((inside < 0) | (inside >= z.shape[1]))
+                inside = torch.where(elsewhere, 0, inside)
+            found = row_stats(here, inside, COLUMNS, ignore_index=ignore_index)
+            if not t.is_floating_point():
+                found["label"] = torch.where(elsewhere, 0, found["label"])
+                found["cross_entropy"] = torch.where(elsewhere, found["lse"], found["cross_entropy"])
+            stats[part] = torch.stack([found[name] for name in COLUMNS], 1)
+            index[part] = upcast(here).argmax(1)
         if not t.is_floating_point():
             index.masked_fill_(t == ignore_index, 0)
         return stats, index
@@ -30,13 +37,10 @@ def rows(logits: Tensor, target: Tensor, *, ignore_index: int, square: bool, exp
 def rows_grad(
     logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int
 ) -> None:
-    """Write to `out` the gradient with respect to the logits for `slopes` (N, 7) or (1, 7).
-
-    `stats` and `index` are what `rows` returned for these logits.
-    """
+    """Write to `out` the gradient with respect to the logits; see `maxsup_hf.ops.rows_numba.rows_grad`."""
     with torch.no_grad():
         z, t = as_rows(logits), _target_rows(target)
-        slopes = slopes.to(stats.dtype).expand(len(z), 7)
+        slopes = slopes.to(stats.dtype).expand(len(z), len(SLOPES))
         into = out if out.ndim == 2 else torch.empty_like(z)
         for part in _blocks(z):
             into[part] = _gradient(z[part], t[part], stats[part], index[part], slopes[part], ignore_index)
@@ -45,29 +49,38 @@ def rows_grad(
 
 
 def rows_and_grad(
-    logits: Tensor, target: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int, square: bool, expected: bool
+    logits: Tensor, target: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int, moments: bool
 ) -> tuple[Tensor, Tensor]:
     """`rows` and `rows_grad`, for slopes known beforehand."""
-    stats, index = rows(logits, target, ignore_index=ignore_index, square=square, expected=expected)
+    stats, index = rows(logits, target, ignore_index=ignore_index, moments=moments)
     rows_grad(logits, target, stats, index, slopes, out, ignore_index=ignore_index)
     return stats, index
 
 
+def multiply(grad: Tensor, factor: Tensor) -> Tensor:
+    """`grad` times a 0-dim factor, in place."""
+    return grad.mul_(factor)
+
+
 def _gradient(z: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, ignore_index: int) -> Tensor:
     z = upcast(z)
-    entropy, lse, top, mean, label, square, expected = slopes[:, None].unbind(2)
-    of = dict(zip(STATISTICS, stats[:, None].unbind(2), strict=True))
-    masked = z < of["top"] - MASK_DISTANCE
-    finite = torch.where(masked, 0, z)
+    by = dict(zip(SLOPES, slopes[:, None].unbind(2), strict=True))
+    of = dict(zip(COLUMNS, stats[:, None].unbind(2), strict=True))
     soft = target.to(z.dtype) if target.is_floating_point() else None
     mass = 1 if soft is None else soft.sum(1, keepdim=True)
-    grad = z.softmax(1)
-    grad = grad * (entropy * mass + lse + expected * (1 + finite - of["expected"]))
-    grad = grad + mean / of["classes"].clamp_min(1) + 2 * square * finite
+    x = z - of["top"]
+    masked = x < -MASK_DISTANCE
+    q = x.exp() / of["exp_sum"]
+    shifted_expected = of["exp_sum"].log() - of["entropy"]
+    grad = q * (by["cross_entropy"] * mass + by["lse"] + by["expected"])
+    by_x = by["expected"] - by["entropy"]
+    grad = torch.where(by_x == 0, grad, grad + by_x * q * (x - shifted_expected))
+    grad = grad + by["mean"] / of["classes"].clamp_min(1)
+    grad = torch.where(by["square"] == 0, grad, grad + 2 * by["square"] * z)
     grad = torch.where(masked, 0, grad)
     columns = torch.arange(z.shape[1], device=z.device)
     at_label = (columns == target[:, None]).to(z.dtype) if soft is None else soft
-    grad = grad + (label - entropy) * at_label + top * (columns == index[:, None])
+    grad = grad + (by["label"] - by["cross_entropy"]) * at_label + by["top"] * (columns == index[:, None])
     unused = (slopes == 0).all(1)
     if soft is None:
         unused |= target == ignore_index
@@ -76,10 +89,6 @@ def _gradient(z: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: T
 
 def _target_rows(target: Tensor) -> Tensor:
     return as_rows(target) if target.is_floating_point() else target
-
-
-def _number(z: Tensor) -> torch.dtype:
-    return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
 def _blocks(z: Tensor) -> Iterator[slice]:

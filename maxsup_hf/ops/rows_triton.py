@@ -1,0 +1,232 @@
+"""Row statistics and their gradient on an NVIDIA GPU, one Triton program a row; see `maxsup_hf.ops.rows_numba`.
+
+Up to `IN_REGISTERS` classes a program holds its row in registers; above it passes over the row twice, and finds it in the
+L2 cache the second time. Nothing is added up by atomics and the host waits for nothing: results do not change from run to
+run, and a CUDA graph can capture it.
+
+TRITON_INTERPRET=1, set before Triton is imported, runs the same kernel on the CPU; so the tests run it. They also compile it
+for GPUs that need not be there.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from maxsup_hf.ops.row_stats import COLUMNS, as_rows
+
+IN_REGISTERS = 16384  # of 32,768 the assembler would spill a row into memory
+BLOCK = 8192  # of a pass over a longer row
+MASK_DISTANCE = tl.constexpr(4096.0)
+
+
+@triton.jit
+def _row(
+    logits, target, slopes, stats, index, grad,
+    classes, row_step, slopes_step, ignore_index,
+    SOFT: tl.constexpr, STATS: tl.constexpr, WRITE: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_step
+    target += row * (classes if SOFT else 1)
+    grad += row * classes
+    stats += row * 10
+    column = tl.arange(0, BLOCK)
+    y = classes.to(tl.int64)
+    counted = True
+    if not SOFT:
+        y = tl.load(target).to(tl.int64)
+        counted = y != ignore_index
+    z = tl.zeros((BLOCK,), tl.float32)
+    t = tl.zeros((BLOCK,), tl.float32)
+    mass = 1.0
+    if SOFT and not STATS:
+        mass = 0.0
+        for start in tl.range(0, classes, BLOCK):
+            t = tl.load(target + start + column, mask=start + column < classes, other=0.0).to(tl.float32)
+            mass += tl.sum(t, axis=0)
+
+    if STATS:
+        # The top comes first, of which all else is measured; the row then stands in registers, or in the cache.
+        top = -float("inf")
+        where = classes * 0
+        for start in tl.range(0, classes, BLOCK):
+            k = start + column
+            z = tl.load(logits + k, mask=k < classes, other=-float("inf")).to(tl.float32)
+            here = tl.max(z, axis=0)
+            first = tl.min(tl.where((z == here) & (k < classes), k, classes), axis=0)
+            where = tl.where(here > top, first, where)
+            top = tl.maximum(top, here)
+        total = 0.0
+        shifted = 0.0
+        square = 0.0
+        product = 0.0
+        count = 0.0
+        label = 0.0
+        shifted_label = 0.0
+        if SOFT:
+            mass = 0.0
+        for start in tl.range(0, classes, BLOCK):
+            k = start + column
+            if not ONE:
+                z = tl.load(logits + k, mask=k < classes, other=-float("inf")).to(tl.float32)
+            x = z - top
+            unmasked = ~(x < -MASK_DISTANCE) & (k < classes)  # NaN must reach the loss
+            e = tl.where(unmasked, tl.exp(x), 0.0)
+            total += tl.sum(e, axis=0)
+            shifted += tl.sum(tl.where(unmasked, x, 0.0), axis=0)
+            square += tl.sum(tl.where(unmasked, z * z, 0.0), axis=0)
+            product += tl.sum(tl.where(unmasked, e * x, 0.0), axis=0)
+            count += tl.sum(unmasked.to(tl.float32), axis=0)
+            if SOFT:
+                t = tl.load(target + k, mask=k < classes, other=0.0).to(tl.float32)
+                mass += tl.sum(t, axis=0)
+                label += tl.sum(tl.where(t == 0.0, 0.0, t * z), axis=0)
+                shifted_label += tl.sum(tl.where(t == 0.0, 0.0, t * x), axis=0)
+        if not SOFT:
+            label = tl.load(logits + y, mask=(y >= 0) & (y < classes), other=0.0).to(tl.float32)
+            shifted_label = label - top
+        log_sum = tl.log(total)
+        shifted_expected = product / total
+        tl.store(stats + 0, tl.where(counted, mass * log_sum - shifted_label, 0.0))
+        tl.store(stats + 1, tl.where(counted, log_sum + top, 0.0))
+        tl.store(stats + 2, tl.where(counted, top, 0.0))
+        tl.store(stats + 3, tl.where(counted, top + shifted / tl.maximum(count, 1.0), 0.0))
+        tl.store(stats + 4, tl.where(counted, label, 0.0))
+        tl.store(stats + 5, tl.where(counted, square, 0.0))
+        tl.store(stats + 6, tl.where(counted, top + shifted_expected, 0.0))
+        tl.store(stats + 7, tl.where(counted, log_sum - shifted_expected, 0.0))
+        tl.store(stats + 8, tl.where(counted, count, 0.0))
+        tl.store(stats + 9, tl.where(counted, total, 0.0))
+        tl.store(index + row, tl.where(counted, where, 0).to(tl.int64))
+    else:
+        top = tl.load(stats + 2)
+        total = tl.load(stats + 9)
+        shifted_expected = tl.log(total) - tl.load(stats + 7)
+        count = tl.load(stats + 8)
+        where = tl.load(index + row)
+
+    if WRITE:
+        slopes += row * slopes_step
+        by_entropy = tl.load(slopes + 0)
+        by_lse = tl.load(slopes + 1)
+        by_top = tl.load(slopes + 2)
+        by_mean = tl.load(slopes + 3)
+        by_label = tl.load(slopes + 4)
+        by_square = tl.load(slopes + 5)
+        by_expected = tl.load(slopes + 6)
+        by_x = by_expected - tl.load(slopes + 7)
+        # A row that nothing depends on has the gradient 0 even where its logits are NaN. A slope of NaN is not 0.
+        used = (by_entropy != 0) | (by_lse != 0) | (by_top != 0) | (by_mean != 0) | (by_label != 0)
+        used = (used | (by_square != 0) | (by_expected != 0) | (by_x != 0)) & counted
+        by_softmax = by_entropy * mass + by_lse + by_expected
+        by_softmax = tl.where(by_x == 0, by_softmax, by_softmax - by_x * shifted_expected)
+        by_mean = by_mean / tl.maximum(count, 1.0)
+        by_target = by_label - by_entropy
+        for start in tl.range(0, classes, BLOCK):
+            k = start + column
+            if not ONE or not STATS:
+                z = tl.load(logits + k, mask=k < classes, other=-float("inf")).to(tl.float32)
+            x = z - top
+            factor = tl.where(by_x == 0, by_softmax, by_softmax + by_x * x)
+            g = tl.exp(x) / total * factor + by_mean
+            g = tl.where(by_square == 0, g, g + 2.0 * by_square * z)
+            g = tl.where(x < -MASK_DISTANCE, 0.0, g)
+            g += tl.where(k == where, by_top, 0.0)
+            if SOFT:
+                t = tl.load(target + k, mask=k < classes, other=0.0).to(tl.float32)
+                g += by_target * t
+            else:
+                g += tl.where(k == y, by_target, 0.0)
+            g = tl.where(used, g, 0.0)
+            tl.store(grad + k, g.to(grad.dtype.element_ty), mask=k < classes)
+
+
+@triton.jit
+def _times(values, factor, size, BLOCK: tl.constexpr):
+    """values *= factor, without touching memory where the factor is 1, as it is after a plain `loss.backward()`."""
+    by = tl.load(factor).to(tl.float32)
+    if by != 1.0:
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        v = tl.load(values + i, mask=i < size)
+        tl.store(values + i, (v.to(tl.float32) * by).to(v.dtype), mask=i < size)
+
+
+def warps(block: int) -> int:
+    """Of a program: a thread holds 16 elements of the row, or 32 of the longest."""
+    return min(32, max(4, block // 512))
+
+
+def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) -> tuple[Tensor, Tensor]:
+    """See `maxsup_hf.ops.rows_numba.rows`; `moments` cost nothing here and are always there."""
+    n = logits.shape[0] if logits.ndim == 2 else logits.shape[0] * logits.shape[2]
+    stats = logits.new_empty((n, len(COLUMNS)), dtype=torch.float32)
+    index = logits.new_empty(n, dtype=torch.int64)
+    _launch(logits, target, None, stats, index, None, ignore_index)
+    return stats, index
+
+
+def rows_grad(
+    logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int
+) -> None:
+    """See `maxsup_hf.ops.rows_numba.rows_grad`."""
+    _launch(logits, target, slopes, stats.contiguous(), index.contiguous(), out, ignore_index, given=True)
+
+
+def rows_and_grad(
+    logits: Tensor, target: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int, moments: bool
+) -> tuple[Tensor, Tensor]:
+    """See `maxsup_hf.ops.rows_numba.rows_and_grad`."""
+    n = logits.shape[0] if logits.ndim == 2 else logits.shape[0] * logits.shape[2]
+    stats = logits.new_empty((n, len(COLUMNS)), dtype=torch.float32)
+    index = logits.new_empty(n, dtype=torch.int64)
+    _launch(logits, target, slopes, stats, index, out, ignore_index)
+    return stats, index
+
+
+def _launch(
+    logits: Tensor,
+    target: Tensor,
+    slopes: Tensor | None,
+    stats: Tensor,
+    index: Tensor,
+    out: Tensor | None,
+    ignore_index: int,
+    given: bool = False,
+) -> None:
+    z = as_rows(logits)
+    z = z if z.stride(1) == 1 else z.contiguous()
+    soft = target.is_floating_point()
+    t = (as_rows(target) if soft else target).contiguous()
+    n, classes = z.shape
+    if n == 0:
+        return
+    # Images hold their classes apart, and get their gradient by a copy.
+    into = out if out is None or (out.ndim == 2 and out.is_contiguous()) else torch.empty_like(z)
+    slopes = None if slopes is None else slopes.float().contiguous()
+    one = classes <= IN_REGISTERS
+    block = triton.next_power_of_2(classes) if one else BLOCK
+    with torch.cuda.device_of(logits):
+        _row[(n,)](
+            z, t, stats if slopes is None else slopes, stats, index, z if into is None else into,
+            classes, z.stride(0), 0 if slopes is None or len(slopes) == 1 else slopes.stride(0), ignore_index,
+            SOFT=soft, STATS=not given, WRITE=out is not None, BLOCK=block, ONE=one, num_warps=warps(block),
+        )  # fmt: skip
+    if out is not None and into is not out:
+        assert into is not None
+        shape = (out.shape[0], out.shape[2], out.shape[1]) if out.ndim == 3 else out.shape
+        out.copy_(into.view(shape).movedim(-1, 1) if out.ndim == 3 else into)
+
+
+def multiply(grad: Tensor, factor: Tensor) -> Tensor:
+    """`grad` times a 0-dim factor, in place."""
+    dense = sum((size - 1) * step for size, step in zip(grad.shape, grad.stride(), strict=True)) + 1 == grad.numel()
+    if not dense or not grad.numel():
+        return grad.mul_(factor)  # between the gaps of something larger
+    block = 4096
+    flat = torch.as_strided(grad, (grad.numel(),), (1,))  # whatever the order of its dimensions
+    with torch.cuda.device_of(grad):
+        _times[(triton.cdiv(grad.numel(), block),)](flat, factor.contiguous(), grad.numel(), BLOCK=block)
+    return grad
