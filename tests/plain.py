@@ -1,24 +1,31 @@
-"""Plain-loop twins: every loss, one number at a time, in Python floats."""
+"""The oracle: every row statistic and every loss, one float at a time, in plain Python."""
 
 import math
 
 
+def unmasked(z):
+    """The classes that are not masked."""
+    lowest = max(z) - 4096
+    return [k for k in range(len(z)) if z[k] >= lowest]
+
+
 def numbers(z, target):
-    """The numbers of one row; `target` a class index or a list of probabilities; masked classes hold -inf."""
-    kept = [k for k in range(len(z)) if z[k] != -math.inf]
+    """The statistics of one row; `target` a class index or a list of probabilities."""
+    kept = unmasked(z)
     t = [float(k == target) for k in range(len(z))] if isinstance(target, int) else target
     top = max(z[k] for k in kept)
     lse = top + math.log(sum(math.exp(z[k] - top) for k in kept))
-    label = sum(t[k] * z[k] for k in kept)
+    label = sum(t[k] * z[k] for k in range(len(z)) if t[k])
     q = {k: math.exp(z[k] - lse) for k in kept}
     return {
-        "cross_entropy": sum(t[k] * (lse - z[k]) for k in kept),
+        "cross_entropy": sum(t[k] * (lse - z[k]) for k in range(len(z)) if t[k]),
         "lse": lse,
         "top": top,
         "mean": sum(z[k] for k in kept) / len(kept),
         "label": label,
         "square": sum(z[k] ** 2 for k in kept),
         "expected": sum(q[k] * z[k] for k in kept),
+        "entropy": sum(q[k] * (lse - z[k]) for k in kept),
         "classes": len(kept),
     }
 
@@ -28,26 +35,26 @@ def on_numbers(formula):
     return lambda z, y, p: formula(numbers(z, y), p)
 
 
-def entropy(z):
-    lse = numbers(z, 0)["lse"]
-    return sum(math.exp(v - lse) * (lse - v) for v in z if v != -math.inf)
-
-
 def mean_gap(z, y, sign):
     """Mean of z_y − z_k over the classes that it is larger (sign 1) or smaller (sign −1) for; 0 without any."""
-    gaps = [z[y] - v for v in z if v != -math.inf and sign * (z[y] - v) > 0]
+    gaps = [z[y] - z[k] for k in unmasked(z) if sign * (z[y] - z[k]) > 0]
     return sum(gaps) / len(gaps) if gaps else 0.0
 
 
 def logit_norm(z, y, p):
-    norm = math.sqrt(sum(v * v for v in z if v != -math.inf))
-    return numbers([v / ((norm + 1e-7) * p["tau"]) for v in z], y)["cross_entropy"], 0.0
+    kept = unmasked(z)
+    norm = math.sqrt(sum(z[k] * z[k] for k in kept))
+    scaled = [z[k] / ((norm + 1e-7) * p["tau"]) if k in kept else -math.inf for k in range(len(z))]
+    return numbers(scaled, y)["cross_entropy"], 0.0
 
 
 def zipf(z, y, p):
-    others = [k for k in range(len(z)) if k != y and z[k] != -math.inf]
+    others = [k for k in unmasked(z) if k != y]
+    if not others:
+        return 0.0, 0.0
     share = {k: (1 + sum(v > z[k] for v in z)) ** -p["power"] for k in others}
-    lse = math.log(sum(math.exp(z[k]) for k in others))
+    top = max(z[k] for k in others)
+    lse = top + math.log(sum(math.exp(z[k] - top) for k in others))
     total = sum(share.values())
     divergence = sum(s / total * (math.log(s / total) - z[k] + lse) for k, s in share.items())
     return numbers(z, y)["cross_entropy"], p["lam"] * divergence
@@ -56,14 +63,14 @@ def zipf(z, y, p):
 def online(z, y, p):
     """In the first epoch: against the target of label smoothing over the other classes."""
     ce, k = numbers(z, y)["cross_entropy"], numbers(z, y)["classes"]
-    spread = [p["smoothing"] / (k - 1)] * len(z)
+    spread = [p["smoothing"] / max(k - 1, 1) if c in unmasked(z) else 0.0 for c in range(len(z))]
     spread[y] = 1 - p["smoothing"]
     return (1 - p["alpha"]) * ce + p["alpha"] * numbers(z, spread)["cross_entropy"], 0.0
 
 
 # name -> (row, target, parameters) -> (term on the label, penalty)
 TWINS = {
-    "confidence_penalty": lambda z, y, p: (numbers(z, y)["cross_entropy"], -p["beta"] * entropy(z)),
+    "confidence_penalty": on_numbers(lambda n, p: (n["cross_entropy"], -p["beta"] * n["entropy"])),
     "cross_entropy": on_numbers(lambda n, p: (n["cross_entropy"], 0.0)),
     "focal": on_numbers(lambda n, p: ((1 - math.exp(-n["cross_entropy"])) ** p["gamma"] * n["cross_entropy"], 0.0)),
     "label_smoothing": on_numbers(lambda n, p: (n["cross_entropy"], p["alpha"] * (n["label"] - n["mean"]))),
@@ -81,7 +88,7 @@ TWINS = {
 
 def smoothed(z, target, p, w):
     """Cross-entropy against the smoothed target, each class of it with its own weight."""
-    kept = [k for k in range(len(z)) if z[k] != -math.inf]
+    kept = unmasked(z)
     t = [float(k == target) for k in range(len(z))] if isinstance(target, int) else target
     spread = [w[k] * ((1 - p["alpha"]) * t[k] + p["alpha"] / len(kept)) * (k in kept) for k in range(len(z))]
     return numbers(z, spread)["cross_entropy"], 0.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.losses._spec import Formula, LossSpec
-from maxsup_hf.ops.autograd import can_be_read, is_plain, linear_loss, serves_small, small_loss, statistics
+from maxsup_hf.ops.autograd import MOMENTS, can_be_read, is_plain, linear_loss, serves_small, small_loss, statistics
 from maxsup_hf.ops.formula import linear_coefficients
 from maxsup_hf.ops.row_stats import SLOPES, STATISTICS
 from maxsup_hf.reduction import reduce
@@ -159,10 +159,13 @@ def _at_once(
     if weight is not None:
         by_term = weight * by_term
     slopes = rows.new_zeros((1 if weight is None else count, len(SLOPES)), dtype=number)
-    for column, of_term, of_penalty in zip(slopes.unbind(1), *terms, strict=True):
+    moments = False
+    for name, column, of_term, of_penalty in zip(SLOPES, slopes.unbind(1), *terms, strict=True):
         if isinstance(of_term, Tensor) or isinstance(of_penalty, Tensor) or of_term or of_penalty:
             column += of_term * by_term + of_penalty * by_penalty
-    return linear_loss(rows, target, slopes, by_term, ignore_index=ignore_index, backend=backend)
+            moments |= name in MOMENTS
+    by: Any = {"ignore_index": ignore_index, "moments": moments, "backend": backend}
+    return linear_loss(rows, target, slopes, by_term, **by)
 
 
 def at_small_cost(

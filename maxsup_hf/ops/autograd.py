@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from maxsup_hf.ops import rows_numba
-from maxsup_hf.ops.backends import has_numba, resolve
+from maxsup_hf.ops import backends, rows_numba
+from maxsup_hf.ops.backends import resolve
 from maxsup_hf.ops.labels import check_range
 from maxsup_hf.ops.row_stats import COLUMNS, SLOPES, STATISTICS, as_rows, row_stats
 
@@ -72,8 +72,8 @@ def statistics(
 _library = torch.library.Library("maxsup_hf", "FRAGMENT")
 _library.define("rows(Tensor logits, Tensor target, int ignore_index, bool moments, str backend) -> (Tensor, Tensor)")
 _library.define(
-    "rows_grad(Tensor logits, Tensor target, Tensor stats, Tensor index, Tensor slopes, int ignore_index, str backend)"
-    " -> Tensor"
+    "rows_grad(Tensor logits, Tensor target, Tensor stats, Tensor index, Tensor slopes, int ignore_index, bool moments, "
+    "str backend) -> Tensor"
 )
 
 
@@ -89,10 +89,18 @@ def _checked_rows(logits: Tensor, target: Tensor, ignore_index: int, moments: bo
 
 
 def _rows_grad(
-    logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, ignore_index: int, backend: str
+    logits: Tensor,
+    target: Tensor,
+    stats: Tensor,
+    index: Tensor,
+    slopes: Tensor,
+    ignore_index: int,
+    moments: bool,
+    backend: str,
 ) -> Tensor:
     out = torch.empty_like(logits)
-    resolve(backend, logits).rows_grad(logits, target, stats, index, slopes, out, ignore_index=ignore_index)
+    module = resolve(backend, logits)
+    module.rows_grad(logits, target, stats, index, slopes, out, ignore_index=ignore_index, moments=moments)
     return out
 
 
@@ -121,7 +129,7 @@ class _Statistics(torch.autograd.Function):
         # The dispatcher costs more than a small batch.
         operation = _rows if direct else torch.ops.maxsup_hf.rows
         stats, index = operation(logits, target, ignore_index, moments, backend)
-        ctx.ignore_index, ctx.backend, ctx.direct = ignore_index, backend, direct
+        ctx.ignore_index, ctx.moments, ctx.backend, ctx.direct = ignore_index, moments, backend, direct
         ctx.mark_non_differentiable(index)
         ctx.save_for_backward(logits, target, stats, index)
         return stats, index
@@ -134,7 +142,7 @@ class _Statistics(torch.autograd.Function):
             grad = _reference_gradient(logits, target, slopes, ctx.ignore_index)
         else:
             operation = _rows_grad if ctx.direct else torch.ops.maxsup_hf.rows_grad
-            grad = operation(logits, target, stats, index, slopes, ctx.ignore_index, ctx.backend)
+            grad = operation(logits, target, stats, index, slopes, ctx.ignore_index, ctx.moments, ctx.backend)
         return grad, None, None, None, None, None
 
 
@@ -147,31 +155,41 @@ def _reference_gradient(logits: Tensor, target: Tensor, slopes: Tensor, ignore_i
 
 
 def linear_loss(
-    logits: Tensor, target: Tensor, slopes: Tensor, by_entropy: Tensor | float, *, ignore_index: int, backend: str
+    logits: Tensor,
+    target: Tensor,
+    slopes: Tensor,
+    by_entropy: Tensor | float,
+    *,
+    ignore_index: int,
+    moments: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Σ slope·statistic over all rows, with the gradient made at once; for plain tensors (see `is_plain`).
 
     Args:
         slopes: (1, 8) for all rows, or (N, 8).
         by_entropy: what the cross-entropies are multiplied by before they are summed: a number, or (N,).
+        moments: whether a statistic of `MOMENTS` may have a slope.
 
     Returns:
         The loss, and without a gradient the cross-entropy in it; both 0-dim.
     """
     gradient = torch.empty_like(logits)
-    moments = logits.device.type != "cpu" or bool(slopes[:, 5:].any())
-    stats, _ = resolve(backend, logits).rows_and_grad(
-        logits.detach(), target, slopes, gradient, ignore_index=ignore_index, moments=moments
-    )
+    flags = {"ignore_index": ignore_index, "moments": moments}
+    stats, _ = resolve(backend, logits).rows_and_grad(logits.detach(), target, slopes, gradient, **flags)
     # A statistic without a slope is left out: it may be infinite.
     total = torch.where(slopes == 0, 0, slopes * stats[:, : len(SLOPES)]).sum()
-    loss = _Made.apply(logits, target, total, gradient, slopes, ignore_index, backend)
+    loss = _Made.apply(logits, target, total, gradient, slopes, flags, backend)
     return loss, (stats[:, 0] * by_entropy).sum()
 
 
 def serves_small(logits: Tensor, target: Tensor) -> bool:
     """Whether `small_loss` takes these, if they are plain."""
-    return rows_numba.serves_small(logits, target) and has_numba()
+    return rows_numba.serves_small(logits, target) and backends.has_numba()
+
+
+def on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def small_loss(
@@ -193,7 +211,8 @@ def small_loss(
     if counted < 0:
         return None
     scale = 1 / (divisor or counted or 1)
-    return _Made.apply(logits, target, loss, gradient, (slopes, scale), ignore_index, "cpu"), torch.tensor(entropy)
+    flags = {"ignore_index": ignore_index, "moments": True}
+    return _Made.apply(logits, target, loss, gradient, (slopes, scale), flags, "cpu"), torch.tensor(entropy)
 
 
 class _Made(torch.autograd.Function):
@@ -201,11 +220,11 @@ class _Made(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, loss: Any, gradient: Tensor, slopes: Any, ignore_index: int, backend: str
+        ctx: Any, logits: Tensor, target: Tensor, loss: Any, gradient: Tensor, slopes: Any, flags: Any, backend: str
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, target)
-        ctx.gradient, ctx.slopes, ctx.ignore_index, ctx.backend = gradient, slopes, ignore_index, backend
+        ctx.gradient, ctx.slopes, ctx.flags, ctx.backend = gradient, slopes, flags, backend
         return loss.clone() if isinstance(loss, Tensor) else torch.tensor(loss)
 
     @staticmethod
@@ -221,12 +240,10 @@ class _Made(torch.autograd.Function):
                 slopes = upstream.new_tensor([slopes[0]]) * slopes[1]
             if torch.is_grad_enabled():
                 ctx.gradient = gradient
-                return _reference_gradient(logits, target, slopes * upstream, ctx.ignore_index), *none
+                return _reference_gradient(logits, target, slopes * upstream, ctx.flags["ignore_index"]), *none
             gradient = torch.empty_like(logits)
-            resolve(ctx.backend, logits).rows_and_grad(
-                logits, target, slopes, gradient, ignore_index=ctx.ignore_index, moments=True
-            )
-        if gradient.device.type != "cpu":
+            resolve(ctx.backend, logits).rows_and_grad(logits, target, slopes, gradient, **ctx.flags)
+        if not on_cpu(gradient):
             return resolve(ctx.backend, gradient).multiply(gradient, upstream), *none
         factor = upstream.item()
         return gradient if factor == 1 else gradient.mul_(factor), *none

@@ -139,13 +139,14 @@ def _write_gradient(z: Tensor, target: Tensor, out: Tensor | None, scale: float,
     """(2 + summands,) loss, cross-entropy and penalties of some rows, summed. The gradient, times `scale`, goes into `out`,
     which may be `z`."""
     backend = backends.resolve(backends.choose("auto", z), z)
-    stats, index = backend.rows(z, target, ignore_index=NONE_IGNORED, moments=not MOMENTS.isdisjoint(loss.names))
+    flags: Any = {"ignore_index": NONE_IGNORED, "moments": not MOMENTS.isdisjoint(loss.names)}
+    stats, index = backend.rows(z, target, **flags)
     columns = dict(zip(COLUMNS, stats.unbind(1), strict=True))
     given = {name: columns[name] for name in loss.names}
     of_rows, slopes = differentiate(loss.formula, given, loss.values)
     if out is not None:
         by_stats = packed(slopes, of_rows) * scale
-        backend.rows_grad(z, target, stats, index, by_stats, out, ignore_index=NONE_IGNORED)
+        backend.rows_grad(z, target, stats, index, by_stats, out, **flags)
     penalties = [sum(formula(*given.values(), **loss.values)).sum() for formula in loss.summands.values()]
     return torch.stack([of_rows.sum(), columns["cross_entropy"].sum(), *penalties])
 

@@ -57,7 +57,15 @@ def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) ->
 
 
 def rows_grad(
-    logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int
+    logits: Tensor,
+    target: Tensor,
+    stats: Tensor,
+    index: Tensor,
+    slopes: Tensor,
+    out: Tensor,
+    *,
+    ignore_index: int,
+    moments: bool,
 ) -> None:
     """Write to `out`, which may be `logits`, the gradient with respect to the logits.
 
@@ -65,8 +73,8 @@ def rows_grad(
         stats, index: what `rows` returned, or those of whole rows of which `logits` is a shard. A class index or an index
             of the top outside of [0, K) is then in another shard.
         slopes: (N, 8), or (1, 8) for all rows: the derivatives of the loss with respect to each of `SLOPES`.
+        moments: as it was for `rows`; where it is False the last three slopes are taken for 0.
     """
-    moments = bool(slopes[:, 5:].any())
     _run(logits, target, out, slopes, stats.contiguous(), index.contiguous(), ignore_index, moments, False)
 
 

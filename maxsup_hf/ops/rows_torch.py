@@ -35,7 +35,15 @@ def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) ->
 
 
 def rows_grad(
-    logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int
+    logits: Tensor,
+    target: Tensor,
+    stats: Tensor,
+    index: Tensor,
+    slopes: Tensor,
+    out: Tensor,
+    *,
+    ignore_index: int,
+    moments: bool,
 ) -> None:
     """Write to `out` the gradient with respect to the logits; see `maxsup_hf.ops.rows_numba.rows_grad`."""
     with torch.no_grad():
@@ -53,7 +61,7 @@ def rows_and_grad(
 ) -> tuple[Tensor, Tensor]:
     """`rows` and `rows_grad`, for slopes known beforehand."""
     stats, index = rows(logits, target, ignore_index=ignore_index, moments=moments)
-    rows_grad(logits, target, stats, index, slopes, out, ignore_index=ignore_index)
+    rows_grad(logits, target, stats, index, slopes, out, ignore_index=ignore_index, moments=moments)
     return stats, index
 
 

@@ -26,7 +26,8 @@ MASK_DISTANCE = tl.constexpr(4096.0)
 def _row(
     logits, target, slopes, stats, index, grad,
     classes, row_step, slopes_step, ignore_index,
-    SOFT: tl.constexpr, STATS: tl.constexpr, WRITE: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr,
+    SOFT: tl.constexpr, MOMENTS: tl.constexpr, STATS: tl.constexpr, WRITE: tl.constexpr,
+    BLOCK: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_step
@@ -44,7 +45,7 @@ def _row(
     mass = 1.0
     if SOFT and not STATS:
         mass = 0.0
-        for start in tl.range(0, classes, BLOCK):
+        for start in tl.range(0, BLOCK if ONE else classes, BLOCK):
             t = tl.load(target + start + column, mask=start + column < classes, other=0.0).to(tl.float32)
             mass += tl.sum(t, axis=0)
 
@@ -52,7 +53,7 @@ def _row(
         # The top comes first, of which all else is measured; the row then stands in registers, or in the cache.
         top = -float("inf")
         where = classes * 0
-        for start in tl.range(0, classes, BLOCK):
+        for start in tl.range(0, BLOCK if ONE else classes, BLOCK):
             k = start + column
             z = tl.load(logits + k, mask=k < classes, other=-float("inf")).to(tl.float32)
             here = tl.max(z, axis=0)
@@ -68,7 +69,7 @@ def _row(
         shifted_label = 0.0
         if SOFT:
             mass = 0.0
-        for start in tl.range(0, classes, BLOCK):
+        for start in tl.range(0, BLOCK if ONE else classes, BLOCK):
             k = start + column
             if not ONE:
                 z = tl.load(logits + k, mask=k < classes, other=-float("inf")).to(tl.float32)
@@ -77,8 +78,9 @@ def _row(
             e = tl.where(unmasked, tl.exp(x), 0.0)
             total += tl.sum(e, axis=0)
             shifted += tl.sum(tl.where(unmasked, x, 0.0), axis=0)
-            square += tl.sum(tl.where(unmasked, z * z, 0.0), axis=0)
-            product += tl.sum(tl.where(unmasked, e * x, 0.0), axis=0)
+            if MOMENTS:
+                square += tl.sum(tl.where(unmasked, z * z, 0.0), axis=0)
+                product += tl.sum(tl.where(unmasked, e * x, 0.0), axis=0)
             count += tl.sum(unmasked.to(tl.float32), axis=0)
             if SOFT:
                 t = tl.load(target + k, mask=k < classes, other=0.0).to(tl.float32)
@@ -96,8 +98,8 @@ def _row(
         tl.store(stats + 3, tl.where(counted, top + shifted / tl.maximum(count, 1.0), 0.0))
         tl.store(stats + 4, tl.where(counted, label, 0.0))
         tl.store(stats + 5, tl.where(counted, square, 0.0))
-        tl.store(stats + 6, tl.where(counted, top + shifted_expected, 0.0))
-        tl.store(stats + 7, tl.where(counted, log_sum - shifted_expected, 0.0))
+        tl.store(stats + 6, tl.where(counted & MOMENTS, top + shifted_expected, 0.0))
+        tl.store(stats + 7, tl.where(counted & MOMENTS, log_sum - shifted_expected, 0.0))
         tl.store(stats + 8, tl.where(counted, count, 0.0))
         tl.store(stats + 9, tl.where(counted, total, 0.0))
         tl.store(index + row, tl.where(counted, where, 0).to(tl.int64))
@@ -125,14 +127,16 @@ def _row(
         by_softmax = tl.where(by_x == 0, by_softmax, by_softmax - by_x * shifted_expected)
         by_mean = by_mean / tl.maximum(count, 1.0)
         by_target = by_label - by_entropy
-        for start in tl.range(0, classes, BLOCK):
+        for start in tl.range(0, BLOCK if ONE else classes, BLOCK):
             k = start + column
             if not ONE or not STATS:
                 z = tl.load(logits + k, mask=k < classes, other=-float("inf")).to(tl.float32)
             x = z - top
-            factor = tl.where(by_x == 0, by_softmax, by_softmax + by_x * x)
-            g = tl.exp(x) / total * factor + by_mean
-            g = tl.where(by_square == 0, g, g + 2.0 * by_square * z)
+            q = tl.exp(x) / total
+            g = q * by_softmax + by_mean
+            if MOMENTS:
+                g = tl.where(by_x == 0, g, g + by_x * q * x)
+                g = tl.where(by_square == 0, g, g + 2.0 * by_square * z)
             g = tl.where(x < -MASK_DISTANCE, 0.0, g)
             g += tl.where(k == where, by_top, 0.0)
             if SOFT:
@@ -160,19 +164,20 @@ def warps(block: int) -> int:
 
 
 def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) -> tuple[Tensor, Tensor]:
-    """See `maxsup_hf.ops.rows_numba.rows`; `moments` cost nothing here and are always there."""
+    """See `maxsup_hf.ops.rows_numba.rows`."""
     n = logits.shape[0] if logits.ndim == 2 else logits.shape[0] * logits.shape[2]
     stats = logits.new_empty((n, len(COLUMNS)), dtype=torch.float32)
     index = logits.new_empty(n, dtype=torch.int64)
-    _launch(logits, target, None, stats, index, None, ignore_index)
+    _launch(logits, target, None, stats, index, None, ignore_index, moments)
     return stats, index
 
 
 def rows_grad(
-    logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int
-) -> None:
+    logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int,
+    moments: bool,
+) -> None:  # fmt: skip
     """See `maxsup_hf.ops.rows_numba.rows_grad`."""
-    _launch(logits, target, slopes, stats.contiguous(), index.contiguous(), out, ignore_index, given=True)
+    _launch(logits, target, slopes, stats.contiguous(), index.contiguous(), out, ignore_index, moments, given=True)
 
 
 def rows_and_grad(
@@ -182,7 +187,7 @@ def rows_and_grad(
     n = logits.shape[0] if logits.ndim == 2 else logits.shape[0] * logits.shape[2]
     stats = logits.new_empty((n, len(COLUMNS)), dtype=torch.float32)
     index = logits.new_empty(n, dtype=torch.int64)
-    _launch(logits, target, slopes, stats, index, out, ignore_index)
+    _launch(logits, target, slopes, stats, index, out, ignore_index, moments)
     return stats, index
 
 
@@ -194,6 +199,7 @@ def _launch(
     index: Tensor,
     out: Tensor | None,
     ignore_index: int,
+    moments: bool,
     given: bool = False,
 ) -> None:
     z = as_rows(logits)
@@ -212,7 +218,8 @@ def _launch(
         _row[(n,)](
             z, t, stats if slopes is None else slopes, stats, index, z if into is None else into,
             classes, z.stride(0), 0 if slopes is None or len(slopes) == 1 else slopes.stride(0), ignore_index,
-            SOFT=soft, STATS=not given, WRITE=out is not None, BLOCK=block, ONE=one, num_warps=warps(block),
+            SOFT=soft, MOMENTS=moments, STATS=not given, WRITE=out is not None, BLOCK=block, ONE=one,
+            num_warps=warps(block),
         )  # fmt: skip
     if out is not None and into is not out:
         assert into is not None

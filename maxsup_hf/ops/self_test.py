@@ -21,8 +21,8 @@ def agrees(device: torch.device) -> bool:
         reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
     if reason:
         warnings.warn(
-            f"the Triton kernel is not used on {device}: {reason}. Losses are computed in torch operations instead, which are "
-            "slower and as correct. MAXSUP_HF_KERNEL=plain silences this",
+            f"the Triton kernel is not used on {device}: {reason}. Losses are computed in torch operations instead, slower "
+            "and as correct. MAXSUP_HF_KERNEL=plain silences this",
             stacklevel=2,
         )
     return not reason
@@ -42,7 +42,7 @@ def _difference(classes: int, soft: bool, device: torch.device) -> float:
     for backend in (rows_triton, rows_torch):
         gradient, again = torch.empty_like(logits), torch.empty_like(logits)
         stats, index = backend.rows_and_grad(logits, target, slopes, gradient, ignore_index=-100, moments=True)
-        backend.rows_grad(logits, target, stats, index, slopes, again, ignore_index=-100)
+        backend.rows_grad(logits, target, stats, index, slopes, again, ignore_index=-100, moments=True)
         found.append((stats, index, gradient, again))
     differences = [(x - y).abs().max() / y.abs().max() for x, y in zip(*found, strict=True)]
     return float(torch.stack(differences).nan_to_num(torch.inf).max())

@@ -45,7 +45,7 @@ class ShardedLoss(torch.autograd.Function):
         by_stats = packed(slopes, of_rows) * scale[:, None]
         gradient = torch.empty_like(z)
         whole = torch.stack([stats[name] for name in COLUMNS], 1)
-        backend.rows_grad(z, column, whole, index, by_stats, gradient, ignore_index=NONE_IGNORED)
+        backend.rows_grad(z, column, whole, index, by_stats, gradient, ignore_index=NONE_IGNORED, moments=moments)
         ctx.save_for_backward(gradient)
         return torch.where(scale != 0, of_rows * scale, 0).sum()
 

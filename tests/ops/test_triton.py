@@ -25,7 +25,7 @@ def test_interpreted():
         "-q",
         "-p",
         "no:cacheprovider",
-        str(Path(__file__).with_name("interpreted_cuda.py")),
+        str(Path(__file__).with_name("interpreted_triton.py")),
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
@@ -38,14 +38,13 @@ def test_interpreted():
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_it_compiles_and_a_row_stays_in_registers(dtype, capability, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from tests.kernels import compiled_cuda
+    from tests.ops import compiled_triton
 
-    for classes in compiled_cuda.CLASSES:
-        for soft, write in ((False, False), (False, True), (True, True)):
-            compiled = compiled_cuda.compile_row(capability, dtype, classes, soft, write)
-            registers, stack, shared = compiled_cuda.usage(compiled)
-            assert registers <= 255 and shared <= 2048
-            assert stack <= 64 * soft, "spilled"
-            if write and not soft and classes <= compiled_cuda.cuda.IN_REGISTERS and dtype != "fp32":
-                assert compiled_cuda.label_is_read_before_warps_meet(compiled)
-    assert compiled_cuda.usage(compiled_cuda.compile_times(capability, dtype))[1] == 0
+    for classes in compiled_triton.CLASSES:
+        for soft in (False, True):
+            for stats, write in ((True, False), (True, True), (False, True)):
+                compiled = compiled_triton.compile_row(capability, dtype, classes, soft, stats, write)
+                registers, stack, shared = compiled_triton.usage(compiled)
+                assert registers <= 255 and shared <= 2048
+                assert stack <= 80 * soft, f"spilled: {classes=}, {soft=}, {stats=}, {write=}"
+    assert compiled_triton.usage(compiled_triton.compile_times(capability, dtype))[1] == 0
