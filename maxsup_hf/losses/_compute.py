@@ -136,11 +136,14 @@ def _coefficients(formula: Formula, arguments: tuple[str, ...], values: tuple[tu
     return terms and tuple(tuple(found.get(name, 0.0) for name in SLOPES) for found in terms)
 
 
-@lru_cache(maxsize=64)  # asking anew costs more than a small batch
-def _small_slopes(formula: Formula, arguments: tuple[str, ...], values: tuple[tuple[str, Any], ...]) -> Any:
+def _slopes(formula: Formula, arguments: tuple[str, ...], values: tuple[tuple[str, Any], ...]) -> Any:
     """The coefficients of target term + penalty, for values that are numbers."""
     terms = _coefficients(formula, arguments, values)
     return terms and tuple(a + b for a, b in zip(*terms, strict=True))
+
+
+# Asking anew costs more than a small batch. Only for formulas of this package: another's may read what changes.
+_remembered_slopes = lru_cache(maxsize=64)(_slopes)
 
 
 def _at_once(
@@ -182,7 +185,8 @@ def at_small_cost(
     items = _as_number(items)
     if isinstance(items, Tensor) or any(isinstance(x, Tensor) for _, x in numbers):
         return None
-    slopes = _small_slopes(spec.formula, spec.arguments, numbers)
+    slopes_of = _remembered_slopes if spec.formula.__module__.startswith("maxsup_hf.losses.") else _slopes
+    slopes = slopes_of(spec.formula, spec.arguments, numbers)
     if slopes is None:
         return None
     divisor = 1.0 if reduction == "sum" else 0.0 if items is None else items or 1.0

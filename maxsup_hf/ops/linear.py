@@ -99,8 +99,10 @@ class _Linear(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         wide = torch.promote_types(dtype, torch.float32)
         given, wanted = (hidden, weight, bias), ctx.needs_input_grad[:3]
-        made = [torch.zeros(x.shape, dtype=wide, device=x.device) if needed else None
-                for x, needed in zip(given, wanted, strict=True)]  # fmt: skip
+        made = [
+            None if x is None or not needed else torch.zeros(x.shape, dtype=wide, device=x.device)
+            for x, needed in zip(given, wanted, strict=True)
+        ]
         weight = weight.to(dtype)
         sums = torch.zeros(2 + len(loss.summands), dtype=wide, device=hidden.device)
         # The first chunk is the largest. The derivative of a softcap needs the logits beside their gradient.
@@ -147,7 +149,8 @@ def _write_gradient(z: Tensor, target: Tensor, out: Tensor | None, scale: float,
     if out is not None:
         by_stats = packed(slopes, of_rows) * scale
         backend.rows_grad(z, target, stats, index, by_stats, out, **flags)
-    penalties = [sum(formula(*given.values(), **loss.values)).sum() for formula in loss.summands.values()]
+    terms = (formula(*given.values(), **loss.values) for formula in loss.summands.values())
+    penalties = [(weighted + unweighted).sum() for weighted, unweighted in terms]
     return torch.stack([of_rows.sum(), columns["cross_entropy"].sum(), *penalties])
 
 

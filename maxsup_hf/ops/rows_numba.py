@@ -214,7 +214,7 @@ def _by_blocks(
             g = None if out is None else torch.empty_like(z)
             of_rows = slopes[rows] if slopes.shape[0] > 1 else slopes
             _run(z, t, g, of_rows, stats[rows], index[rows], *rest)
-            if out is not None:
+            if out is not None and g is not None:
                 piece(out, o, part).copy_(g)
 
 
