@@ -30,9 +30,10 @@ from transformers import (
     TrainerCallback,
 )
 
-from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, kernels, list_losses
+from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, list_losses
 from maxsup_hf.losses import get_spec
 from maxsup_hf.mixup import MixupCollator
+from maxsup_hf.ops import backends
 from tests import HANGS, tiny
 from tests.heads import HEADS, LLAMA, SMALL, STILL, Head, V, aligned, causal, masked_lm, shifted
 from tests.launch import two_processes
@@ -116,7 +117,7 @@ def check_equal(model, batch, folder, **kwargs):
 @FAMILIES
 @pytest.mark.parametrize("loss", ["maxsup", "confidence_penalty", "label_smoothing+z_loss"])
 def test_equals_the_trainer_without_it(head, loss, tmp_path, monkeypatch):
-    monkeypatch.setattr("maxsup_hf.kernels.linear.ROWS", 5)
+    monkeypatch.setattr("maxsup_hf.ops.linear.ROWS", 5)
     model, batch = build(head)
     names = model.state_dict().keys()
     check_equal(model, batch, tmp_path, loss=loss)
@@ -131,7 +132,7 @@ def test_every_loss(name, loss, tmp_path):
 
 @FAMILIES
 def test_logits_are_never_made(head, tmp_path, monkeypatch):
-    monkeypatch.setattr("maxsup_hf.kernels.linear.ROWS", 5)
+    monkeypatch.setattr("maxsup_hf.ops.linear.ROWS", 5)
     model, batch = build(head)
     outputs = model(**batch)
     rows = getattr(outputs, "prediction_logits", outputs.get("logits")).numel() // V
@@ -224,7 +225,7 @@ def test_loss_curves(tmp_path, monkeypatch):
     """200 steps of a tiny causal language model, by the plain path, the fast one, and without logits."""
     curves = {}
     for path in ("plain", "cpu", "fused"):
-        monkeypatch.setattr(kernels, "DEFAULT", "plain" if path == "plain" else "cpu")
+        monkeypatch.setattr(backends, "DEFAULT", "plain" if path == "plain" else "cpu")
         order = dict(train_sampling_strategy="sequential", max_steps=200, logging_steps=1, learning_rate=3e-3)
         data = rows_to_learn()  # and the seed of the model
         trainer = trainer_of(tiny.llama(), tmp_path, path == "fused", data, **order)

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from maxsup_hf.bench import linear, logits
+from maxsup_hf.bench import linear, logits, variants
 from maxsup_hf.bench.timing import machine
 from maxsup_hf.fused_linear import check_serves
 from maxsup_hf.losses import create_loss, list_losses
 
-SHAPES = "64x10,256x1000,2048x1000,4096x21841,1024x32000,512x128256"
+SHAPES = "64x10,64x150,256x1000,2048x1000,4096x21841,1024x32000,512x128256"
+VARIANT_SHAPES = "64x10,65536x19,16384x150,2048x1000,1024x32000"
 LINEAR_SHAPES = "2048x512x32000,2048x512x128256"
 
 
@@ -25,8 +26,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--shapes", type=_shapes, metavar="NxK,…", help=f"rows x classes of logits ({SHAPES})")
     found.add_argument(
         "--linear_shapes", type=_linear_shapes, metavar="NxDxV,…",
-        help=f"rows x width x classes of the fused linear loss ({LINEAR_SHAPES}); if only one kind of shapes is given, the "
-        "other is left out",
+        help=f"rows x width x classes of the fused linear loss ({LINEAR_SHAPES})",
+    )  # fmt: skip
+    found.add_argument(
+        "--variant_shapes", type=_shapes, metavar="NxK,…",
+        help=f"rows x classes for other dtypes, layouts and losses ({VARIANT_SHAPES}); kinds of shapes that are not given "
+        "are left out if another is",
     )  # fmt: skip
     found.add_argument("--dtypes", type=_dtypes, default="float32", metavar="DTYPE,…", help="of the logits (float32)")
     found.add_argument("--rounds", type=int, default=15, help="how often each is timed (15)")
@@ -71,9 +76,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     device, loss = torch.device(args.device), create_loss(args.loss)
     if args.linear_shapes:
         check_serves(loss)
-    neither = not args.shapes and not args.linear_shapes
-    shapes = _shapes(SHAPES) if neither else args.shapes or []
-    linear_shapes = _linear_shapes(LINEAR_SHAPES) if neither and not loss.spec.needs_logits else args.linear_shapes or []
+    none = not (args.shapes or args.linear_shapes or args.variant_shapes)
+    shapes = _shapes(SHAPES) if none else args.shapes or []
+    linear_shapes = _linear_shapes(LINEAR_SHAPES) if none and not loss.spec.needs_logits else args.linear_shapes or []
+    variant_shapes = _shapes(VARIANT_SHAPES) if none else args.variant_shapes or []
     report: dict[str, Any] = {
         "loss": args.loss,
         "parameters": loss.values(0.0),
@@ -81,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "machine": machine(device),
         "results": [],
         "linear_results": [],
+        "variant_results": [],
     }
     for shape in shapes:
         for dtype in args.dtypes:
@@ -90,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for dtype in args.dtypes:
             report["linear_results"].append(linear.measure(loss, shape, dtype, device, args.rounds))
             print(linear.table(report["linear_results"][-1:]), flush=True)
+    for shape in variant_shapes:
+        report["variant_results"].append(variants.measure(loss, shape, device, args.rounds))
+        print(variants.table(report["variant_results"][-1:]), flush=True)
     print(summary(report))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def summary(report: dict[str, Any]) -> str:
     """A report as Markdown."""
-    tables = [logits.table(report["results"]) if report["results"] else "",
-              linear.table(report["linear_results"]) if report["linear_results"] else "",
-              ", ".join(f"{key}: {value}" for key, value in report["machine"].items())]  # fmt: skip
-    return "".join(f"\n{part}\n" for part in tables if part)
+    kinds = {"results": logits.table, "linear_results": linear.table, "variant_results": variants.table}
+    tables = [table(report[kind]) for kind, table in kinds.items() if report[kind]]
+    tables.append(", ".join(f"{key}: {value}" for key, value in report["machine"].items()))
+    return "".join(f"\n{part}\n" for part in tables)
