@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
 from maxsup_hf import create_loss, list_losses, vocab_parallel_loss
 from maxsup_hf.losses import get_spec
@@ -45,9 +46,29 @@ def on_a_rank(rank, world, store, results):
                 found[dtype, name, case] = value.detach(), mine.grad, forward, len(calls) - forward
                 with torch.no_grad():  # as in evaluation
                     assert torch.equal(vocab_parallel_loss(mine, labels, loss=name, vocab_start=start, **kwargs), value)
+    check_dtensors(world)
     torch.save(found, f"{results}.{rank}")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def check_dtensors(world):
+    """A loss on logits of which every rank holds a part is that of the whole, whatever is ignored."""
+    mesh = init_device_mesh("cpu", (world,))
+    logits = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 7, -100, 3, 2, -100])
+    for name in list_losses():
+        whole = logits.clone().requires_grad_()
+        expected = create_loss(name)(whole, labels)
+        expected.backward()
+        for placement in (Shard(0), Shard(1), Replicate()):
+            parts = distribute_tensor(logits, mesh, [placement]).requires_grad_()
+            of_labels = distribute_tensor(labels, mesh, [Shard(0) if placement == Shard(0) else Replicate()])
+            for target in (labels, of_labels):
+                value = create_loss(name)(parts, target)
+                (gradient,) = torch.autograd.grad(value, parts)
+                torch.testing.assert_close(value, expected)
+                torch.testing.assert_close(gradient.full_tensor(), whole.grad)
 
 
 @pytest.fixture(scope="module", params=SIZES)

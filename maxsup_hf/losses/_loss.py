@@ -170,7 +170,8 @@ class Loss(nn.Module):
         """The loss of a batch. In training mode (`loss.train()`, the default) a loss with a state also learns from it.
 
         Args:
-            logits: (..., K), classes last as in transformers; floating. Arithmetic is float32 (float64 for float64).
+            logits: (..., K), classes last as in transformers; floating. Arithmetic is float32 (float64 for float64). A
+                DTensor is gathered (`vocab_parallel_loss` does not).
             labels: (...) integer class indices, or (..., K) class probabilities.
             progress: share of training that is done, in [0, 1]; sets scheduled parameters.
             num_items_in_batch: what to divide the sum by, instead of the number of counted rows of this batch.
@@ -225,6 +226,7 @@ class Loss(nn.Module):
             weight_in_batch: with `weight` and integer labels, what the weighted sum is divided by, while
                 `num_items_in_batch` divides the sum of the penalties. Default: `num_items_in_batch` divides both.
         """
+        logits, labels, weight, votes = (_gathered(x) for x in (logits, labels, weight, votes))
         if kernel == "auto" == backends.DEFAULT and weight is None and weight_in_batch is None:
             made = at_small_cost(
                 self.spec, {**values, **self.options}, logits, labels, num_items_in_batch, reduction, ignore_index
@@ -325,6 +327,11 @@ class Loss(nn.Module):
         by |= {"inputs": {}, "summands": {}}
         assert self.spec.spread is not None
         return evaluate(self.spec.spread, ("cross_entropy", "classes"), values, flat, uniform, reduced, **by)[0]
+
+
+def _gathered(x: Any) -> Any:
+    """A DTensor as a tensor of all that its ranks hold; the gradient finds its way back by itself."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def as_rows(logits: Tensor) -> Tensor:

@@ -56,11 +56,10 @@ def statistics(
 
     Returns:
         name -> (N,) float32 (float64 for float64 logits). Gradients have the logits' dtype; second derivatives are the
-        reference's. So are soft targets' gradients, transforms of torch.func, and tensor subclasses such as DTensor.
+        reference's. So are soft targets' gradients and transforms of torch.func.
     """
-    subclass = hasattr(logits, "full_tensor")
     transformed = not torch.compiler.is_compiling() and _transformed()
-    if backend == "reference" or subclass or target.requires_grad or transformed:
+    if backend == "reference" or target.requires_grad or transformed:
         rows = as_rows(target) if target.is_floating_point() else target
         return row_stats(as_rows(logits), rows, names, ignore_index=ignore_index)
     moments = not MOMENTS.isdisjoint(names)

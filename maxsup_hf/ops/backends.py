@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maxsup_hf.ops import rows_numba, rows_torch
 from maxsup_hf.ops.self_test import agrees
@@ -47,14 +47,10 @@ def choose(kernel: str, logits: Tensor) -> str:
 
 
 def _no_cpu(logits: Tensor) -> str | None:
-    if logits.device.type != "cpu" or not _is_dense(logits):
-        return f"it serves plain tensors on the CPU, got {type(logits).__name__} on {logits.device}"
-    return None
+    return None if logits.device.type == "cpu" else f"it serves tensors on the CPU, got {logits.device}"
 
 
 def _no_triton(logits: Tensor) -> str | None:
-    if not _is_dense(logits):
-        return f"it serves plain tensors, got {type(logits).__name__}"
     if logits.device.type != "cuda" and not (logits.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"it serves tensors on an NVIDIA GPU, got {logits.device}"
     if logits.dtype == torch.float64:
@@ -67,11 +63,6 @@ def _no_triton(logits: Tensor) -> str | None:
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
-
-
-def _is_dense(logits: Tensor) -> bool:
-    """Not a subclass such as DTensor. Under tracing the stand-ins of plain tensors are subclasses, too."""
-    return type(logits) in (Tensor, nn.Parameter) or not hasattr(logits, "full_tensor")
 
 
 def resolve(name: str, logits: Tensor) -> Any:
