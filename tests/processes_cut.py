@@ -160,6 +160,8 @@ def main(way, output):
     changes = {name: change(name, way, f"{output}.out") for name in CASES}
     if int(os.environ.get("RANK", 0)) == 0:
         torch.save({"processes": PartialState().num_processes, "changes": changes}, output)
+    if PartialState().num_processes > 1:
+        PartialState().destroy_process_group()  # gloo's threads abort a process that exits while they run
 
 
 if __name__ == "__main__":
