@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.losses._spec import Formula, LossSpec
-from maxsup_hf.ops.autograd import MOMENTS, can_be_read, is_plain, linear_loss, serves_small, small_loss, statistics
+from maxsup_hf.ops.autograd import MOMENTS, can_be_read, is_plain, linear_loss, loss_in_one_call, serves_loss, statistics
 from maxsup_hf.ops.formula import linear_coefficients
 from maxsup_hf.ops.row_stats import SLOPES, STATISTICS
 from maxsup_hf.reduction import reduce
@@ -111,8 +111,9 @@ def evaluate(
 
 
 def _as_number(value: Any) -> Any:
-    readable = isinstance(value, Tensor) and value.device.type == "cpu" and not value.requires_grad and can_be_read(value)
-    return value.item() if readable else value
+    if not isinstance(value, Tensor) or value.device.type != "cpu" or value.requires_grad or not can_be_read(value):
+        return value
+    return value.item()
 
 
 def _serves_at_once(
@@ -171,23 +172,21 @@ def _at_once(
     return linear_loss(rows, target, slopes, by_term, **by)
 
 
-def at_small_cost(
+def in_one_call(
     spec: LossSpec, values: Mapping[str, Any], logits: Tensor, labels: Tensor, items: Any, reduction: str, ignore_index: int
 ) -> tuple[Tensor, Tensor] | None:
-    """Loss and cross-entropy of a small batch by one call, or `None` where that does not serve: nothing has been checked."""
-    if torch.compiler.is_compiling() or not (serves_small(logits, labels) and is_plain(logits, labels)):
+    """Loss and cross-entropy with little overhead, or `None` where that does not serve: nothing has been checked before."""
+    if not (is_plain(logits, labels) and serves_loss(logits, labels) and logits.requires_grad and torch.is_grad_enabled()):
         return None
-    if not logits.requires_grad or not torch.is_grad_enabled() or spec.needs_logits or len(spec.parts) > 1:
+    if reduction == "none" or (items is not None and reduction != "mean") or len(spec.parts) > 1 or spec.needs_logits:
         return None
-    if reduction == "none" or (items is not None and reduction != "mean"):
-        return None
-    numbers = tuple((name, _as_number(x) if isinstance(x, Tensor) else x) for name, x in values.items())
     items = _as_number(items)
-    if isinstance(items, Tensor) or any(isinstance(x, Tensor) for _, x in numbers):
+    numbers = tuple([(name, _as_number(x)) for name, x in values.items()])
+    if isinstance(items, Tensor) or any([isinstance(x, Tensor) for _, x in numbers]):
         return None
     slopes_of = _remembered_slopes if spec.formula.__module__.startswith("maxsup_hf.losses.") else _slopes
     slopes = slopes_of(spec.formula, spec.arguments, numbers)
     if slopes is None:
         return None
     divisor = 1.0 if reduction == "sum" else 0.0 if items is None else items or 1.0
-    return small_loss(logits, labels, slopes, divisor, ignore_index=ignore_index)
+    return loss_in_one_call(logits, labels, slopes, divisor, ignore_index=ignore_index)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maxsup_hf.losses._compute import Reduction, at_small_cost, evaluate
+from maxsup_hf.losses._compute import Reduction, evaluate, in_one_call
 from maxsup_hf.losses._registry import get_spec
 from maxsup_hf.losses._spec import LossSpec, prefix_of
 from maxsup_hf.ops import backends
@@ -226,13 +226,13 @@ class Loss(nn.Module):
             weight_in_batch: with `weight` and integer labels, what the weighted sum is divided by, while
                 `num_items_in_batch` divides the sum of the penalties. Default: `num_items_in_batch` divides both.
         """
-        logits, labels, weight, votes = (_gathered(x) for x in (logits, labels, weight, votes))
         if kernel == "auto" == backends.DEFAULT and weight is None and weight_in_batch is None:
-            made = at_small_cost(
+            made = in_one_call(
                 self.spec, {**values, **self.options}, logits, labels, num_items_in_batch, reduction, ignore_index
             )
             if made is not None:
                 return LossOutput(*made, self.spec.name)
+        logits, labels, weight, votes = (_gathered(x) for x in (logits, labels, weight, votes))
         labels, weight = normalized(labels, weight, logits)
         all_count = check_inputs(logits, labels, ignore_index, weight)
         check_reduction(reduction, num_items_in_batch, weight_in_batch)

@@ -303,12 +303,13 @@ def make_column_kernel(name: str, number: type, moments: bool, with_stats: bool,
     return kernel
 
 
-def make_small_kernel(name: str, moments: bool) -> Callable[..., tuple[float, ...]]:
-    """All of a small batch in one call, to be compiled with numba; see `maxsup_hf.ops.rows_numba.small_rows_and_grad`."""
+def make_loss_kernel(name: str, moments: bool) -> Callable[..., tuple[float, float, int]]:
+    """The gradient of rows `first` to `last` of a batch in one call, and what they add to the loss, to be compiled with
+    numba; see `maxsup_hf.ops.rows_numba.loss_and_grad`."""
 
     def kernel(
         logits, target, out, rows, classes, ignore_index, divisor,
-        cross_entropy, lse, top, mean, label, square, expected, entropy,
+        cross_entropy, lse, top, mean, label, square, expected, entropy, first, last,
     ):  # fmt: skip
         labels = carray(pointer(target, 0, np.int64), rows)
         z_rows = carray(pointer(logits, 0, np.float32), (rows, classes))
@@ -325,7 +326,7 @@ def make_small_kernel(name: str, moments: bool) -> Callable[..., tuple[float, ..
             slopes[s] = scale * of_all[s]
         loss = total = 0.0
         stats, index = np.empty((1, 10), np.float32), np.empty(1, np.int64)
-        for r in range(rows):
+        for r in range(first, last):
             z, g, y = z_rows[r], g_rows[r], labels[r]
             row(z, g, z, y, y == ignore_index, slopes, stats, index, 0, False, moments, True, True)
             total += stats[0, 0]

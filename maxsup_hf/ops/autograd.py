@@ -182,19 +182,19 @@ def linear_loss(
     return loss, (stats[:, 0] * by_entropy).sum()
 
 
-def serves_small(logits: Tensor, target: Tensor) -> bool:
-    """Whether `small_loss` takes these, if they are plain."""
-    return rows_numba.serves_small(logits, target) and backends.has_numba()
+def serves_loss(logits: Tensor, target: Tensor) -> bool:
+    """Whether `loss_in_one_call` takes these, if they are plain."""
+    return rows_numba.serves_loss(logits, target) and backends.has_numba()
 
 
 def on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def small_loss(
+def loss_in_one_call(
     logits: Tensor, target: Tensor, slopes: tuple[float, ...], divisor: float, *, ignore_index: int
 ) -> tuple[Tensor, Tensor] | None:
-    """`linear_loss` of a small batch on the CPU, with little overhead.
+    """`linear_loss` on the CPU with little overhead, for slopes that all rows share.
 
     Args:
         slopes: eight numbers, for all rows.
@@ -204,7 +204,7 @@ def small_loss(
         As `linear_loss`, or `None` if a class index is out of range.
     """
     gradient = torch.empty_like(logits)
-    loss, entropy, counted = rows_numba.small_rows_and_grad(
+    loss, entropy, counted = rows_numba.loss_and_grad(
         logits, target, slopes, gradient, ignore_index=ignore_index, divisor=divisor
     )
     if counted < 0:

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from functools import cache, partial
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from torch import Tensor
 from maxsup_hf.ops import _pool
 from maxsup_hf.ops.row_stats import COLUMNS
 
-SMALL = 1 << 19  # elements up to which one thread does everything: waking another takes longer
+_SHARED = 1 << 18  # elements up to which one thread does everything: waking another takes longer
+_LABELS = 1 << 16  # that may be looked at by each part of `loss_and_grad`
 _COLUMN_CLASSES = 2048  # with more, rows that lie side by side leave the cache, and long sums lose digits
+_CPU = torch.device("cpu")
 _BLOCK = 1 << 18  # elements that are copied at a time where a layout or a dtype needs a copy
 
 
@@ -87,19 +90,22 @@ def rows_and_grad(
     return stats, index
 
 
-def serves_small(logits: Tensor, target: Tensor) -> bool:
-    """Whether `small_rows_and_grad` takes these: up to `SMALL` contiguous float32 logits and int64 class indices."""
+def serves_loss(logits: Tensor, target: Tensor) -> bool:
+    """Whether `loss_and_grad` takes these: contiguous float32 logits and int64 class indices, not too many rows."""
     return (
         logits.dim() == 2
-        and 0 < logits.numel() <= SMALL
+        and 0 < logits.shape[0] <= _LABELS
+        and logits.shape[1] > 0
         and logits.dtype is torch.float32
         and target.dtype is torch.int64
+        and target.shape == logits.shape[:1]
         and logits.is_contiguous()
         and target.is_contiguous()
+        and logits.device == target.device == _CPU
     )
 
 
-def small_rows_and_grad(
+def loss_and_grad(
     logits: Tensor, target: Tensor, slopes: tuple[float, ...], out: Tensor, *, ignore_index: int, divisor: float
 ) -> tuple[float, float, int]:
     """`rows_and_grad` in one call with little overhead, for one set of slopes and statistics that are only needed summed.
@@ -116,8 +122,13 @@ def small_rows_and_grad(
         index is out of range.
     """
     rows, classes = logits.shape
-    kernel = _small_kernel(slopes[5] != 0 or slopes[6] != 0 or slopes[7] != 0)
-    return kernel(logits.data_ptr(), target.data_ptr(), out.data_ptr(), rows, classes, ignore_index, divisor, *slopes)
+    kernel = _loss_kernel(slopes[5] != 0 or slopes[6] != 0 or slopes[7] != 0)
+    arguments = logits.data_ptr(), target.data_ptr(), out.data_ptr(), rows, classes, ignore_index, divisor, *slopes
+    if rows * classes <= _SHARED or rows == 1 or torch.get_num_threads() == 1:
+        return kernel(*arguments, 0, rows)
+    parts: list[tuple[float, float, int]] = []
+    _pool.share(lambda first, last: parts.append(kernel(*arguments, first, last)), rows, torch.get_num_threads())
+    return fsum(part[0] for part in parts), fsum(part[1] for part in parts), parts[0][2]
 
 
 def _statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +177,7 @@ def _run(
         *(int(slopes.shape[0] > 1), ignore_index, classes, *steps),
     )
     threads = torch.get_num_threads()
-    if threads == 1 or rows == 1 or rows * classes <= SMALL:
+    if threads == 1 or rows == 1 or rows * classes <= _SHARED:
         kernel(*arguments, 0, rows)
     else:
         _pool.share(partial(kernel, *arguments), rows, threads)
@@ -237,14 +248,14 @@ def _kernel(
 
 
 @cache
-def _small_kernel(moments: bool) -> Callable[..., tuple[float, float, int]]:
+def _loss_kernel(moments: bool) -> Callable[..., tuple[float, float, int]]:
     from numba import types
 
     from maxsup_hf.ops import _numba_kernels as kernels
 
-    arguments = [*[types.int64] * 6, *[types.float64] * 9]
+    arguments = [*[types.int64] * 6, *[types.float64] * 9, *[types.int64] * 2]
     result = types.Tuple((types.float64, types.float64, types.int64))
-    return _compile(kernels.make_small_kernel(_name("small", moments), moments), result(*arguments))
+    return _compile(kernels.make_loss_kernel(_name("loss", moments), moments), result(*arguments))
 
 
 def _name(*kinds: Any) -> str:

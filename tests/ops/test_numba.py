@@ -46,15 +46,15 @@ def test_small(divisor):
     whole, out = torch.empty_like(logits), torch.empty_like(logits)
     stats, _ = rows_numba.rows_and_grad(logits, target, slopes, whole, ignore_index=IGNORE, moments=True)
     by = {"ignore_index": IGNORE, "divisor": divisor}
-    loss, entropy, counted = rows_numba.small_rows_and_grad(logits, target, tuple(SLOPES), out, **by)
+    loss, entropy, counted = rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by)
     assert counted == 62
     torch.testing.assert_close(out, whole)
     torch.testing.assert_close(torch.tensor(loss), (slopes * stats[:, :8]).sum())
     torch.testing.assert_close(torch.tensor(entropy), stats[:, 0].sum() / (divisor or 62))
     target[3] = 10
-    assert rows_numba.small_rows_and_grad(logits, target, tuple(SLOPES), out, **by)[2] == -1
-    assert rows_numba.serves_small(logits, target)
-    assert not rows_numba.serves_small(logits.t(), target) and not rows_numba.serves_small(logits.double(), target)
+    assert rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by)[2] == -1
+    assert rows_numba.serves_loss(logits, target)
+    assert not rows_numba.serves_loss(logits.t(), target) and not rows_numba.serves_loss(logits.double(), target)
 
 
 def big():
