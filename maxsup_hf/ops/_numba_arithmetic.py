@@ -1,18 +1,21 @@
 # mypy: ignore-errors
 """What numba's own language lacks for the row operation, written in LLVM's instructions: an exp that becomes vector
-instructions, an order of floats that does not depend on how NaN compares, and memory at an address.
+instructions, an order of floats that does not depend on how NaN compares, 16-bit floats, and memory at an address.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_F32 = ir.FloatType()
 
 
 class _Exp(NamedTuple):
@@ -104,6 +107,92 @@ def add(typing_context, total, x):
         return builder.fadd(*arguments, flags=("reassoc", "nsz", "contract"))
 
     return x(x, x), generate
+
+
+def _conversion(result: types.Type, argument: types.Type, generate: Callable[[Any, Any], Any]) -> Any:
+    """An intrinsic from a function that appends instructions to a builder."""
+
+    @intrinsic
+    def convert(typing_context, value):
+        return result(argument), lambda context, builder, signature, arguments: generate(builder, arguments[0])
+
+    return convert
+
+
+def _bfloat16_to_float32(builder: Any, bits: Any) -> Any:
+    return builder.bitcast(builder.shl(builder.zext(bits, _I32), _I32(16)), _F32)
+
+
+def _float32_to_bfloat16(builder: Any, value: Any) -> Any:
+    bits = builder.bitcast(value, _I32)
+    high = builder.lshr(bits, _I32(16))
+    # Half of the last place, less one where the last place is even: rounds to the nearest, ties to even.
+    rounded = builder.lshr(builder.add(builder.add(bits, _I32(0x7FFF)), builder.and_(high, _I32(1))), _I32(16))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.select(is_nan, builder.or_(high, _I32(0x40)), rounded), _I16)
+
+
+def _float16_to_float32(builder: Any, bits: Any) -> Any:
+    bits = builder.zext(bits, _I32)
+    sign = builder.shl(builder.and_(bits, _I32(0x8000)), _I32(16))
+    magnitude = builder.shl(builder.and_(bits, _I32(0x7FFF)), _I32(13))
+    # The exponents' offsets differ by 112; a product corrects this for subnormal numbers too.
+    scaled = builder.fmul(builder.bitcast(magnitude, _F32), _F32(2.0**112))
+    special = builder.icmp_unsigned(">=", magnitude, _I32(0x7C00 << 13))
+    wide = builder.select(special, builder.or_(magnitude, _I32(0x7F800000)), builder.bitcast(scaled, _I32))
+    return builder.bitcast(builder.or_(wide, sign), _F32)
+
+
+def _float32_to_float16(builder: Any, value: Any) -> Any:
+    bits = builder.bitcast(value, _I32)
+    sign = builder.and_(builder.lshr(bits, _I32(16)), _I32(0x8000))
+    magnitude = builder.and_(bits, _I32(0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(magnitude, _I32(13)), _I32(1))
+    offset = builder.add(magnitude, _I32((0xFFF - (112 << 23)) & 0xFFFFFFFF))
+    normal = builder.lshr(builder.add(offset, odd), _I32(13))
+    # Adding 0.5 leaves as many bits of the mantissa as a subnormal result has, rounded by the addition.
+    sum_ = builder.fadd(builder.bitcast(magnitude, _F32), _F32(0.5))
+    subnormal = builder.sub(builder.bitcast(sum_, _I32), _I32(0x3F000000))
+    is_nan = builder.icmp_unsigned(">", magnitude, _I32(0x7F800000))
+    special = builder.select(is_nan, _I32(0x7E00), _I32(0x7C00))
+    result = builder.select(builder.icmp_unsigned("<", magnitude, _I32(0x38800000)), subnormal, normal)
+    result = builder.select(builder.icmp_unsigned(">=", magnitude, _I32(0x47800000)), special, result)
+    return builder.trunc(builder.or_(result, sign), _I16)
+
+
+bfloat16_to_float32 = _conversion(types.float32, types.uint16, _bfloat16_to_float32)
+float32_to_bfloat16 = _conversion(types.uint16, types.float32, _float32_to_bfloat16)
+float16_to_float32 = _conversion(types.float32, types.uint16, _float16_to_float32)
+float32_to_float16 = _conversion(types.uint16, types.float32, _float32_to_float16)
+
+
+BFLOAT16, FLOAT16 = np.uint16, np.int16  # the dtypes under which kernels see these in memory, to tell them apart
+
+
+def widen(value: Any) -> Any:
+    """A number as it lies in memory as a float of at least 32 bits."""
+
+
+def narrow(value: Any, dtype: Any) -> Any:
+    """The opposite of `widen`, rounded to the nearest, for memory that holds `dtype`."""
+
+
+@overload(widen)
+def _widen(value):
+    if value == types.uint16:
+        return lambda value: bfloat16_to_float32(value)
+    if value == types.int16:
+        return lambda value: float16_to_float32(value)
+    return lambda value: value
+
+
+@overload(narrow)
+def _narrow(value, dtype):
+    if dtype.dtype == types.uint16:
+        return lambda value, dtype: float32_to_bfloat16(value)
+    if dtype.dtype == types.int16:
+        return lambda value, dtype: float32_to_float16(value)
+    return lambda value, dtype: value
 
 
 @intrinsic

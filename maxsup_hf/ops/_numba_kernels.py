@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import carray, njit
 
-from maxsup_hf.ops._numba_arithmetic import add, exp, from_order, order, pointer
+from maxsup_hf.ops._numba_arithmetic import add, exp, from_order, narrow, order, pointer, widen
 
 MASK_DISTANCE = 4096.0  # a class is masked where its logit lies more than this below the row's top
 LANES = 64  # rows that lie side by side are worked on so many at a time; a constant, so that loops need no remainder
@@ -172,14 +172,31 @@ def row(z, g, t, y, ignored, slopes, stats, index, r, soft, moments, with_stats,
         g[index[r]] += slopes[2]
 
 
+@inlined
+def load(memory, offset, dtype, z):
+    """Copy a row from memory that holds `dtype`."""
+    source = carray(pointer(memory, offset, dtype), len(z))
+    for k in range(len(z)):
+        z[k] = widen(source[k])
+
+
+@inlined
+def store(memory, offset, dtype, g):
+    """The opposite of `load`."""
+    target = carray(pointer(memory, offset, dtype), len(g))
+    for k in range(len(g)):
+        target[k] = narrow(g[k], dtype)
+
+
 def make_kernel(
-    name: str, number: type, soft: bool, moments: bool, with_stats: bool, with_gradient: bool
+    name: str, memory: type, number: type, soft: bool, moments: bool, with_stats: bool, with_gradient: bool
 ) -> Callable[..., None]:
     """The operation over rows `first` to `last`, each of which is contiguous, to be compiled with numba.
 
     Args:
         name: of the function, under which it is cached.
-        number: dtype of logits, class probabilities and all else but class indices.
+        memory: dtype of logits and gradient. If it is not `number`, rows go through a buffer.
+        number: dtype of class probabilities, statistics, slopes and of all arithmetic.
         soft: whether the target holds class probabilities.
         moments: whether `square`, `expected` and `entropy` are needed.
         with_stats: write to `stats` and `index`, or read them.
@@ -187,6 +204,7 @@ def make_kernel(
 
     Memory is passed as addresses, and `z_step`, `g_step`, `t_step` are the strides of rows.
     """
+    direct = memory is number
 
     def kernel(
         logits, target, out, slopes, stats, index, slopes_step, ignore_index, classes, z_step, g_step, t_step, first, last
@@ -195,14 +213,20 @@ def make_kernel(
         all_index = carray(pointer(index, 0, np.int64), last)
         all_slopes = carray(pointer(slopes, 0, number), (last if slopes_step else 1, 8))
         labels = carray(pointer(target, 0, np.int64), last)
+        z, g = np.empty(0 if direct else classes, number), np.empty(0 if direct else classes, number)
         for r in range(first, last):
-            z = carray(pointer(logits, r * z_step, number), classes)
             t = carray(pointer(target, r * t_step, number), classes)
-            g = carray(pointer(out, r * g_step, number), classes)
+            if direct:
+                z = carray(pointer(logits, r * z_step, number), classes)
+                g = carray(pointer(out, r * g_step, number), classes)
+            else:
+                load(logits, r * z_step, memory, z)
             y = 0 if soft else labels[r]
             ignored = not soft and y == ignore_index
             row_slopes = all_slopes[r if slopes_step else 0]
             row(z, g, t, y, ignored, row_slopes, all_stats, all_index, r, soft, moments, with_stats, with_gradient)
+            if with_gradient and not direct:
+                store(out, r * g_step, memory, g)
 
     kernel.__name__ = kernel.__qualname__ = name
     return kernel
@@ -303,17 +327,17 @@ def make_column_kernel(name: str, number: type, moments: bool, with_stats: bool,
     return kernel
 
 
-def make_loss_kernel(name: str, moments: bool) -> Callable[..., tuple[float, float, int]]:
+def make_loss_kernel(name: str, memory: type, moments: bool) -> Callable[..., tuple[float, float, int]]:
     """The gradient of rows `first` to `last` of a batch in one call, and what they add to the loss, to be compiled with
     numba; see `maxsup_hf.ops.rows_numba.loss_and_grad`."""
+    direct = memory is np.float32
 
     def kernel(
         logits, target, out, rows, classes, ignore_index, divisor,
         cross_entropy, lse, top, mean, label, square, expected, entropy, first, last,
     ):  # fmt: skip
         labels = carray(pointer(target, 0, np.int64), rows)
-        z_rows = carray(pointer(logits, 0, np.float32), (rows, classes))
-        g_rows = carray(pointer(out, 0, np.float32), (rows, classes))
+        z, g = np.empty(0 if direct else classes, np.float32), np.empty(0 if direct else classes, np.float32)
         counted = 0
         for r in range(rows):
             counted += labels[r] != ignore_index
@@ -327,8 +351,15 @@ def make_loss_kernel(name: str, moments: bool) -> Callable[..., tuple[float, flo
         loss = total = 0.0
         stats, index = np.empty((1, 10), np.float32), np.empty(1, np.int64)
         for r in range(first, last):
-            z, g, y = z_rows[r], g_rows[r], labels[r]
+            y = labels[r]
+            if direct:
+                z = carray(pointer(logits, r * classes, np.float32), classes)
+                g = carray(pointer(out, r * classes, np.float32), classes)
+            else:
+                load(logits, r * classes, memory, z)
             row(z, g, z, y, y == ignore_index, slopes, stats, index, 0, False, moments, True, True)
+            if not direct:
+                store(out, r * classes, memory, g)
             total += stats[0, 0]
             for s in range(8):
                 if slopes[s] != 0:  # a statistic without a slope may be infinite

@@ -91,12 +91,13 @@ def rows_and_grad(
 
 
 def serves_loss(logits: Tensor, target: Tensor) -> bool:
-    """Whether `loss_and_grad` takes these: contiguous float32 logits and int64 class indices, not too many rows."""
+    """Whether `loss_and_grad` takes these: contiguous logits and int64 class indices, not too many rows. Not float16, in
+    which α/(K·N) is 0 before a gradient scaler has scaled it."""
     return (
         logits.dim() == 2
         and 0 < logits.shape[0] <= _LABELS
         and logits.shape[1] > 0
-        and logits.dtype is torch.float32
+        and (logits.dtype is torch.float32 or logits.dtype is torch.bfloat16)
         and target.dtype is torch.int64
         and target.shape == logits.shape[:1]
         and logits.is_contiguous()
@@ -111,10 +112,10 @@ def loss_and_grad(
     """`rows_and_grad` in one call with little overhead, for one set of slopes and statistics that are only needed summed.
 
     Args:
-        logits: contiguous (N, K) float32.
+        logits: contiguous (N, K) float32 or bfloat16.
         target: contiguous (N,) int64.
         slopes: eight floats, the same for all rows.
-        out: contiguous (N, K) float32, which receives the gradient.
+        out: as `logits`, receives the gradient.
         divisor: what the slopes are divided by; 0 stands for the number of rows that are not ignored (1 if there are none).
 
     Returns:
@@ -122,7 +123,7 @@ def loss_and_grad(
         index is out of range.
     """
     rows, classes = logits.shape
-    kernel = _loss_kernel(slopes[5] != 0 or slopes[6] != 0 or slopes[7] != 0)
+    kernel = _loss_kernel(logits.dtype, slopes[5] != 0 or slopes[6] != 0 or slopes[7] != 0)
     arguments = logits.data_ptr(), target.data_ptr(), out.data_ptr(), rows, classes, ignore_index, divisor, *slopes
     if rows * classes <= _SHARED or rows == 1 or torch.get_num_threads() == 1:
         return kernel(*arguments, 0, rows)
@@ -161,16 +162,15 @@ def _run(
     soft = target.is_floating_point()
     slopes = stats if slopes is None else slopes.to(stats.dtype).contiguous()  # not read if None
     arrays = [logits, logits if out is None else out, *([target] if soft else [])]
-    of_dtype = all(x.dtype is stats.dtype for x in arrays)
-    steps = _row_steps(arrays) if of_dtype else None
+    steps = _row_steps(arrays) if not soft or target.dtype is stats.dtype else None
     columns = steps is None
-    if steps is None and of_dtype and not soft and classes <= _COLUMN_CLASSES:
+    if columns and logits.dtype is stats.dtype and not soft and classes <= _COLUMN_CLASSES:
         steps = _column_steps(arrays)
     if steps is None:
         _by_blocks(logits, target, out, slopes, stats, index, ignore_index, moments, with_stats)
         return
     target = target if soft else target.contiguous()
-    kernel = _kernel(stats.dtype, columns, soft, moments, with_stats, out is not None)
+    kernel = _kernel(logits.dtype, columns, soft, moments, with_stats, out is not None)
     arguments = (
         *(logits.data_ptr(), target.data_ptr(), 0 if out is None else out.data_ptr()),
         *(slopes.data_ptr(), stats.data_ptr(), index.data_ptr()),
@@ -244,18 +244,29 @@ def _kernel(
     name = _name(dtype, columns, soft, *flags)
     if columns:
         return _compile(kernels.make_column_kernel(name, number, *flags), types.void(*[types.int64] * 16))
-    return _compile(kernels.make_kernel(name, number, soft, *flags), types.void(*[types.int64] * 14))
+    return _compile(kernels.make_kernel(name, _memory(dtype), number, soft, *flags), types.void(*[types.int64] * 14))
+
+
+def _memory(dtype: torch.dtype) -> type:
+    """How kernels see numbers of this dtype in memory."""
+    import numpy as np
+
+    from maxsup_hf.ops import _numba_arithmetic as arithmetic
+
+    narrow = {torch.bfloat16: arithmetic.BFLOAT16, torch.float16: arithmetic.FLOAT16}
+    return {torch.float32: np.float32, torch.float64: np.float64, **narrow}[dtype]
 
 
 @cache
-def _loss_kernel(moments: bool) -> Callable[..., tuple[float, float, int]]:
+def _loss_kernel(dtype: torch.dtype, moments: bool) -> Callable[..., tuple[float, float, int]]:
     from numba import types
 
     from maxsup_hf.ops import _numba_kernels as kernels
 
     arguments = [*[types.int64] * 6, *[types.float64] * 9, *[types.int64] * 2]
     result = types.Tuple((types.float64, types.float64, types.int64))
-    return _compile(kernels.make_loss_kernel(_name("loss", moments), moments), result(*arguments))
+    name = _name("loss", dtype, moments)
+    return _compile(kernels.make_loss_kernel(name, _memory(dtype), moments), result(*arguments))
 
 
 def _name(*kinds: Any) -> str:
