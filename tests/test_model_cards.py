@@ -43,7 +43,7 @@ def test_an_experiment_is_a_plan(name, tmp_path):
 
 
 def test_results_are_of_known_experiments():
-    assert {path.stem.removesuffix("-beyond") for path in RESULTS.glob("*.json")} <= {*NAMES, "bench_cpu"}
+    assert {path.stem.removesuffix("-beyond") for path in RESULTS.glob("*.json")} <= {*NAMES, *speed.REPORTS}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if (RESULTS / f"{name}.json").exists()])

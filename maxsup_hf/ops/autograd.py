@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from maxsup_hf.ops import backends, rows_numba
 from maxsup_hf.ops.backends import resolve
+from maxsup_hf.ops.formula import packed
 from maxsup_hf.ops.labels import check_range
 from maxsup_hf.ops.row_stats import COLUMNS, SLOPES, STATISTICS, as_rows, row_stats
 
@@ -63,9 +64,8 @@ def statistics(
         rows = as_rows(target) if target.is_floating_point() else target
         return row_stats(as_rows(logits), rows, names, ignore_index=ignore_index)
     moments = not MOMENTS.isdisjoint(names)
-    found, _ = _Statistics.apply(logits, target, ignore_index, moments, backend, is_plain(logits, target))
-    columns = dict(zip(COLUMNS, found.unbind(1), strict=True))
-    return {name: columns[name] for name in names}
+    found = _Statistics.apply(logits, target, tuple(names), ignore_index, moments, backend, is_plain(logits, target))
+    return dict(zip(names, found, strict=True))
 
 
 _library = torch.library.Library("maxsup_hf", "FRAGMENT")
@@ -123,26 +123,35 @@ def _(logits: Tensor, *rest: Any) -> Tensor:
 class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, moments: bool, backend: str, direct: bool
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        names: tuple[str, ...],
+        ignore_index: int,
+        moments: bool,
+        backend: str,
+        direct: bool,
+    ) -> tuple[Tensor, ...]:
         # The dispatcher costs more than a small batch.
         operation = _rows if direct else torch.ops.maxsup_hf.rows
         stats, index = operation(logits, target, ignore_index, moments, backend)
-        ctx.ignore_index, ctx.moments, ctx.backend, ctx.direct = ignore_index, moments, backend, direct
-        ctx.mark_non_differentiable(index)
+        ctx.names, ctx.ignore_index, ctx.moments, ctx.backend, ctx.direct = names, ignore_index, moments, backend, direct
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, target, stats, index)
-        return stats, index
+        columns = dict(zip(COLUMNS, stats.unbind(1), strict=True))
+        return tuple(columns[name] for name in names)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, target, stats, index = ctx.saved_tensors
-        slopes = upstream[:, : len(SLOPES)]
+        given = {name: slope for name, slope in zip(ctx.names, upstream, strict=True) if slope is not None}
+        slopes = packed(given, stats[:, 0])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             grad = _reference_gradient(logits, target, slopes, ctx.ignore_index)
         else:
             operation = _rows_grad if ctx.direct else torch.ops.maxsup_hf.rows_grad
             grad = operation(logits, target, stats, index, slopes, ctx.ignore_index, ctx.moments, ctx.backend)
-        return grad, None, None, None, None, None
+        return grad, None, None, None, None, None, None
 
 
 def _reference_gradient(logits: Tensor, target: Tensor, slopes: Tensor, ignore_index: int) -> Tensor:

@@ -26,7 +26,7 @@ from maxsup_hf.ops import _pool
 from maxsup_hf.ops.row_stats import COLUMNS
 
 _SHARED = 1 << 18  # elements up to which one thread does everything: waking another takes longer
-_LABELS = 1 << 16  # that may be looked at by each part of `loss_and_grad`
+_LABELS = 1 << 14  # that may be looked at by each part of `loss_and_grad`
 _COLUMN_CLASSES = 2048  # with more, rows that lie side by side leave the cache, and long sums lose digits
 _CPU = torch.device("cpu")
 _BLOCK = 1 << 18  # elements that are copied at a time where a layout or a dtype needs a copy

@@ -37,7 +37,7 @@ def test_exp(dtype):
 
 
 @pytest.mark.parametrize("divisor", [0.0, 7.0])
-def test_small(divisor):
+def test_loss_in_one_call(divisor):
     logits, target = problem(64, 10, torch.float32)
     target[[0, 9]] = IGNORE
     logits[0, 0], logits[5, 3] = torch.nan, -torch.inf
