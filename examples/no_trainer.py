@@ -1,7 +1,7 @@
 """MaxSup in a loop of your own on Accelerate: gradients exact under accumulation and on many devices, resumable, tracked.
 
     accelerate launch --config_file examples/accelerate/cpu.yaml examples/no_trainer.py --output_dir out
-    … --resume                # goes on from the last whole checkpoint in --output_dir
+    … --resume                # goes on from the last complete checkpoint in --output_dir
 
 Two things make it exact: the loss is summed over a micro-batch and divided by the number of items of the whole accumulated
 batch of all devices, and alpha follows from the step.

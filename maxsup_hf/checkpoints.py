@@ -67,18 +67,18 @@ def damage(checkpoint: str | Path) -> str | None:
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest whole checkpoint in a folder, or `None`. Says which ones were passed over, and why."""
+    """The newest complete checkpoint in a folder, or `None`. Says which ones were passed over, and why."""
     folders = {path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"): path for path in Path(output_dir).glob("checkpoint-*")}
     passed: list[str] = []
     for step in sorted((step for step in folders if step.isdigit()), key=int, reverse=True):
         reason = damage(folders[step])
         if reason is None:
             if passed:
-                logger.warning("resuming %s, the newest whole checkpoint. Passed over: %s", folders[step], "; ".join(passed))
+                logger.warning("resuming %s, the newest complete checkpoint. Passed over: %s", folders[step], "; ".join(passed))
             return str(folders[step])
         passed.append(f"{folders[step].name} ({reason})")
     if passed:
-        logger.warning("%s has no whole checkpoint. Passed over: %s", output_dir, "; ".join(passed))
+        logger.warning("%s has no complete checkpoint. Passed over: %s", output_dir, "; ".join(passed))
     return None
 
 
@@ -101,7 +101,7 @@ def check_writable(folder: str | Path) -> None:
 class CheckpointMixin(_Base):
     """What `MaxSupMixin` does with checkpoints.
 
-    `resume_from_checkpoint=True` takes the newest whole one, and says so where that is not the newest of all; a checkpoint
+    `resume_from_checkpoint=True` takes the newest complete one, and says so where that is not the newest of all; a checkpoint
     given by its name must be whole. With `enable_jit_checkpoint` a run that gets SIGTERM finishes the step that it is in,
     saves, and returns from `train()` with `preempted` set, on every rank after the same step.
 
@@ -136,13 +136,13 @@ class CheckpointMixin(_Base):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
-                raise ValueError(f"resume_from_checkpoint: there is no whole checkpoint in {str(self.args.output_dir)!r}")
+                raise ValueError(f"resume_from_checkpoint: there is no complete checkpoint in {str(self.args.output_dir)!r}")
         elif resume_from_checkpoint:
             reason = damage(resume_from_checkpoint)
             if reason is not None:
                 raise ValueError(
-                    f"resume_from_checkpoint: {resume_from_checkpoint!r} is not a whole checkpoint: {reason}. "
-                    "resume_from_checkpoint=True takes the newest whole one of output_dir"
+                    f"resume_from_checkpoint: {resume_from_checkpoint!r} is not a complete checkpoint: {reason}. "
+                    "resume_from_checkpoint=True takes the newest complete one of output_dir"
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 

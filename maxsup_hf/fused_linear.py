@@ -40,11 +40,11 @@ def fused_linear_loss(
         weight: (V, D), of the same dtype: a language model's `lm_head.weight`. A DTensor is gathered.
         labels: (...) integer class indices.
         bias: (V,) or `None`; a class whose bias is −inf is masked.
-        loss: registered name, or a sum of names, of a loss on row numbers.
+        loss: registered name, or a sum of names, of a loss on row statistics.
         progress: share of training that is done, in [0, 1]; sets scheduled parameters.
         num_items_in_batch: what to divide the sum by, instead of the number of counted rows.
         reduction: `"mean"` or `"sum"`.
-        ignore_index: label of rows that take no part. Default −100.
+        ignore_index: label of ignored rows. Default −100.
         logit_softcap: c of c·tanh(logits/c) (`final_logit_softcapping` of Gemma), or `None`.
         logit_scale: what logits are multiplied by before that (`logit_scale` of Cohere, 1/`logits_scaling` of Granite); a
             0-dim tensor may require a gradient.
@@ -111,7 +111,7 @@ def fused_output(
 
 
 def check_serves(loss: Loss) -> None:
-    """Refuse a loss that row numbers are not enough for.
+    """Refuse a loss that row statistics are not enough for.
 
     Raises:
         ValueError: names the loss.

@@ -15,7 +15,7 @@ def split_ignored(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
 
     Args:
         target: (N,) integer labels, or (N, K) class probabilities (of which no row is ignored, as in torch).
-        ignore_index: the label of rows that take no part.
+        ignore_index: the label of ignored rows.
 
     Returns:
         valid: (N,) bool, True for rows that count.

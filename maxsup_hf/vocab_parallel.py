@@ -38,7 +38,7 @@ def vocab_parallel_loss(
         local_logits: (..., V of this rank), floating; the ranks' parts may differ in size.
         labels: (...) integer indices into the whole vocabulary.
         group: process group; `None` is the default one.
-        loss: registered name, or a sum of names, of a loss on row numbers.
+        loss: registered name, or a sum of names, of a loss on row statistics.
         vocab_start: index of this rank's first column in the whole vocabulary. `None` asks the other ranks, once more.
         progress, num_items_in_batch, ignore_index: as for a loss on logits.
         reduction: `"mean"` or `"sum"`.

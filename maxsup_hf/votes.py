@@ -26,7 +26,7 @@ class Votes:
             or base is model
             or not isinstance(classifier, nn.Module)
         ):
-            raise ValueError(self._problem("it is no image classifier with a base model and a layer named `classifier`"))
+            raise ValueError(self._problem("it is not an image classifier with a base model and a layer named `classifier`"))
         self.classifier = classifier
         self.features: Tensor | None = None
         self._hook = base.register_forward_hook(self._keep)

@@ -3,7 +3,7 @@
 python tests/kill_and_resume.py [--kills 20] [--processes 2] [--accumulation 3] [--loss maxsup] [--signal TERM] [--seed 0]
 
 A small BERT with dropout learns from shuffled texts of different lengths, whose tokens are masked at random, and saves after
-every second step; many kills fall into the saving. After a kill the run goes on from the newest whole checkpoint
+every second step; many kills fall into the saving. After a kill the run goes on from the newest complete checkpoint
 (`--resume_from_checkpoint auto` of the scripts); when it comes to its end, its weights must be those of the uninterrupted
 run, and the next run begins, until there were enough kills. With `--signal TERM` every rank, one after the other, is asked
 to end, and must do so with a checkpoint. Ends with status 1 if a run could not be resumed, or ended elsewhere.

@@ -68,7 +68,7 @@ def online(z, y, p):
     return (1 - p["alpha"]) * ce + p["alpha"] * numbers(z, spread)["cross_entropy"], 0.0
 
 
-# name -> (row, target, parameters) -> (term on the label, penalty)
+# name -> (row, target, parameters) -> (target term, penalty)
 TWINS = {
     "confidence_penalty": on_numbers(lambda n, p: (n["cross_entropy"], -p["beta"] * n["entropy"])),
     "cross_entropy": on_numbers(lambda n, p: (n["cross_entropy"], 0.0)),

@@ -66,20 +66,20 @@ def test_the_newest_whole_checkpoint_is_resumed_and_the_message_says_so(name, ou
     assert reason in damage(output / "checkpoint-6")
     again = trainer(output, max_steps=8)
     again.train(resume_from_checkpoint=True)
-    assert f"resuming {output}/checkpoint-4, the newest whole checkpoint. Passed over: checkpoint-6 (" in caplog.text
+    assert f"resuming {output}/checkpoint-4, the newest complete checkpoint. Passed over: checkpoint-6 (" in caplog.text
     assert reason in caplog.text
     assert damage(output / "checkpoint-6") is None and again.state.global_step == 8
 
 
 def test_a_broken_checkpoint_is_refused_by_name(output):
     (output / "checkpoint-6" / "trainer_state.json").unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-6' is not a whole checkpoint: it has no trainer_state.json"):
+    with pytest.raises(ValueError, match=r"checkpoint-6' is not a complete checkpoint: it has no trainer_state.json"):
         trainer(output).train(resume_from_checkpoint=str(output / "checkpoint-6"))
 
 
 def test_no_checkpoint_at_all(tmp_path):
     assert last_checkpoint(tmp_path / "nowhere") is None
-    with pytest.raises(ValueError, match="there is no whole checkpoint in"):
+    with pytest.raises(ValueError, match="there is no complete checkpoint in"):
         trainer(tmp_path).train(resume_from_checkpoint=True)
 
 

@@ -35,7 +35,7 @@ def test_equals_votes_by_hand(name, tmp_path):
 
 
 def test_a_model_without_a_feature_map_is_refused_before_training(tmp_path):
-    with pytest.raises(ValueError, match="BertForSequenceClassification does not allow: it is no image classifier"):
+    with pytest.raises(ValueError, match="BertForSequenceClassification does not allow: it is not an image classifier"):
         trainer(tiny.bert(), tmp_path).train()
 
 

@@ -128,7 +128,7 @@ def forward(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(output).__name__} without logits"
-        raise ValueError(f"{type(model).__name__} is no classifier of rows: expected logits (N, K), got {what}")
+        raise ValueError(f"{type(model).__name__} is not a classifier of rows: expected logits (N, K), got {what}")
     return logits
 
 

@@ -102,7 +102,7 @@ def share_strength(
         raise ValueError(f"losses must be one or more different names, got {','.join(losses)!r}")
     for name in own:
         if name not in losses:
-            raise ValueError(f"loss_kwargs: {name!r} is none of the losses that are compared ({', '.join(losses)})")
+            raise ValueError(f"loss_kwargs: {name!r} is not one of the losses that are compared ({', '.join(losses)})")
     found = {}
     for loss in losses:
         spec = get_spec(loss)

@@ -166,7 +166,7 @@ def _check(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], architectu
     found = [f"{what}: {', '.join(names)}" for what, names in
              (("missing", missing), ("unknown", unknown), ("of another shape", shapes)) if names]  # fmt: skip
     if found:
-        raise ValueError(f"the checkpoint is no whole {architecture}; " + "; ".join(found))
+        raise ValueError(f"the checkpoint is not a complete {architecture}; " + "; ".join(found))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -64,7 +64,7 @@ def prepare(to: Destination) -> str:
     try:
         validate_repo_id(to.repo_id)
     except HFValidationError as error:
-        raise PushError(f"{to.repo_id!r} is no name for a repository: {' '.join(str(error).split())}") from error
+        raise PushError(f"{to.repo_id!r} is not a valid repository name: {' '.join(str(error).split())}") from error
     if constants.is_offline_mode():
         raise PushError(
             "HF_HUB_OFFLINE is set, so the Hub cannot be reached: unset it, or push later with `maxsup-hf push`"

@@ -62,7 +62,7 @@ def ls_decomposition(
         logits: (..., K), floating.
         labels: (...) integer class indices.
         alpha: strength of the smoothing, in [0, 1].
-        ignore_index: label of rows that take no part.
+        ignore_index: label of ignored rows.
         reduction: `"mean"` over counted rows, `"sum"`, or `"none"` for (...).
 
     Returns:

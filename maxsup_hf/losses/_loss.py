@@ -134,7 +134,7 @@ class Loss(nn.Module):
         """
         if self.spec.needs_logits:
             raise ValueError(
-                f"{what} computes a loss from row numbers, but {self.spec.name!r} needs the logits themselves: take another "
+                f"{what} computes a loss from row statistics, but {self.spec.name!r} needs the logits themselves: take another "
                 f"loss, or leave {what} out"
             )
 
@@ -176,7 +176,7 @@ class Loss(nn.Module):
             progress: share of training that is done, in [0, 1]; sets scheduled parameters.
             num_items_in_batch: what to divide the sum by, instead of the number of counted rows of this batch.
             reduction: `"mean"`, `"sum"`, or `"none"` for a tensor of the shape of one label per row.
-            ignore_index: label of rows that take no part.
+            ignore_index: label of ignored rows.
             weight: (K,) class weights w. Cross-entropy and label smoothing are then those of
                 `torch.nn.functional.cross_entropy(weight=w, label_smoothing=α)`: for integer labels the mean divides their
                 sum by Σ w_label. Penalties are not weighted, except one that may be negative (`ls_error_amplification`).

@@ -1,4 +1,4 @@
-"""The registry: a loss is a formula on the numbers of a row, described once and found by its name."""
+"""The registry: a loss is a formula on per-row statistics, described once and found by its name."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def register_loss(
     It returns two (N,) tensors: the target term, which class weights scale, and the penalty, which they do not (but see
     `weighted_penalty`). The loss is their sum.
 
-    A formula that cannot do with row numbers may also ask for `logits` (N, K), float32 or float64, −inf where a class is
+    A formula that cannot do with row statistics may also ask for `logits` (N, K), float32 or float64, −inf where a class is
     masked and 0 in ignored rows; `labels` (N,), class indices (soft labels are then refused); `target`, either; `votes`
     (N, P), see `Loss.forward`; and `state`. It is then computed plainly, without a fast kernel.
 
@@ -96,8 +96,8 @@ def register_loss(
             if argument.kind is not argument.KEYWORD_ONLY:
                 if argument.name not in NUMBERS + INPUTS:
                     raise TypeError(
-                        f"argument {argument.name!r} of loss {name!r} is no row number (these are: {', '.join(NUMBERS)}; "
-                        f"slower ones may ask for {', '.join(INPUTS)}); put parameters behind a bare *"
+                        f"argument {argument.name!r} of loss {name!r} must be a row statistic ({', '.join(NUMBERS)}) or, "
+                        f"slower, one of {', '.join(INPUTS)}; put parameters behind a bare *"
                     )
                 arguments.append(argument.name)
             elif argument.name in (choices or {}) or isinstance(argument.default, bool):
@@ -110,7 +110,7 @@ def register_loss(
         for end in parameters:
             if end.removesuffix("_end") in parameters.keys() - {end}:
                 raise TypeError(
-                    f"{end!r} of loss {name!r} comes with {end.removesuffix('_end')!r}, and is no parameter of the formula; "
+                    f"{end!r} of loss {name!r} comes with {end.removesuffix('_end')!r}, and must not be a parameter of the formula; "
                     f"say its default to the decorator: @register_loss({name!r}, {end}={parameters[end]!r})"
                 )
         defaults = parameters | {f"{parameter}_end": None for parameter in parameters}
@@ -181,7 +181,7 @@ def _try(spec: LossSpec) -> bool:
     if not (isinstance(found, tuple) and len(found) == 2 and all(_is_of_rows(term, rows) for term in found)):
         got = [tuple(x.shape) if isinstance(x, Tensor) else x for x in (found if isinstance(found, tuple) else [found])]
         raise TypeError(
-            f"loss {spec.name!r} must return two tensors of shape (N,), the term on the label and the penalty of each row, "
+            f"loss {spec.name!r} must return two tensors of shape (N,), the target term and the penalty of each row, "
             f"not averaged; of {rows} rows it returned {', '.join(map(str, got))}"
         )
     return found[0] is have["cross_entropy"]
@@ -243,7 +243,7 @@ def get_spec(name: str) -> LossSpec:
 
 
 def _add(parts: list[LossSpec]) -> LossSpec:
-    """The sum of losses: one term on the label, and everyone's penalty."""
+    """The sum of losses: one target term, and the penalty of each."""
     names = [spec.name for spec in parts]
     name = "+".join(names)
     if len(set(names)) < len(names):
@@ -251,8 +251,8 @@ def _add(parts: list[LossSpec]) -> LossSpec:
     rules = [spec.name for spec in parts if spec.replaces_target]
     if len(rules) > 1:
         raise ValueError(
-            f"loss {name!r} has no meaning: {' and '.join(map(repr, rules))} each say what the term on the label is, and "
-            "there is one label. Keep one of them; penalties on the logits can be added to it"
+            f"loss {name!r}: losses that both replace the cross-entropy term cannot be combined, and "
+            f"{' and '.join(map(repr, rules))} do. Keep one of them; penalties on the logits can be added to it"
         )
     arguments = tuple(dict.fromkeys(("cross_entropy", *(argument for spec in parts for argument in spec.arguments))))
 

@@ -28,7 +28,7 @@ class LossSpec:
     Attributes:
         name: what users type; `"a+b"` for a sum of losses.
         formula: `(arguments, **parameters and options) -> (target term, penalty)`, each (N,).
-        arguments: what the formula takes, in its order: names of row numbers and of `INPUTS`.
+        arguments: what the formula takes, in its order: names of row statistics and of `INPUTS`.
         parameters: its numbers.
         options: its words and switches, with what each may be.
         defaults: keyword arguments of `create_loss` with their defaults: each parameter of the formula, its `_end`,
@@ -76,7 +76,7 @@ class LossSpec:
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The row numbers among the arguments."""
+        """The row statistics among the arguments."""
         return tuple(name for name in self.arguments if name in NUMBERS)
 
     @property

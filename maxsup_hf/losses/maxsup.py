@@ -38,7 +38,7 @@ def maxsup_loss(
         target: integer class indices of shape (), (N,) or (N, d1, …), or class probabilities of the shape of `input`.
         weight: (K,) class weights, for the cross-entropy term and its normalisation; the penalty is unweighted.
         alpha: strength of the penalty, constant, finite and not negative. Default 0.1.
-        ignore_index: target value of rows that take no part. Default −100.
+        ignore_index: target value of ignored rows. Default −100.
         reduction: `"mean"` (over counted rows; 0 where there are none), `"sum"` or `"none"`.
 
     Returns:

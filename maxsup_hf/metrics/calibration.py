@@ -161,7 +161,7 @@ class CalibrationMetrics(Accumulator):
 
     Args:
         bins: as in `reliability_curve`.
-        ignore_index: label of rows that take no part. Default −100.
+        ignore_index: label of ignored rows. Default −100.
     """
 
     def __init__(self, bins: int = 15, ignore_index: int = -100):
@@ -222,7 +222,7 @@ class CalibrationMetrics(Accumulator):
         return _curve(np.concatenate(self._confidence), np.concatenate(self._right), self.bins, adaptive)
 
 
-# ---- from the numbers of a row ----
+# ---- from per-row statistics ----
 
 
 def _check_bins(bins: int) -> None:

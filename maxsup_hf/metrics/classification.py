@@ -12,7 +12,7 @@ def accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
 
     Args:
         logits: (N, K), arrays or tensors as everywhere here. A class whose logit is −inf, or the
-            smallest number of the dtype, takes no part.
+            smallest number of the dtype, is excluded.
         labels: (N,) integers in [0, K).
 
     Raises:

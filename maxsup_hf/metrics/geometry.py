@@ -33,7 +33,7 @@ class FeatureGeometry(Accumulator):
         num_classes: K, at least 2.
         scatter: keep what the neural-collapse measures and the effective rank need, too: D² numbers, and a product of
             2·N·D² operations. Without it only the separability is computed.
-        ignore_index: label of rows that take no part. Default −100.
+        ignore_index: label of ignored rows. Default −100.
 
     Raises:
         ValueError: fewer than two classes.
@@ -200,7 +200,7 @@ class NearestCentre(Accumulator):
 
     Args:
         centres: (K, D); a class whose centre is NaN is never the nearest.
-        ignore_index: prediction of rows that take no part. Default −100.
+        ignore_index: prediction of ignored rows. Default −100.
 
     Raises:
         ValueError: another shape, or fewer than two centres.

@@ -1,6 +1,6 @@
 """What the logits themselves look like, row by row, and their means over an evaluation set.
 
-A masked class (−inf, or the smallest number of the dtype) takes no part, neither in a sum nor in K.
+A masked class (−inf, or the smallest number of the dtype) is excluded from every sum and from K.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LogitMetrics(Accumulator):
     Args:
         alpha: of `ls_decomposition`.
         threshold: of `near_zero_share`.
-        ignore_index: label of rows that take no part. Default −100.
+        ignore_index: label of ignored rows. Default −100.
     """
 
     def __init__(self, alpha: float = 0.1, threshold: float = 0.01, ignore_index: int = -100):

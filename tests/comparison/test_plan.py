@@ -49,7 +49,7 @@ def test_sums_share_it_too():
         (["maxsupp"], 0.1, {}, "did you mean 'maxsup'"),
         (["maxsup", "maxsup"], 0.1, {}, "different names"),
         ([], 0.1, {}, "one or more"),
-        (["maxsup"], 0.1, {"focal": {}}, "'focal' is none of the losses"),
+        (["maxsup"], 0.1, {"focal": {}}, "'focal' is not one of the losses"),
         (["maxsup"], 0.1, {"maxsup": {"alfa": 1}}, "did you mean 'alpha'"),
         (["label_smoothing"], 1.5, {}, "in \\[0, 1\\]"),
     ],

@@ -119,7 +119,7 @@ def test_other_classes():
 
 def test_wrong_or_partial_weights_are_listed():
     weights = random("deit_small", 5).state_dict()
-    with pytest.raises(ValueError, match="no whole resnet50; missing: .*resnet.embedder.*; unknown: blocks.0.attn"):
+    with pytest.raises(ValueError, match="not a complete resnet50; missing: .*resnet.embedder.*; unknown: blocks.0.attn"):
         convert(weights, "resnet50", id2label=None)
     del weights["norm.bias"]
     weights["head.extra"] = torch.zeros(1)

@@ -103,8 +103,8 @@ def test_another_visibility_is_said(there, asked, here, caplog):
         (Destination("me/tiny", "hf_wrong"), "asking who the token belongs to failed: 401.*run `hf auth login`"),
         (Destination("me/tiny", "hf_reader"), "the token of me has the role read: make one with the role write"),
         (Destination("you/tiny", "hf_writer"), r"me cannot push to the namespace 'you' .only to me, my-org."),
-        (Destination("me/a b", "hf_writer"), "'me/a b' is no name for a repository"),
-        (Destination("me/you/tiny", "hf_writer"), "'me/you/tiny' is no name for a repository"),
+        (Destination("me/a b", "hf_writer"), "'me/a b' is not a valid repository name"),
+        (Destination("me/you/tiny", "hf_writer"), "'me/you/tiny' is not a valid repository name"),
     ],
 )
 def test_refused_before_anything_is_sent(to, message, here, tmp_path):

@@ -19,7 +19,7 @@ def takes_soft_labels(name):
 
 
 def weighs_classes_of_soft_labels(name):
-    """Whether the term on the label is cross-entropy, so that class weights under soft labels mean something."""
+    """Whether the target term is cross-entropy, so that class weights under soft labels mean something."""
     row = [0.3, -1.0, 2.0]
     return plain.TWINS[name](row, 1, create_loss(name).values(0))[0] == plain.numbers(row, 1)["cross_entropy"]
 

@@ -78,7 +78,7 @@ def test_a_formula_is_tried_when_it_is_registered(formula, message, registry):
 
 
 def test_registration_is_checked(registry):
-    with pytest.raises(TypeError, match="'tip' of loss 'a' is no row number"):
+    with pytest.raises(TypeError, match="'tip' of loss 'a' must be a row statistic"):
         register_loss("a")(lambda tip: (tip, tip))
     with pytest.raises(TypeError, match="'alpha' of loss 'b' needs a number"):
         register_loss("b")(lambda top, *, alpha: (top, top))
@@ -199,7 +199,7 @@ def test_a_penalty_adds_to_any_target_rule_and_two_rules_are_refused(rule):
         torch.testing.assert_close(create_loss(name)(logits, labels), create_loss(rule)(logits, labels) + added)
     for other in list_losses():
         if get_spec(other).replaces_target and other != rule:
-            with pytest.raises(ValueError, match=f"has no meaning: '{rule}' and '{other}' each say"):
+            with pytest.raises(ValueError, match=f"cannot be combined, and '{rule}' and '{other}' do"):
                 create_loss(f"{rule}+{other}")
 
 

@@ -90,7 +90,7 @@ def test_bad_config_file(tmp_path, content, message):
         (["--loss", "maxsub"], ValueError, "did you mean 'maxsup'"),
         (["--loss_kwargs", "alhpa=0.1"], TypeError, "alhpa"),
         (["--resume_from_checkpoint", "nowhere"], FileNotFoundError, "resume_from_checkpoint: .*'nowhere'"),
-        (["--resume_from_checkpoint", "true"], FileNotFoundError, "no whole checkpoint in 'outputs/text-classification'"),
+        (["--resume_from_checkpoint", "true"], FileNotFoundError, "no complete checkpoint in 'outputs/text-classification'"),
     ],
 )
 def test_bad_flags(tmp_path, argv, error, message):

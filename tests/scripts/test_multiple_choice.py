@@ -82,7 +82,7 @@ def test_hub_style_dataset_leaves_out_a_test_split_without_labels():
         ({"choices": [["a", "b"], None]}, ValueError, "'choices' of the train data has 1 missing values"),
         ({"choices": [["a"], ["b"]]}, ValueError, "row 0 of the train data has 1 choice; it needs at least two"),
         ({"choices": [[1, 2], [3, 4]]}, TypeError, "choices_column_name: column 'choices' .* must hold lists of strings"),
-        ({"labels": [0, 2]}, ValueError, r"label_column_name: 2 in row 1 of the train data is no number in \[0, 2\)"),
+        ({"labels": [0, 2]}, ValueError, r"label_column_name: 2 in row 1 of the train data must be an index in \[0, 2\)"),
         ({"labels": [0, -1]}, ValueError, "label_column_name: -1 in row 1"),
         ({"labels": [0, None]}, ValueError, "'label' of the train data has 1 missing values"),
         ({"labels": ["a", "B"]}, ValueError, "'B' in row 1 of the train data .* none of its choices"),

@@ -206,13 +206,13 @@ def _output_dir(given: str | None, resume: str | None, default: str) -> tuple[st
         checkpoint = last_checkpoint(folder)
         if checkpoint is None and resume.lower() != "auto":
             raise FileNotFoundError(
-                f"resume_from_checkpoint: there is no whole checkpoint in {folder!r} (set by --output_dir)"
+                f"resume_from_checkpoint: there is no complete checkpoint in {folder!r} (set by --output_dir)"
             )
         return folder, checkpoint
     reason = damage(resume)
     if reason is not None:
         raise FileNotFoundError(
-            f"resume_from_checkpoint: expected a whole checkpoint folder, true, or auto (begin where there is none), got "
+            f"resume_from_checkpoint: expected a complete checkpoint folder, true, or auto (begin where there is none), got "
             f"{resume!r}: {reason}"
         )
     parent = os.path.dirname(os.path.abspath(resume))

@@ -116,8 +116,8 @@ def _labels(dataset: Dataset, column: str, rows: list[list[str | None]], split: 
         label = row.index(value) if value in row else value
         if not (isinstance(label, int) and 0 <= label < len(row)):
             raise ValueError(
-                f"label_column_name: {value!r} in row {i} of the {split} data is no number in [0, {len(row)}) and none of "
-                f"its choices {row}"
+                f"label_column_name: {value!r} in row {i} of the {split} data must be an index in [0, {len(row)}) or "
+                f"one of the choices {row}"
             )
         labels.append(label)
     return np.array(labels, dtype=np.int64)
