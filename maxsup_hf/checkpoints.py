@@ -74,7 +74,8 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
         reason = damage(folders[step])
         if reason is None:
             if passed:
-                logger.warning("resuming %s, the newest complete checkpoint. Passed over: %s", folders[step], "; ".join(passed))
+                skipped = "; ".join(passed)
+                logger.warning("resuming %s, the newest complete checkpoint. Passed over: %s", folders[step], skipped)
             return str(folders[step])
         passed.append(f"{folders[step].name} ({reason})")
     if passed:
@@ -101,8 +102,8 @@ def check_writable(folder: str | Path) -> None:
 class CheckpointMixin(_Base):
     """What `MaxSupMixin` does with checkpoints.
 
-    `resume_from_checkpoint=True` takes the newest complete one, and says so where that is not the newest of all; a checkpoint
-    given by its name must be whole. With `enable_jit_checkpoint` a run that gets SIGTERM finishes the step that it is in,
+    `resume_from_checkpoint=True` takes the newest complete one, and says so where that is not the newest of all; one that is
+    given by name must be complete. With `enable_jit_checkpoint` a run that gets SIGTERM finishes the step that it is in,
     saves, and returns from `train()` with `preempted` set, on every rank after the same step.
 
     Attributes:

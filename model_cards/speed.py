@@ -20,13 +20,13 @@ REPORTS = {
 # (what, whose ratio, to what, most for each shape, why where more was measured)
 GOALS: list[tuple[str, str, str, list[float], str]] = [
     ("MaxSup, to label smoothing", "loss", "label smoothing", [0.60, 0.65, 0.45, 0.40, 0.32, 0.32, 0.32],
-     "of small batches most of the time is Python's and autograd's own, which label smoothing, all in C++, does not pay; of "
-     "large ones it is the first touch of the gradient's memory, of which label smoothing touches three times as much, but "
-     "where the allocator hands out memory that was used before neither pays it"),
+     "of the smallest batches most of the time is Python's and autograd's own; batches of a few megabytes stay in the "
+     "cache, where label smoothing's passes cost little, and the first touch of the gradient's memory costs both the same"),
     ("MaxSup, to label smoothing, both compiled", "compiled loss", "compiled label smoothing",
      [1.2, 1.2, 1.0, 1.0, 0.85, 0.85, 0.85],
-     "each of the two operators in the graph is called from Python, which takes longer than a small batch; compiled label "
-     "smoothing is one function in C++"),
+     "each of the two operators in the graph is called from Python, which takes longer than a small batch, where compiled "
+     "label smoothing is one function in C++; of large ones label smoothing keeps its log-softmax for the backward, ours "
+     "only the logits, and makes the exponentials again"),
 ]  # fmt: skip
 MEMORY: list[tuple[str, str, float | None]] = [
     ("MaxSup", "loss", 1.01),
@@ -37,10 +37,11 @@ MEMORY: list[tuple[str, str, float | None]] = [
 LINEAR: dict[int, float] = {32000: 0.75, 128256: 0.5}
 WHY_TIME = "three bare matrix products alone take {:.2f} of it"
 VARIANTS: dict[str, tuple[float, str]] = {
-    "bfloat16": (1.3, "a copy to float32 and one back, a block at a time, cost more than a gradient this small"),
+    "bfloat16": (1.3, "the numbers are converted one row at a time, and with few classes a row is short"),
     "(N, K, …)": (1.3, "with many classes the rows that are worked on at once no longer fit into the cache, and every class "
                        "is in another page of memory"),
-    "focal": (1.5, "of small batches: the formula and its derivative are a dozen torch operations on one value a row"),
+    "focal": (1.5, "the formula and its derivative are a dozen torch operations on one value a row, which takes longer than "
+                   "a small batch, and the logits are read twice"),
     "z_loss": (1.5, "as focal"),
     "poly": (1.5, "as focal"),
 }  # fmt: skip

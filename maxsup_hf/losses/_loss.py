@@ -134,8 +134,8 @@ class Loss(nn.Module):
         """
         if self.spec.needs_logits:
             raise ValueError(
-                f"{what} computes a loss from row statistics, but {self.spec.name!r} needs the logits themselves: take another "
-                f"loss, or leave {what} out"
+                f"{what} computes a loss from row statistics, but {self.spec.name!r} needs the logits themselves: take "
+                f"another loss, or leave {what} out"
             )
 
     def end_epoch(self, epochs: int, all_reduce: Callable[[Tensor], Tensor] | None = None) -> None:

@@ -110,8 +110,8 @@ def register_loss(
         for end in parameters:
             if end.removesuffix("_end") in parameters.keys() - {end}:
                 raise TypeError(
-                    f"{end!r} of loss {name!r} comes with {end.removesuffix('_end')!r}, and must not be a parameter of the formula; "
-                    f"say its default to the decorator: @register_loss({name!r}, {end}={parameters[end]!r})"
+                    f"{end!r} of loss {name!r} comes with {end.removesuffix('_end')!r}, and must not be a parameter of the "
+                    f"formula; say its default to the decorator: @register_loss({name!r}, {end}={parameters[end]!r})"
                 )
         defaults = parameters | {f"{parameter}_end": None for parameter in parameters}
         for end in ends:

@@ -85,7 +85,7 @@ def test_hub_style_dataset_leaves_out_a_test_split_without_labels():
         ({"labels": [0, 2]}, ValueError, r"label_column_name: 2 in row 1 of the train data must be an index in \[0, 2\)"),
         ({"labels": [0, -1]}, ValueError, "label_column_name: -1 in row 1"),
         ({"labels": [0, None]}, ValueError, "'label' of the train data has 1 missing values"),
-        ({"labels": ["a", "B"]}, ValueError, "'B' in row 1 of the train data .* none of its choices"),
+        ({"labels": ["a", "B"]}, ValueError, "'B' in row 1 of the train data must be an index in .* or one of the choices"),
         ({"labels": [0.5, 1.0]}, TypeError, "label_column_name: .* not (double|float64)"),
         ({"questions": ["x", None]}, ValueError, "'question' of the train data has 1 missing values"),
         ({"questions": [1, 2]}, TypeError, "question_column_name: column 'question' .* must hold strings"),
