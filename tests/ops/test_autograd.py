@@ -50,6 +50,21 @@ def test_forward_mode():
     torch.testing.assert_close(slope, (gradient * tangent).sum())
 
 
+@pytest.mark.parametrize("name", ["maxsup", "focal", "ls_error_amplification", "maxsup+z_loss"])
+def test_transforms_of_torch_func(name):
+    """The gradient of each row by itself: `vmap`, `grad`, and one in the other."""
+    made = create_loss(name)
+    rows, labels = logits(), LABELS.clamp_min(0)
+    leaf = rows.clone().requires_grad_()
+    made(leaf, labels, reduction="sum", kernel="plain").backward()
+    values = torch.func.vmap(made)(rows, labels)
+    torch.testing.assert_close(values, made(rows, labels, reduction="none", kernel="plain"))
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(made))(rows, labels), leaf.grad)
+    torch.testing.assert_close(torch.func.grad(lambda z: made(z, labels, reduction="sum"))(rows), leaf.grad)
+    jacobian = torch.func.jacrev(lambda z: made(z, labels, reduction="none"))(rows)
+    torch.testing.assert_close(jacobian.sum(0), leaf.grad)
+
+
 def test_dynamic_shapes_under_compile():
     compiled = torch.compile(lambda z, t: maxsup_loss(z, t), fullgraph=True, dynamic=True, backend="aot_eager")
     for rows, classes in ((4, 5), (6, 7), (3, 9)):
