@@ -12,6 +12,7 @@ Times are ratios of forward and backward, the median over interleaved rounds.
 
 import json
 from pathlib import Path
+from textwrap import dedent
 
 RESULTS = Path(__file__).parent / "results"
 REPORTS = {
@@ -56,7 +57,8 @@ def cell(value: float, most: float | None, digits: int = 2) -> str:
 
 def text() -> str:
     """Bold is what was reached; the number after it is the goal."""
-    parts = [text.__doc__ or "", ""]
+    commands = dedent((__doc__ or "").split("\n\n")[1])
+    parts = [text.__doc__ or "", "", "```bash", commands, "```", ""]
     for name, title in REPORTS.items():
         report = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
