@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.losses import Loss, LossOutput, create_loss
-from maxsup_hf.ops.labels import check_range, widened
+from maxsup_hf.ops.inputs import check_range, gathered, widened
 from maxsup_hf.ops.linear import Head, RowLoss, summed_loss
 
 
@@ -86,7 +86,7 @@ def fused_output(
     """As `fused_linear_loss`, for a loss that is made, with its parameters' values; also the cross-entropy, and the penalty
     of each loss of a sum."""
     check_serves(loss)
-    head = head._replace(weight=_whole(head.weight), bias=_whole(head.bias))
+    head = head._replace(weight=gathered(head.weight), bias=gathered(head.bias))
     if reduction not in ("mean", "sum") or (num_items_in_batch is not None and reduction == "sum"):
         raise ValueError(
             "reduction must be 'mean' (which num_items_in_batch may divide) or 'sum': a fused loss is summed while it is "
@@ -117,11 +117,6 @@ def check_serves(loss: Loss) -> None:
         ValueError: names the loss.
     """
     loss.check_row_numbers("fused_linear_loss")
-
-
-def _whole(parameter: Any) -> Any:
-    """Under FSDP or tensor parallelism a parameter is a DTensor; its gradient finds the way back by itself."""
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:

@@ -4,7 +4,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from maxsup_hf.losses._decomposition import ls_decomposition
-from maxsup_hf.losses._loss import Loss, LossOutput, create_loss, of_summand
+from maxsup_hf.losses._loss import Loss, LossOutput, create_loss
 from maxsup_hf.losses._registry import get_spec, list_losses, register_loss
 from maxsup_hf.losses._spec import LossSpec, flatten, prefix_of
 
@@ -17,7 +17,6 @@ __all__ = [
     "get_spec",
     "list_losses",
     "ls_decomposition",
-    "of_summand",
     "prefix_of",
     "register_loss",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from maxsup_hf.losses._spec import Formula, LossSpec
 from maxsup_hf.ops.autograd import MOMENTS, can_be_read, is_plain, linear_loss, loss_in_one_call, serves_loss, statistics
 from maxsup_hf.ops.formula import linear_coefficients
-from maxsup_hf.ops.row_stats import SLOPES, STATISTICS
+from maxsup_hf.ops.row_stats import SLOPES, STATISTICS, row_count
 from maxsup_hf.reduction import reduce
 
 
@@ -41,14 +41,14 @@ class Reduction(NamedTuple):
         total = reduce(target_term, self.valid, self.kind, divisor, self.row_weight)
         return total if penalty is None else total + reduce(penalty, self.valid, self.kind, self.items)
 
-    def factors(self, like: Tensor) -> tuple[Any, Any]:
-        """What the sums of target term and penalty are multiplied by: numbers on a CPU, elsewhere perhaps 0-dim tensors, for
-        which nobody waits. Values of rows are `like` this."""
+    def factors(self, count: int, like: Tensor) -> tuple[Any, Any]:
+        """What the sums of target term and penalty over `count` rows are multiplied by: numbers on a CPU, elsewhere perhaps
+        0-dim tensors of the device and dtype of `like`, for which nobody waits."""
         if self.kind == "sum":
             return 1.0, 1.0
         of_penalty = self.items
         if of_penalty is None:
-            of_penalty = len(like) if self.valid is None else self.valid.sum()
+            of_penalty = count if self.valid is None else self.valid.sum()
         of_term = of_penalty if self.weight_in_batch is None else self.weight_in_batch
         if self.row_weight is not None and self.items is None and self.weight_in_batch is None:
             of_term = (self.row_weight if self.valid is None else torch.where(self.valid, self.row_weight, 0)).sum()
@@ -155,14 +155,13 @@ def _at_once(
     ignore_index: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    number = torch.promote_types(rows.dtype, torch.float32)
-    count = rows.shape[0] if rows.ndim == 2 else rows.shape[0] * rows.shape[2]
-    like = rows.new_empty((), dtype=number).expand(count)
-    by_term, by_penalty = reduction.factors(like)
+    count = row_count(rows)
     weight = reduction.row_weight
+    number = torch.promote_types(rows.dtype, torch.float32)
+    slopes = rows.new_zeros((1 if weight is None else count, len(SLOPES)), dtype=number)
+    by_term, by_penalty = reduction.factors(count, slopes)
     if weight is not None:
         by_term = weight * by_term
-    slopes = rows.new_zeros((1 if weight is None else count, len(SLOPES)), dtype=number)
     moments = False
     for name, column, of_term, of_penalty in zip(SLOPES, slopes.unbind(1), *terms, strict=True):
         if isinstance(of_term, Tensor) or isinstance(of_penalty, Tensor) or of_term or of_penalty:

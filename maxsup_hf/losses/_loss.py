@@ -13,7 +13,7 @@ from maxsup_hf.losses._registry import get_spec
 from maxsup_hf.losses._spec import LossSpec, prefix_of
 from maxsup_hf.ops import backends
 from maxsup_hf.ops.autograd import can_be_read
-from maxsup_hf.ops.labels import check_range, widened
+from maxsup_hf.ops.inputs import check_range, gathered, widened
 from maxsup_hf.ops.row_stats import masked_classes, upcast
 from maxsup_hf.reduction import check_reduction, split_ignored
 from maxsup_hf.schedules import SCHEDULES, interpolate
@@ -83,14 +83,6 @@ class Loss(nn.Module):
         values = self.values(0.0)  # a schedule that lacks what it needs says so here
         if not self.is_scheduled:
             self._constant = values
-
-    def summands(self) -> dict[str, Loss]:
-        """The losses of a sum, each by itself; empty for a single loss."""
-        made = {}
-        for name in self.spec.name.split("+") if "+" in self.spec.name else []:
-            spec, own = get_spec(name), of_summand(name, self.kwargs)
-            made[name] = Loss(spec, **{key: value for key, value in own.items() if value != spec.defaults[key]})
-        return made
 
     def extra_repr(self) -> str:
         given = ", ".join(f"{k}={v!r}" for k, v in self.kwargs.items() if v is not None)
@@ -232,7 +224,7 @@ class Loss(nn.Module):
             )
             if made is not None:
                 return LossOutput(*made, self.spec.name)
-        logits, labels, weight, votes = (_gathered(x) for x in (logits, labels, weight, votes))
+        logits, labels, weight, votes = (gathered(x) for x in (logits, labels, weight, votes))
         labels, weight = normalized(labels, weight, logits)
         all_count = check_inputs(logits, labels, ignore_index, weight)
         check_reduction(reduction, num_items_in_batch, weight_in_batch)
@@ -329,11 +321,6 @@ class Loss(nn.Module):
         return evaluate(self.spec.spread, ("cross_entropy", "classes"), values, flat, uniform, reduced, **by)[0]
 
 
-def _gathered(x: Any) -> Any:
-    """A DTensor as a tensor of all that its ranks hold; the gradient finds its way back by itself."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
-
-
 def as_rows(logits: Tensor) -> Tensor:
     """(..., K) as (N, K), or as (outer, K, inner) where memory holds the classes outside of something else, as in images
     (N, K, H, W); without a copy where the layout allows it."""
@@ -342,11 +329,6 @@ def as_rows(logits: Tensor) -> Tensor:
     if logits.ndim > 2 and logits.numel() and logits.stride(-1) > logits.stride(-2):
         return logits.movedim(-1, 1).flatten(2)
     return logits.reshape(-1, logits.shape[-1])
-
-
-def of_summand(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What belongs to one loss of a sum: `{"maxsup.alpha": 0.1, "z_loss.lam": 1e-4}` -> `{"alpha": 0.1}`."""
-    return {key.removeprefix(f"{name}."): value for key, value in values.items() if prefix_of(key) == f"{name}."}
 
 
 def create_loss(name: str, **kwargs: Any) -> Loss:

@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 from maxsup_hf.ops import backends, rows_numba
 from maxsup_hf.ops.backends import resolve
 from maxsup_hf.ops.formula import packed
-from maxsup_hf.ops.labels import check_range
-from maxsup_hf.ops.row_stats import COLUMNS, SLOPES, STATISTICS, as_rows, row_stats
+from maxsup_hf.ops.inputs import check_range
+from maxsup_hf.ops.row_stats import COLUMNS, SLOPES, STATISTICS, as_rows, row_count, row_stats
 
 MOMENTS = frozenset(SLOPES[5:])  # statistics that cost more than the others
 
@@ -110,7 +110,7 @@ _library.impl("rows_grad", _rows_grad, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("maxsup_hf::rows", lib=_library)
 def _(logits: Tensor, target: Tensor, ignore_index: int, moments: bool, backend: str) -> tuple[Tensor, Tensor]:
-    rows = logits.shape[0] if logits.ndim == 2 else logits.shape[0] * logits.shape[2]
+    rows = row_count(logits)
     number = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return logits.new_empty((rows, len(COLUMNS)), dtype=number), logits.new_empty((rows,), dtype=torch.int64)
 

@@ -100,6 +100,11 @@ def masked_classes(logits: Tensor) -> Tensor:
     return z < z.amax(-1, keepdim=True) - MASK_DISTANCE
 
 
+def row_count(x: Tensor) -> int:
+    """Of (N, K) or (outer, K, inner)."""
+    return x.shape[0] if x.ndim == 2 else x.shape[0] * x.shape[2]
+
+
 def as_rows(x: Tensor) -> Tensor:
     """(N, K) of (N, K) or (outer, K, inner), rows ordered outer-major."""
     return x if x.ndim == 2 else x.movedim(1, -1).reshape(-1, x.shape[1])

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.ops import _pool
-from maxsup_hf.ops.row_stats import COLUMNS
+from maxsup_hf.ops.row_stats import COLUMNS, row_count
 
 _SHARED = 1 << 18  # elements up to which one thread does everything: waking another takes longer
 _LABELS = 1 << 14  # that may be looked at by each part of `loss_and_grad`
@@ -134,7 +134,7 @@ def loss_and_grad(
 
 def _statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Memory for `stats` and `index`."""
-    rows = logits.shape[0] if logits.dim() == 2 else logits.shape[0] * logits.shape[2]
+    rows = row_count(logits)
     return logits.new_empty((rows, len(COLUMNS)), dtype=_number(logits)), logits.new_empty(rows, dtype=torch.int64)
 
 

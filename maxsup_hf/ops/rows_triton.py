@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maxsup_hf.ops.row_stats import COLUMNS, as_rows
+from maxsup_hf.ops.row_stats import COLUMNS, as_rows, row_count
 
 IN_REGISTERS = 16384  # of 32,768 the assembler would spill a row into memory
 BLOCK = 8192  # of a pass over a longer row
@@ -165,9 +165,7 @@ def warps(block: int) -> int:
 
 def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) -> tuple[Tensor, Tensor]:
     """See `maxsup_hf.ops.rows_numba.rows`."""
-    n = logits.shape[0] if logits.ndim == 2 else logits.shape[0] * logits.shape[2]
-    stats = logits.new_empty((n, len(COLUMNS)), dtype=torch.float32)
-    index = logits.new_empty(n, dtype=torch.int64)
+    stats, index = _statistics(logits)
     _launch(logits, target, None, stats, index, None, ignore_index, moments)
     return stats, index
 
@@ -184,11 +182,15 @@ def rows_and_grad(
     logits: Tensor, target: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int, moments: bool
 ) -> tuple[Tensor, Tensor]:
     """See `maxsup_hf.ops.rows_numba.rows_and_grad`."""
-    n = logits.shape[0] if logits.ndim == 2 else logits.shape[0] * logits.shape[2]
-    stats = logits.new_empty((n, len(COLUMNS)), dtype=torch.float32)
-    index = logits.new_empty(n, dtype=torch.int64)
+    stats, index = _statistics(logits)
     _launch(logits, target, slopes, stats, index, out, ignore_index, moments)
     return stats, index
+
+
+def _statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for `stats` and `index`."""
+    stats = logits.new_empty((row_count(logits), len(COLUMNS)), dtype=torch.float32)
+    return stats, logits.new_empty(len(stats), dtype=torch.int64)
 
 
 def _launch(

@@ -1,11 +1,18 @@
-"""Class indices, made fit for all that looks at them."""
+"""Inputs, made fit for all that looks at them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 NARROW = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64)
+
+
+def gathered(x: Any) -> Any:
+    """A DTensor as a tensor of all that its ranks hold; the gradient finds its way back by itself."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def widened(labels: Tensor) -> Tensor:
