@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from maxsup_hf import bench, cli, create_loss, list_losses
-from maxsup_hf.bench import linear, logits
+from maxsup_hf.bench import linear, logits, variants
+from maxsup_hf.losses import Loss
 
 
 def run(*flags):
@@ -87,6 +88,26 @@ def test_a_wrong_fused_loss_is_not_timed(monkeypatch):
     monkeypatch.setattr(linear, "candidates", wrong)
     with pytest.raises(ArithmeticError, match="gradient of weight off by"):
         run("--linear_shapes", "30x8x50")
+
+
+def test_variants(capsys):
+    (row,) = run("--variant_shapes", "16x10")["variant_results"]
+    assert row["shape"] == [16, 10] and set(row["ratios"]) == {"bfloat16", "(N, K, …)", *variants.NONLINEAR}
+    assert all(ratio > 0 for ratio in row["ratios"].values())
+    assert "| 16×10 |" in capsys.readouterr().out
+    (row,) = run("--loss", "focal", "--variant_shapes", "16x10")["variant_results"]
+    assert "focal" not in row["ratios"]
+
+
+def test_a_wrong_variant_is_not_timed(monkeypatch):
+    right = Loss.compute
+
+    def wrong(self, *args, kernel="auto", **options):
+        return right(self, *args, kernel=kernel, **options).map(lambda x: x + (kernel == "auto"))
+
+    monkeypatch.setattr(Loss, "compute", wrong)
+    with pytest.raises(ArithmeticError, match="maxsup is wrong: .* is right"):
+        run("--variant_shapes", "16x10")
 
 
 def test_the_measure_of_memory():
