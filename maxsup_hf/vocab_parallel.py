@@ -12,7 +12,7 @@ from maxsup_hf.losses import create_loss
 from maxsup_hf.ops.inputs import widened
 from maxsup_hf.ops.linear import RowLoss
 from maxsup_hf.ops.row_stats import upcast
-from maxsup_hf.ops.shards import ShardedLoss
+from maxsup_hf.ops.shards import sharded_loss
 from maxsup_hf.reduction import reduce, split_ignored
 
 
@@ -74,4 +74,4 @@ def vocab_parallel_loss(
         total = reduce(ones.requires_grad_(), valid, reduction, num_items_in_batch)
     (scale,) = torch.autograd.grad(total, ones)
     on_rows = RowLoss(made.spec.formula, made.spec.numbers, {**made.values(progress), **made.options}, {})
-    return ShardedLoss.apply(rows, target, scale, vocab_start, group, on_rows)
+    return sharded_loss(rows, target, scale, vocab_start, group, on_rows)

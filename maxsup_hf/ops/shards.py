@@ -20,13 +20,22 @@ from maxsup_hf.ops.linear import NONE_IGNORED, RowLoss
 from maxsup_hf.ops.row_stats import COLUMNS, MASK_DISTANCE, upcast
 
 
-class ShardedLoss(torch.autograd.Function):
-    """Σ scale·loss over rows, the same on all ranks, from this rank's part of the logits.
+def sharded_loss(logits: Tensor, target: Tensor, scale: Tensor, start: int, group: Any, loss: RowLoss) -> Tensor:
+    """Σ scale·loss over rows, the same on all ranks; differentiable once.
 
-    Arguments: logits (N, V of this rank); target (N,) indices into the whole vocabulary; scale (N,), 0 for ignored rows; the
-    index of this rank's first class; the group; the loss. `forward` raises ValueError for a target that no rank has.
+    Args:
+        logits: (N, V of this rank).
+        target: (N,) int64 indices into the whole vocabulary.
+        scale: (N,), 0 for ignored rows.
+        start: index of this rank's first class.
+
+    Raises:
+        ValueError: on the CPU, a target that no rank has.
     """
+    return _Sharded.apply(logits, target, scale, start, group, loss)
 
+
+class _Sharded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, scale: Tensor, start: int, group: Any, loss: RowLoss) -> Tensor:
         column = target - start
