@@ -24,13 +24,14 @@ inlined = njit(forceinline=True, error_model="numpy")
 @inlined
 def maximum(z):
     """The maximum of a row and its first index. NaN may be the maximum or be missed; it reaches the sums in any case."""
-    highest = order(z[0])
+    zero = z.dtype.type(0)  # added to what is ordered: −0 becomes 0, which it ties with
+    highest = order(z[0] + zero)
     chunk = 0
     for start in range(0, len(z), _CHUNK):
         high = highest
         # Unsigned, because for an index that may be negative numba adds a test that keeps the loop scalar.
         for k in range(np.uint64(start), np.uint64(min(start + _CHUNK, len(z)))):
-            high = max(high, order(z[k]))
+            high = max(high, order(z[k] + zero))
         if high > highest:
             highest = high
             chunk = start

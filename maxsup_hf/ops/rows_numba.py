@@ -15,7 +15,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from functools import cache, partial
-from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +126,14 @@ def loss_and_grad(
     arguments = logits.data_ptr(), target.data_ptr(), out.data_ptr(), rows, classes, ignore_index, divisor, *slopes
     if rows * classes <= _SHARED or rows == 1 or torch.get_num_threads() == 1:
         return kernel(*arguments, 0, rows)
-    parts: list[tuple[float, float, int]] = []
-    _pool.share(lambda first, last: parts.append(kernel(*arguments, first, last)), rows, torch.get_num_threads())
-    return fsum(part[0] for part in parts), fsum(part[1] for part in parts), parts[0][2]
+    parts: dict[int, tuple[float, float, int]] = {}
+
+    def task(first: int, last: int) -> None:
+        parts[first] = kernel(*arguments, first, last)
+
+    _pool.share(task, rows, torch.get_num_threads())
+    found = [parts[first] for first in sorted(parts)]  # in an order that does not depend on who was faster
+    return sum(part[0] for part in found), sum(part[1] for part in found), found[0][2]
 
 
 def _statistics(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,22 @@ def test_loss_in_one_call(divisor):
     assert not rows_numba.serves_loss(logits.t(), target) and not rows_numba.serves_loss(logits.double(), target)
 
 
+def test_loss_of_several_threads(two_threads):
+    logits, target = big()
+    out, whole = torch.empty_like(logits), torch.empty_like(logits)
+    by = {"ignore_index": IGNORE, "divisor": 0.0}
+    found = {rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by) for _ in range(5)}
+    assert len(found) == 1, "the same bits every time"
+    loss, entropy, counted = found.pop()
+    slopes = torch.tensor([SLOPES]) / len(target)
+    stats, _ = rows_numba.rows_and_grad(logits, target, slopes, whole, ignore_index=IGNORE, moments=True)
+    torch.testing.assert_close(out, whole)
+    assert (loss, entropy) == pytest.approx(((slopes * stats[:, :8]).sum().item(), stats[:, 0].mean().item()), rel=1e-5)
+    assert counted == len(target)
+    target[-1] = 1000
+    assert rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by)[2] == -1
+
+
 def big():
     return problem(900, 1000, torch.float32)
 

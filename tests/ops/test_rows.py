@@ -194,6 +194,15 @@ def test_shards(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_zeros_of_both_signs_tie(backend):
+    logits = torch.full((2, 1200), -1.0)
+    logits[0, [3, 700]], logits[1, [3, 700]] = torch.tensor([-0.0, 0.0]), torch.tensor([0.0, -0.0])
+    module = backends.resolve(backend, logits)
+    _, index = module.rows(logits, torch.zeros(2, dtype=torch.int64), ignore_index=IGNORE, moments=False)
+    assert index.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_infinite_and_missing_logits(backend):
     for bad, top in ((math.nan, None), (math.inf, math.inf), (-math.inf, -math.inf)):
         logits, target = problem(2, 12, torch.float32)
