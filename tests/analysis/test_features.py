@@ -159,7 +159,7 @@ def test_what_has_no_classifier_layer_is_refused():
     for model in (deit, Scaled(tiny.vit().config)):
         with pytest.raises(ValueError, match=r"no classifier layer that could be found: none of its \d+ linear"):
             find_classifier(model, batch("vit"))
-    with pytest.raises(ValueError, match=r"no classifier of rows: expected logits \(N, K\), got \(6, 7, 40\)"):
+    with pytest.raises(ValueError, match=r"not a classifier of rows: expected logits \(N, K\), got \(6, 7, 40\)"):
         find_classifier(tiny.llama(), batch("llama"))
     with pytest.raises(ValueError, match="got a BaseModelOutputWithPooling without logits"):
         find_classifier(tiny.vit().vit, batch("vit"))
