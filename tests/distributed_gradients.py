@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
 from tests import tiny
 from tests.heads import HEADS
+from tests.launch import end_of_a_rank
 
 
 def gradients(head, wrapping, folder, **kwargs):
@@ -63,9 +64,8 @@ def main(wrapping: str, output: str, *fused: str) -> None:
     found = {name: gradients(head, wrapping, folder, **kwargs) for name, head in heads.items() if head.additive}
     if state.is_main_process:
         torch.save({"processes": state.num_processes, "gradients": found}, output)
-    state.wait_for_everyone()
-    state.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end_of_a_rank()

@@ -6,7 +6,6 @@ At the end the main process writes the table to OUTPUT/table.pt. Also run by `ac
 """
 
 import argparse
-import gc
 import os
 import signal
 import sys
@@ -15,11 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from accelerate import PartialState
 from transformers import TrainerCallback
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
 from tests import tiny
+from tests.launch import end_of_a_rank
 
 
 class Die(TrainerCallback):
@@ -50,12 +49,8 @@ def main() -> None:
     if trainer.is_world_process_zero():
         state = trainer.loss_function.state
         torch.save({"epoch": state.epoch, "table": state.table, "processes": args.world_size}, f"{given.output}/table.pt")
-    # DDP must be gone before its process group is, see scripts/body/run.py
-    PartialState().wait_for_everyone()
-    del trainer
-    gc.collect()
-    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    end_of_a_rank()
