@@ -174,10 +174,11 @@ def _at_once(
 def in_one_call(
     spec: LossSpec, values: Mapping[str, Any], logits: Tensor, labels: Tensor, items: Any, reduction: str, ignore_index: int
 ) -> tuple[Tensor, Tensor] | None:
-    """Loss and cross-entropy with little overhead, or `None` where that does not serve: nothing has been checked before."""
+    """Loss and cross-entropy with little overhead, or `None` where that does not serve. Only `reduction` has been
+    checked before."""
     if not (is_plain(logits, labels) and serves_loss(logits, labels) and logits.requires_grad and torch.is_grad_enabled()):
         return None
-    if reduction == "none" or (items is not None and reduction != "mean") or len(spec.parts) > 1 or spec.needs_logits:
+    if reduction == "none" or len(spec.parts) > 1 or spec.needs_logits:
         return None
     items = _as_number(items)
     numbers = tuple([(name, _as_number(x)) for name, x in values.items()])

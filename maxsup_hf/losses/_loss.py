@@ -218,20 +218,18 @@ class Loss(nn.Module):
             weight_in_batch: with `weight` and integer labels, what the weighted sum is divided by, while
                 `num_items_in_batch` divides the sum of the penalties. Default: `num_items_in_batch` divides both.
         """
+        check_reduction(reduction, num_items_in_batch, weight_in_batch)
+        values = {**values, **self.options}
         if kernel == "auto" == backends.DEFAULT and weight is None and weight_in_batch is None:
-            made = in_one_call(
-                self.spec, {**values, **self.options}, logits, labels, num_items_in_batch, reduction, ignore_index
-            )
+            made = in_one_call(self.spec, values, logits, labels, num_items_in_batch, reduction, ignore_index)
             if made is not None:
                 return LossOutput(*made, self.spec.name)
         logits, labels, weight, votes = (gathered(x) for x in (logits, labels, weight, votes))
         labels, weight = normalized(labels, weight, logits)
         all_count = check_inputs(logits, labels, ignore_index, weight)
-        check_reduction(reduction, num_items_in_batch, weight_in_batch)
         self._check_serves(labels, weight, weight_in_batch, kernel)
         spec, soft = self.spec, labels.is_floating_point()
         backend = backends.choose(kernel, logits)
-        values = {**values, **self.options}
         rows = as_rows(logits)
         if soft:
             target = labels.movedim(-1, 1).flatten(2) if rows.ndim == 3 else labels.reshape(rows.shape)

@@ -90,12 +90,13 @@ def rows_and_grad(
 
 
 def serves_loss(logits: Tensor, target: Tensor) -> bool:
-    """Whether `loss_and_grad` takes these: contiguous logits and int64 class indices, not too many rows. Not float16, in
+    """Whether `loss_and_grad` takes these: contiguous logits of two classes or more and int64 class indices, not too many
+    rows. Not float16, in
     which α/(K·N) is 0 before a gradient scaler has scaled it."""
     return (
         logits.dim() == 2
         and 0 < logits.shape[0] <= _LABELS
-        and logits.shape[1] > 0
+        and logits.shape[1] > 1
         and (logits.dtype is torch.float32 or logits.dtype is torch.bfloat16)
         and target.dtype is torch.int64
         and target.shape == logits.shape[:1]

@@ -68,3 +68,6 @@ def test_all_correct_equals_label_smoothing():
 def test_misuse(logits, target, kwargs, error, message):
     with pytest.raises(error, match=message):
         maxsup_loss(logits, target, **kwargs)
+    if logits.is_floating_point():  # where a gradient is asked for, another path serves
+        with pytest.raises(error, match=message):
+            maxsup_loss(logits.clone().requires_grad_(), target, **kwargs)
