@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.losses import Loss, LossOutput, create_loss
+from maxsup_hf.ops.formula import RowLoss
 from maxsup_hf.ops.inputs import check_range, gathered, widened
-from maxsup_hf.ops.linear import Head, RowLoss, summed_loss
+from maxsup_hf.ops.linear import Head, summed_loss
+from maxsup_hf.reduction import divided
 
 
 def fused_linear_loss(
@@ -103,11 +105,9 @@ def fused_output(
     divisor: Any = 1
     if reduction == "mean":
         divisor = len(counted) if num_items_in_batch is None else num_items_in_batch
-        divisor = torch.as_tensor(divisor, dtype=total.dtype, device=total.device)
-        divisor = torch.where(divisor == 0, 1, divisor)
-    cross_entropy, *penalties = (others / divisor).unbind()
+    cross_entropy, *penalties = divided(others, divisor).unbind()
     named = dict(zip(on_rows.summands, penalties, strict=True)) if len(spec.parts) > 1 else None
-    return LossOutput(total / divisor, cross_entropy, spec.name, named)
+    return LossOutput(divided(total, divisor), cross_entropy, spec.name, named)
 
 
 def check_serves(loss: Loss) -> None:

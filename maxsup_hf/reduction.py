@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -71,12 +69,22 @@ def reduce(
     total = rows.sum()
     if reduction == "sum":
         return total
-    divisor: Any = num_items_in_batch
+    divisor = num_items_in_batch
     if divisor is None and row_weight is not None:
-        divisor = (row_weight if valid is None else torch.where(valid, row_weight, 0)).sum()
+        divisor = summed_weight(row_weight, valid)
     elif divisor is None:
         divisor = len(rows) if valid is None else valid.sum()
+    return divided(total, divisor)
+
+
+def summed_weight(row_weight: Tensor, valid: Tensor | None) -> Tensor:
+    """Σ of the weights (N,) of the rows that are valid (N,); `None`: of all."""
+    return (row_weight if valid is None else torch.where(valid, row_weight, 0)).sum()
+
+
+def divided(total: Tensor, divisor: Tensor | float) -> Tensor:
+    """total/divisor, or the total where there is nothing to divide by. On a GPU nobody waits for the divisor."""
     if not isinstance(divisor, Tensor):
         return total / (divisor or 1)
-    divisor = divisor.to(rows.device, rows.dtype)
+    divisor = divisor.to(total.device, total.dtype)
     return total / torch.where(divisor == 0, 1, divisor)

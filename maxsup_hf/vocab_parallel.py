@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maxsup_hf.losses import create_loss
+from maxsup_hf.ops.formula import RowLoss
 from maxsup_hf.ops.inputs import widened
-from maxsup_hf.ops.linear import RowLoss
 from maxsup_hf.ops.row_stats import upcast
 from maxsup_hf.ops.shards import sharded_loss
 from maxsup_hf.reduction import reduce, split_ignored

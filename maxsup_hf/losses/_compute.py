@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.losses._spec import Formula, LossSpec
-from maxsup_hf.ops.autograd import MOMENTS, can_be_read, is_plain, linear_loss, loss_in_one_call, serves_loss, statistics
+from maxsup_hf.ops.autograd import can_be_read, is_plain, linear_loss, loss_in_one_call, serves_loss, statistics
 from maxsup_hf.ops.formula import linear_coefficients
-from maxsup_hf.ops.row_stats import SLOPES, STATISTICS, row_count
-from maxsup_hf.reduction import reduce
+from maxsup_hf.ops.row_stats import MOMENTS, SLOPES, STATISTICS, row_count
+from maxsup_hf.reduction import reduce, summed_weight
 
 
 class Reduction(NamedTuple):
@@ -51,7 +51,7 @@ class Reduction(NamedTuple):
             of_penalty = count if self.valid is None else self.valid.sum()
         of_term = of_penalty if self.weight_in_batch is None else self.weight_in_batch
         if self.row_weight is not None and self.items is None and self.weight_in_batch is None:
-            of_term = (self.row_weight if self.valid is None else torch.where(self.valid, self.row_weight, 0)).sum()
+            of_term = summed_weight(self.row_weight, self.valid)
         return _one_over(of_term, like), _one_over(of_penalty, like)
 
 

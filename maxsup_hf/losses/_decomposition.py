@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maxsup_hf.losses._loss import check_inputs, normalized
+from maxsup_hf.losses._inputs import check_inputs, normalized
 from maxsup_hf.ops.row_stats import masked_classes, upcast
 from maxsup_hf.reduction import reduce, split_ignored
 

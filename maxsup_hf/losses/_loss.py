@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from maxsup_hf.losses._compute import Reduction, evaluate, in_one_call
+from maxsup_hf.losses._inputs import check_inputs, in_layout, normalized
 from maxsup_hf.losses._registry import get_spec
 from maxsup_hf.losses._spec import LossSpec, prefix_of
 from maxsup_hf.ops import backends
-from maxsup_hf.ops.autograd import can_be_read
-from maxsup_hf.ops.inputs import check_range, gathered, widened
+from maxsup_hf.ops.inputs import NONE_IGNORED, gathered
 from maxsup_hf.ops.row_stats import masked_classes, upcast
-from maxsup_hf.reduction import check_reduction, split_ignored
+from maxsup_hf.reduction import check_reduction, split_ignored, summed_weight
 from maxsup_hf.schedules import SCHEDULES, interpolate
-
-NONE_IGNORED = -(2**62)  # an ignore_index that no label has
 
 
 class _Reduced(NamedTuple):
@@ -230,7 +228,7 @@ class Loss(nn.Module):
         self._check_serves(labels, weight, weight_in_batch, kernel)
         spec, soft = self.spec, labels.is_floating_point()
         backend = backends.choose(kernel, logits)
-        rows = as_rows(logits)
+        rows = in_layout(logits)
         if soft:
             target = labels.movedim(-1, 1).flatten(2) if rows.ndim == 3 else labels.reshape(rows.shape)
         else:
@@ -311,22 +309,11 @@ class Loss(nn.Module):
         uniform = torch.where(kept, weight, 0) / kept.sum(-1, keepdim=True).clamp_min(1)
         items = reduced.items if reduced.weight_in_batch is None else reduced.weight_in_batch
         if items is None and reduced.row_weight is not None and reduced.kind == "mean":
-            items = reduced.row_weight if reduced.valid is None else torch.where(reduced.valid, reduced.row_weight, 0)
-            items = items.sum()
+            items = summed_weight(reduced.row_weight, reduced.valid)
         reduced = Reduction(reduced.kind, reduced.valid, items=items)
         by |= {"inputs": {}, "summands": {}}
         assert self.spec.spread is not None
         return evaluate(self.spec.spread, ("cross_entropy", "classes"), values, flat, uniform, reduced, **by)[0]
-
-
-def as_rows(logits: Tensor) -> Tensor:
-    """(..., K) as (N, K), or as (outer, K, inner) where memory holds the classes outside of something else, as in images
-    (N, K, H, W); without a copy where the layout allows it."""
-    if logits.ndim == 2:
-        return logits
-    if logits.ndim > 2 and logits.numel() and logits.stride(-1) > logits.stride(-2):
-        return logits.movedim(-1, 1).flatten(2)
-    return logits.reshape(-1, logits.shape[-1])
 
 
 def create_loss(name: str, **kwargs: Any) -> Loss:
@@ -348,49 +335,3 @@ def create_loss(name: str, **kwargs: Any) -> Loss:
         TypeError: a parameter that the loss does not have, or a value of a wrong type.
     """
     return Loss(get_spec(name), **kwargs)
-
-
-def normalized(labels: Tensor, weight: Any, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Class indices as int64 and class weights in the precision of the arithmetic, before anything looks at them: a sum of
-    weights is not a number of 16 bits."""
-    labels = widened(labels)
-    if weight is not None:
-        number = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        weight = torch.as_tensor(weight).to(logits.device, number)
-    return labels, weight
-
-
-def check_inputs(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None) -> bool:
-    """Refuse what would give a wrong loss or an obscure error.
-
-    Returns:
-        Whether it is known that no row is ignored.
-    """
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}")
-    if logits.ndim == 0:
-        raise ValueError("logits must have a class dimension, got a 0-dim tensor")
-    num_classes = logits.shape[-1]
-    if num_classes < 2:
-        raise ValueError(
-            f"logits must have at least 2 classes, got shape {tuple(logits.shape)}: with one class the loss is 0 whatever "
-            "the model does (for regression use a regression loss)"
-        )
-    if labels.is_floating_point():
-        if labels.shape != logits.shape:
-            raise ValueError(
-                f"floating labels are class probabilities and must have the logits' shape {tuple(logits.shape)}, got "
-                f"{tuple(labels.shape)}; class indices must be integers"
-            )
-    elif labels.dtype == torch.bool or labels.is_complex():
-        raise TypeError(f"labels must be integer class indices or floating class probabilities, got {labels.dtype}")
-    elif labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels must have shape {tuple(logits.shape[:-1])}, one class index for each row of logits "
-            f"{tuple(logits.shape)}, got {tuple(labels.shape)}"
-        )
-    if weight is not None and weight.shape != (num_classes,):
-        raise ValueError(f"weight must have shape ({num_classes},), one for each class, got {tuple(weight.shape)}")
-    if labels.is_floating_point():
-        return True
-    return can_be_read(labels) and check_range(labels, num_classes, ignore_index)

@@ -14,11 +14,16 @@ from numba import carray, njit
 
 from maxsup_hf.ops._numba_arithmetic import add, exp, from_order, narrow, order, pointer, widen
 
-MASK_DISTANCE = 4096.0  # a class is masked where its logit lies more than this below the row's top
-LANES = 64  # rows that lie side by side are worked on so many at a time; a constant, so that loops need no remainder
+MASK_DISTANCE = 4096.0  # as in row_stats; it stands here because compiled code is cached by the text of these files
 _CHUNK = 512  # the first maximum is looked for in the chunk in which the maximum was reached
 
 inlined = njit(forceinline=True, error_model="numpy")
+
+
+@inlined
+def array_at(memory, offset, dtype, shape):
+    """The numbers of `dtype` that begin `offset` of them after an address."""
+    return carray(pointer(memory, offset, dtype), shape)
 
 
 @inlined
@@ -176,7 +181,7 @@ def row(z, g, t, y, ignored, slopes, stats, index, r, soft, moments, with_stats,
 @inlined
 def load(memory, offset, dtype, z):
     """Copy a row from memory that holds `dtype`."""
-    source = carray(pointer(memory, offset, dtype), len(z))
+    source = array_at(memory, offset, dtype, len(z))
     for k in range(len(z)):
         z[k] = widen(source[k])
 
@@ -184,7 +189,7 @@ def load(memory, offset, dtype, z):
 @inlined
 def store(memory, offset, dtype, g):
     """The opposite of `load`."""
-    target = carray(pointer(memory, offset, dtype), len(g))
+    target = array_at(memory, offset, dtype, len(g))
     for k in range(len(g)):
         target[k] = narrow(g[k], dtype)
 
@@ -210,16 +215,16 @@ def make_kernel(
     def kernel(
         logits, target, out, slopes, stats, index, slopes_step, ignore_index, classes, z_step, g_step, t_step, first, last
     ):  # fmt: skip
-        all_stats = carray(pointer(stats, 0, number), (last, 10))
-        all_index = carray(pointer(index, 0, np.int64), last)
-        all_slopes = carray(pointer(slopes, 0, number), (last if slopes_step else 1, 8))
-        labels = carray(pointer(target, 0, np.int64), last)
+        all_stats = array_at(stats, 0, number, (last, 10))
+        all_index = array_at(index, 0, np.int64, last)
+        all_slopes = array_at(slopes, 0, number, (last if slopes_step else 1, 8))
+        labels = array_at(target, 0, np.int64, last)
         z, g = np.empty(0 if direct else classes, number), np.empty(0 if direct else classes, number)
         for r in range(first, last):
-            t = carray(pointer(target, r * t_step, number), classes)
+            t = array_at(target, r * t_step, number, classes)
             if direct:
-                z = carray(pointer(logits, r * z_step, number), classes)
-                g = carray(pointer(out, r * g_step, number), classes)
+                z = array_at(logits, r * z_step, number, classes)
+                g = array_at(out, r * g_step, number, classes)
             else:
                 load(logits, r * z_step, memory, z)
             y = 0 if soft else labels[r]
@@ -228,101 +233,6 @@ def make_kernel(
             row(z, g, t, y, ignored, row_slopes, all_stats, all_index, r, soft, moments, with_stats, with_gradient)
             if with_gradient and not direct:
                 store(out, r * g_step, memory, g)
-
-    kernel.__name__ = kernel.__qualname__ = name
-    return kernel
-
-
-@inlined
-def line_of(memory, offset, number, rows):
-    return carray(pointer(memory, offset, number), rows)
-
-
-def make_column_kernel(name: str, number: type, moments: bool, with_stats: bool, with_gradient: bool) -> Callable[..., None]:
-    """As `make_kernel`, for rows that lie side by side, as in logits (N, K, H, W) of an image, and class indices: vector
-    instructions work on up to `LANES` rows at once instead of on classes, and nothing is transposed.
-
-    `inner` rows lie side by side; `z_class`, `z_outer`, `g_class`, `g_outer` are strides of classes and of such blocks.
-    """
-    TOP, INDEX, CLASSES, TOTAL, SHIFTED, SQUARES, PRODUCTS, USED = range(8)
-
-    def kernel(
-        logits, target, out, slopes, stats, index, slopes_step, ignore_index, classes, inner,
-        z_class, z_outer, g_class, g_outer, first, last,
-    ):  # fmt: skip
-        all_stats = carray(pointer(stats, 0, number), (last, 10))
-        all_index = carray(pointer(index, 0, np.int64), last)
-        all_slopes = carray(pointer(slopes, 0, number), (last if slopes_step else 1, 8))
-        labels = carray(pointer(target, 0, np.int64), last)
-        zero, one = number(0), number(1)
-        lane = np.empty((8, LANES), number)  # one array, of which the compiler knows that its lines do not overlap
-        of_all = np.zeros((4, LANES), number)
-        start = first
-        while start < last:
-            outer, i = start // inner, start % inner
-            rows = np.uint64(min(LANES, inner - i, last - start))
-            z_offset, g_offset = outer * z_outer + i, outer * g_outer + i
-            if with_stats:
-                line = line_of(logits, z_offset, number, rows)
-                lane[:] = zero
-                for j in range(rows):
-                    lane[TOP, j] = line[j]
-                for k in range(1, classes):
-                    line = line_of(logits, z_offset + k * z_class, number, rows)
-                    for j in range(rows):
-                        higher = line[j] > lane[TOP, j]
-                        lane[TOP, j] = line[j] if higher else lane[TOP, j]
-                        lane[INDEX, j] = number(k) if higher else lane[INDEX, j]
-                for k in range(classes):
-                    line = line_of(logits, z_offset + k * z_class, number, rows)
-                    exps = line_of(out, g_offset + k * g_class, number, rows)
-                    for j in range(rows):
-                        unmasked, p, x, square, product = terms(line[j], lane[TOP, j], moments)
-                        lane[CLASSES, j] += unmasked
-                        lane[TOTAL, j] += p
-                        lane[SHIFTED, j] += x
-                        if moments:
-                            lane[SQUARES, j] += square
-                            lane[PRODUCTS, j] += product
-                        if with_gradient:
-                            exps[j] = p
-            for j in range(np.int64(rows)):
-                r, y = start + j, labels[start + j]
-                if with_stats and y == ignore_index:
-                    all_stats[r] = 0
-                    all_index[r] = 0
-                elif with_stats:
-                    label = zero
-                    if 0 <= y < classes:
-                        label = line_of(logits, z_offset + y * z_class, number, rows)[j]
-                    write_stats(
-                        all_stats[r], lane[TOP, j], lane[CLASSES, j], lane[TOTAL, j], lane[SHIFTED, j], lane[SQUARES, j],
-                        lane[PRODUCTS, j], one, label, label - lane[TOP, j], moments,
-                    )  # fmt: skip
-                    all_index[r] = np.int64(lane[INDEX, j])
-                if with_gradient:
-                    row_slopes = all_slopes[r if slopes_step else 0]
-                    used = depends(row_slopes) and y != ignore_index
-                    lane[TOP, j], lane[USED, j] = all_stats[r, 2], one if used else zero
-                    if used:
-                        of_all[0, j], of_all[1, j], of_all[2, j], of_all[3, j] = factors(row_slopes, all_stats[r], one)
-            if with_gradient:
-                for k in range(classes):
-                    line = line_of(logits, z_offset + k * z_class, number, rows)
-                    g = line_of(out, g_offset + k * g_class, number, rows)
-                    for j in range(rows):
-                        g[j] = gradient(
-                            line[j], lane[TOP, j], g[j], with_stats,
-                            of_all[0, j], of_all[1, j], of_all[2, j], of_all[3, j], lane[USED, j] != 0, moments,
-                        )  # fmt: skip
-                for j in range(np.int64(rows)):
-                    r, y = start + j, labels[start + j]
-                    row_slopes = all_slopes[r if slopes_step else 0]
-                    if lane[USED, j] != 0 and 0 <= y < classes:
-                        line_of(out, g_offset + y * g_class, number, rows)[j] += row_slopes[4] - row_slopes[0]
-                    if lane[USED, j] != 0 and 0 <= all_index[r] < classes:
-                        line_of(out, g_offset + all_index[r] * g_class, number, rows)[j] += row_slopes[2]
-            start += np.int64(rows)
 
     kernel.__name__ = kernel.__qualname__ = name
     return kernel
@@ -337,7 +247,7 @@ def make_loss_kernel(name: str, memory: type, moments: bool) -> Callable[..., tu
         logits, target, out, rows, classes, ignore_index, divisor,
         cross_entropy, lse, top, mean, label, square, expected, entropy, first, last,
     ):  # fmt: skip
-        labels = carray(pointer(target, 0, np.int64), rows)
+        labels = array_at(target, 0, np.int64, rows)
         z, g = np.empty(0 if direct else classes, np.float32), np.empty(0 if direct else classes, np.float32)
         counted = 0
         for r in range(rows):
@@ -354,8 +264,8 @@ def make_loss_kernel(name: str, memory: type, moments: bool) -> Callable[..., tu
         for r in range(first, last):
             y = labels[r]
             if direct:
-                z = carray(pointer(logits, r * classes, np.float32), classes)
-                g = carray(pointer(out, r * classes, np.float32), classes)
+                z = array_at(logits, r * classes, np.float32, classes)
+                g = array_at(out, r * classes, np.float32, classes)
             else:
                 load(logits, r * classes, memory, z)
             row(z, g, z, y, y == ignore_index, slopes, stats, index, 0, False, moments, True, True)

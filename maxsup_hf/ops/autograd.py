@@ -18,9 +18,7 @@ from maxsup_hf.ops import backends, rows_numba
 from maxsup_hf.ops.backends import resolve
 from maxsup_hf.ops.formula import packed
 from maxsup_hf.ops.inputs import check_range
-from maxsup_hf.ops.row_stats import COLUMNS, SLOPES, STATISTICS, as_rows, row_count, row_stats
-
-MOMENTS = frozenset(SLOPES[5:])  # statistics that cost more than the others
+from maxsup_hf.ops.row_stats import COLUMNS, MOMENTS, SLOPES, STATISTICS, as_rows, empty_stats, row_stats
 
 
 def is_plain(logits: Tensor, target: Tensor) -> bool:
@@ -110,9 +108,7 @@ _library.impl("rows_grad", _rows_grad, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("maxsup_hf::rows", lib=_library)
 def _(logits: Tensor, target: Tensor, ignore_index: int, moments: bool, backend: str) -> tuple[Tensor, Tensor]:
-    rows = row_count(logits)
-    number = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.new_empty((rows, len(COLUMNS)), dtype=number), logits.new_empty((rows,), dtype=torch.int64)
+    return empty_stats(logits)
 
 
 @torch.library.register_fake("maxsup_hf::rows_grad", lib=_library)

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from maxsup_hf.ops.row_stats import SLOPES
+from maxsup_hf.ops.row_stats import MOMENTS, SLOPES
 
 Formula = Callable[..., tuple[Tensor, Tensor]]
+
+
+class RowLoss(NamedTuple):
+    """A loss on row statistics.
+
+    Attributes:
+        formula: `(row statistics, **values) -> (target term, penalty)`.
+        names: the statistics that it takes.
+        values: its parameters and options.
+        summands: of a sum, name -> formula of the penalty of each loss.
+    """
+
+    formula: Formula
+    names: Sequence[str]
+    values: Mapping[str, Any]
+    summands: Mapping[str, Formula]
+
+    @property
+    def needs_moments(self) -> bool:
+        return not MOMENTS.isdisjoint(self.names)
 
 
 def differentiate(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NONE_IGNORED = -(2**62)  # an ignore_index that no label has
 NARROW = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64)
 
 

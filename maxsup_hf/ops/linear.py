@@ -7,19 +7,18 @@ from above. Ignored rows are left out before the product.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from maxsup_hf.ops import backends
-from maxsup_hf.ops.autograd import MOMENTS
-from maxsup_hf.ops.formula import Formula, differentiate, packed
+from maxsup_hf.ops.formula import RowLoss, differentiate, packed
+from maxsup_hf.ops.inputs import NONE_IGNORED
 from maxsup_hf.ops.row_stats import COLUMNS
 
 ROWS = 32  # at least so many go through the product at a time
-NONE_IGNORED = -(2**62)  # an ignore_index that no label has
 
 
 class Head(NamedTuple):
@@ -49,22 +48,6 @@ class Head(NamedTuple):
             logits.mul_(self.scale)
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
-
-
-class RowLoss(NamedTuple):
-    """A loss on row statistics.
-
-    Attributes:
-        formula: `(row statistics, **values) -> (target term, penalty)`.
-        names: the statistics that it takes.
-        values: its parameters and options.
-        summands: of a sum, name -> formula of the penalty of each loss.
-    """
-
-    formula: Formula
-    names: Sequence[str]
-    values: Mapping[str, Any]
-    summands: Mapping[str, Formula]
 
 
 def summed_loss(
@@ -140,8 +123,8 @@ class _Linear(torch.autograd.Function):
 def _write_gradient(z: Tensor, target: Tensor, out: Tensor | None, scale: float, loss: RowLoss) -> Tensor:
     """(2 + summands,) loss, cross-entropy and penalties of some rows, summed. The gradient, times `scale`, goes into `out`,
     which may be `z`."""
-    backend = backends.resolve(backends.choose("auto", z), z)
-    flags: Any = {"ignore_index": NONE_IGNORED, "moments": not MOMENTS.isdisjoint(loss.names)}
+    backend = backends.fastest(z)
+    flags: Any = {"ignore_index": NONE_IGNORED, "moments": loss.needs_moments}
     stats, index = backend.rows(z, target, **flags)
     columns = dict(zip(COLUMNS, stats.unbind(1), strict=True))
     given = {name: columns[name] for name in loss.names}

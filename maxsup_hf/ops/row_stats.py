@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 SLOPES = ("cross_entropy", "lse", "top", "mean", "label", "square", "expected", "entropy")  # those with a gradient
+MOMENTS = frozenset(SLOPES[5:])  # which cost more than the others
 STATISTICS = (*SLOPES, "classes")
 COLUMNS = (*STATISTICS, "exp_sum")  # of what a backend returns
 MASK_DISTANCE = 4096.0
@@ -98,6 +99,12 @@ def masked_classes(logits: Tensor) -> Tensor:
     """Which classes (last dimension) are masked."""
     z = upcast(logits)
     return z < z.amax(-1, keepdim=True) - MASK_DISTANCE
+
+
+def empty_stats(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for what a backend returns: (N, 10) statistics, and the index (N,) of the top."""
+    rows, number = row_count(logits), torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty((rows, len(COLUMNS)), dtype=number), logits.new_empty((rows,), dtype=torch.int64)
 
 
 def row_count(x: Tensor) -> int:

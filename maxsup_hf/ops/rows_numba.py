@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.ops import _pool
-from maxsup_hf.ops.row_stats import COLUMNS, row_count
+from maxsup_hf.ops.row_stats import empty_stats
 
 _SHARED = 1 << 18  # elements up to which one thread does everything: waking another takes longer
 _LABELS = 1 << 14  # that may be looked at by each part of `loss_and_grad`
@@ -53,7 +53,7 @@ def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) ->
         Statistics (N, 10), float32 (float64 for float64 logits), in the order of `COLUMNS`, and the index of the top (N,),
         int64. Ignored rows hold 0. A class index outside of [0, K), as in a shard of the classes, gives label 0.
     """
-    stats, index = _statistics(logits)
+    stats, index = empty_stats(logits)
     _run(logits, target, None, None, stats, index, ignore_index, moments, True)
     return stats, index
 
@@ -84,7 +84,7 @@ def rows_and_grad(
     logits: Tensor, target: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int, moments: bool
 ) -> tuple[Tensor, Tensor]:
     """`rows` and `rows_grad` in one pass over each row, for slopes known beforehand. `out` must not be `logits`."""
-    stats, index = _statistics(logits)
+    stats, index = empty_stats(logits)
     _run(logits, target, out, slopes, stats, index, ignore_index, moments, True)
     return stats, index
 
@@ -135,16 +135,6 @@ def loss_and_grad(
     _pool.share(task, rows, torch.get_num_threads())
     found = [parts[first] for first in sorted(parts)]  # in an order that does not depend on who was faster
     return sum(part[0] for part in found), sum(part[1] for part in found), found[0][2]
-
-
-def _statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Memory for `stats` and `index`."""
-    rows = row_count(logits)
-    return logits.new_empty((rows, len(COLUMNS)), dtype=_number(logits)), logits.new_empty(rows, dtype=torch.int64)
-
-
-def _number(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype is torch.float64 else torch.float32
 
 
 def _run(
@@ -242,14 +232,15 @@ def _kernel(
     import numpy as np
     from numba import types
 
-    from maxsup_hf.ops import _numba_kernels as kernels
+    from maxsup_hf.ops._numba_columns import make_column_kernel
+    from maxsup_hf.ops._numba_kernels import make_kernel
 
     number = np.float64 if dtype is torch.float64 else np.float32
     flags = (moments, with_stats, with_gradient)
     name = _name(dtype, columns, soft, *flags)
     if columns:
-        return _compile(kernels.make_column_kernel(name, number, *flags), types.void(*[types.int64] * 16))
-    return _compile(kernels.make_kernel(name, _memory(dtype), number, soft, *flags), types.void(*[types.int64] * 14))
+        return _compile(make_column_kernel(name, number, *flags), types.void(*[types.int64] * 16))
+    return _compile(make_kernel(name, _memory(dtype), number, soft, *flags), types.void(*[types.int64] * 14))
 
 
 def _memory(dtype: torch.dtype) -> type:
@@ -266,12 +257,12 @@ def _memory(dtype: torch.dtype) -> type:
 def _loss_kernel(dtype: torch.dtype, moments: bool) -> Callable[..., tuple[float, float, int]]:
     from numba import types
 
-    from maxsup_hf.ops import _numba_kernels as kernels
+    from maxsup_hf.ops._numba_kernels import make_loss_kernel
 
     arguments = [*[types.int64] * 6, *[types.float64] * 9, *[types.int64] * 2]
     result = types.Tuple((types.float64, types.float64, types.int64))
     name = _name("loss", dtype, moments)
-    return _compile(kernels.make_loss_kernel(name, _memory(dtype), moments), result(*arguments))
+    return _compile(make_loss_kernel(name, _memory(dtype), moments), result(*arguments))
 
 
 def _name(*kinds: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from maxsup_hf.ops.row_stats import COLUMNS, MASK_DISTANCE, SLOPES, as_rows, row_stats, upcast
+from maxsup_hf.ops.row_stats import COLUMNS, MASK_DISTANCE, SLOPES, as_rows, empty_stats, row_stats, upcast
 
 BLOCK = 2**20  # elements worked on at a time on a CPU, for each thread; an accelerator takes larger blocks
 
@@ -16,8 +16,7 @@ def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) ->
     """Compute the statistics (N, 10) of each row and the index (N,) of its top; see `maxsup_hf.ops.rows_numba.rows`."""
     with torch.no_grad():
         z, t = as_rows(logits), _target_rows(target)
-        index = torch.empty(len(z), dtype=torch.int64, device=z.device)
-        stats = index.new_empty((len(z), len(COLUMNS)), dtype=torch.promote_types(z.dtype, torch.float32))
+        stats, index = empty_stats(logits)
         for part in _blocks(z):
             here, inside = z[part], t[part]
             if not t.is_floating_point():  # a class index outside of the row, as in a shard, counts as logit 0

@@ -15,11 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maxsup_hf.ops.row_stats import COLUMNS, as_rows, row_count
+from maxsup_hf.ops import row_stats
+from maxsup_hf.ops.row_stats import as_rows, empty_stats
 
 IN_REGISTERS = 16384  # of 32,768 the assembler would spill a row into memory
 BLOCK = 8192  # of a pass over a longer row
-MASK_DISTANCE = tl.constexpr(4096.0)
+MASK_DISTANCE = tl.constexpr(row_stats.MASK_DISTANCE)
 
 
 @triton.jit
@@ -165,7 +166,7 @@ def warps(block: int) -> int:
 
 def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) -> tuple[Tensor, Tensor]:
     """See `maxsup_hf.ops.rows_numba.rows`."""
-    stats, index = _statistics(logits)
+    stats, index = empty_stats(logits)
     _launch(logits, target, None, stats, index, None, ignore_index, moments)
     return stats, index
 
@@ -182,15 +183,9 @@ def rows_and_grad(
     logits: Tensor, target: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int, moments: bool
 ) -> tuple[Tensor, Tensor]:
     """See `maxsup_hf.ops.rows_numba.rows_and_grad`."""
-    stats, index = _statistics(logits)
+    stats, index = empty_stats(logits)
     _launch(logits, target, slopes, stats, index, out, ignore_index, moments)
     return stats, index
-
-
-def _statistics(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Memory for `stats` and `index`."""
-    stats = logits.new_empty((row_count(logits), len(COLUMNS)), dtype=torch.float32)
-    return stats, logits.new_empty(len(stats), dtype=torch.int64)
 
 
 def _launch(

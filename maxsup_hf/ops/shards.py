@@ -14,9 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maxsup_hf.ops import backends
-from maxsup_hf.ops.autograd import MOMENTS
-from maxsup_hf.ops.formula import differentiate, packed
-from maxsup_hf.ops.linear import NONE_IGNORED, RowLoss
+from maxsup_hf.ops.formula import RowLoss, differentiate, packed
+from maxsup_hf.ops.inputs import NONE_IGNORED
 from maxsup_hf.ops.row_stats import COLUMNS, MASK_DISTANCE, upcast
 
 
@@ -44,9 +43,9 @@ class _Sharded(torch.autograd.Function):
         dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
         # A class is masked by its distance to the top of the whole row, which this part need not hold.
         z = torch.where(upcast(logits) < (top - MASK_DISTANCE)[:, None], -torch.inf, logits)
-        backend = backends.resolve(backends.choose("auto", z), z)
-        moments = not MOMENTS.isdisjoint(loss.names)
-        of_part, index = backend.rows(z, column, ignore_index=NONE_IGNORED, moments=moments)
+        backend = backends.fastest(z)
+        flags: Any = {"ignore_index": NONE_IGNORED, "moments": loss.needs_moments}
+        of_part, index = backend.rows(z, column, **flags)
         stats, owner = _whole_rows(of_part, inside, target, scale, group)
         given = {name: torch.where(scale != 0, stats[name], 0) for name in loss.names}
         of_rows, slopes = differentiate(loss.formula, given, loss.values)
@@ -54,7 +53,7 @@ class _Sharded(torch.autograd.Function):
         by_stats = packed(slopes, of_rows) * scale[:, None]
         gradient = torch.empty_like(z)
         whole = torch.stack([stats[name] for name in COLUMNS], 1)
-        backend.rows_grad(z, column, whole, index, by_stats, gradient, ignore_index=NONE_IGNORED, moments=moments)
+        backend.rows_grad(z, column, whole, index, by_stats, gradient, **flags)
         ctx.save_for_backward(gradient)
         return torch.where(scale != 0, of_rows * scale, 0).sum()
 

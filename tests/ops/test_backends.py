@@ -15,6 +15,8 @@ from maxsup_hf.ops import backends, rows_torch
 from tests import plain
 
 TRITON = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ["triton"] if TRITON else ["reference", "numba", "torch"]
+FAST = [name for name in BACKENDS if name != "reference"]
 LOSSES = list_losses()
 SUMS = ["maxsup+z_loss", "label_smoothing+logit_penalty"]
 N, K = (5, 7) if TRITON else (12, 7)
@@ -153,7 +155,7 @@ def dtypes_of(backend):
     return [torch.float32, torch.float16] if backend == "triton" else DTYPES
 
 
-@pytest.mark.parametrize("backend", ["triton"] if TRITON else ["reference", "numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", LOSSES + SUMS)
 def test_every_case(name, backend):
     with served_by(backend) as kernel:
@@ -166,7 +168,7 @@ def test_every_case(name, backend):
                 check(name, kernel, f"{case}, {dtype}", dtype, logits, labels, **options)
 
 
-@pytest.mark.parametrize("backend", ["triton"] if TRITON else ["reference", "numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", LOSSES + SUMS)
 def test_images_and_other_shapes(name, backend):
     """(N, K, H, W) and (..., K) against the same rows in (N, K)."""
@@ -191,7 +193,7 @@ def test_images_and_other_shapes(name, backend):
         assert none[0] == 0 and none[2].shape == (shape[0], 0, shape[2], K)
 
 
-@pytest.mark.parametrize("backend", ["triton"] if TRITON else ["reference", "numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("name", LOSSES)
 def test_logits_that_are_not_numbers_reach_loss_and_gradient(name, bad, backend):
@@ -219,7 +221,7 @@ def test_derivatives(name, soft_labels):
         assert gradgradcheck(lambda z: create_loss(name)(z, labels, **options), logits)  # noqa: B023
 
 
-@pytest.mark.parametrize("backend", ["triton"] if TRITON else ["reference", "numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["maxsup", "focal"])
 def test_what_comes_from_above(name, backend):
     """A factor, and a second backward through one graph, which makes the gradient again."""
@@ -237,7 +239,7 @@ def test_what_comes_from_above(name, backend):
             assert_close(fast.grad, 2 * first)
 
 
-@pytest.mark.parametrize("backend", ["triton"] if TRITON else ["reference", "numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_float16_gradients_survive_a_gradient_scaler(backend):
     with served_by(backend) as kernel:
         logits, labels = torch.randn(8, 5000).half(), torch.randint(5000, (8,))
@@ -248,7 +250,7 @@ def test_float16_gradients_survive_a_gradient_scaler(backend):
         assert_close(narrow.grad.double(), wide.grad, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["triton"] if TRITON else ["numba", "torch"])
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("name", ["maxsup", "focal"])
 def test_a_schedule_that_moves_on_before_the_backward(name, backend):
     with served_by(backend) as kernel:
@@ -265,7 +267,7 @@ def test_a_schedule_that_moves_on_before_the_backward(name, backend):
 
 
 @pytest.mark.parametrize("offset", [1e4, -1e4])
-@pytest.mark.parametrize("backend", ["triton"] if TRITON else ["reference", "numba", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_digits_far_from_zero(backend, offset):
     """Float32 ends in the seventh digit: of the loss, not of logits that are thousands of times larger."""
     with served_by(backend) as kernel:
