@@ -140,7 +140,7 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _analyze(args: argparse.Namespace) -> None:
-    import_module("maxsup_hf.analyze").main(args.rest)
+    import_module("maxsup_hf.analysis.cli").main(args.rest)
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -155,7 +155,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _losses(args: argparse.Namespace) -> None:
     from maxsup_hf.losses import get_spec, list_losses
-    from maxsup_hf.schedules import SCHEDULES
+    from maxsup_hf.losses._schedules import SCHEDULES
 
     try:
         names = list_losses()

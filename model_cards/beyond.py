@@ -28,13 +28,13 @@ from datasets import Dataset, load_dataset
 from experiments import parser, training
 from torch import Tensor
 
-from maxsup_hf.analysis.features import FeatureRows, extract, find_classifier
 from maxsup_hf.analysis.measure import measure
-from maxsup_hf.checks import read_column
 from maxsup_hf.comparison.plan import load_plan, run_folder
 from maxsup_hf.comparison.statistics import summarise
+from maxsup_hf.data.columns import read_column
 from maxsup_hf.metrics import CORRUPTIONS, corrupt, linear_probe, ood_auroc, shot_accuracy
 from maxsup_hf.metrics.robustness import SEVERITIES
+from maxsup_hf.trainer.features import FeatureRows, extract, find_classifier
 
 ROWS = 10_000
 

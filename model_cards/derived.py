@@ -6,8 +6,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, load_dataset
 from transformers import ViTConfig
 
+from maxsup_hf.data.builtin import digits
 from maxsup_hf.metrics import long_tailed_subset
-from maxsup_hf.scripts.body.embedded import digits
 
 
 def make(name: str, data: Path, folder: Path) -> None:

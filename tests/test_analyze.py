@@ -13,10 +13,10 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-hf[analysis]')")
 pytest.importorskip("captum", reason="needs captum (pip install 'maxsup-hf[analysis]')")
 
-from maxsup_hf import analyze
-from maxsup_hf.checks import read_column
+from maxsup_hf.analysis import cli as analyze
+from maxsup_hf.data.columns import read_column
 from maxsup_hf.scripts import image_classification
-from maxsup_hf.scripts.body.tokenizers import train_tokenizer
+from maxsup_hf.scripts.common.tokenizers import train_tokenizer
 from tests import tiny
 from tests.scripts.conftest import image_folder, write
 from tests.test_cli import BIN, command

@@ -8,7 +8,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from maxsup_hf import MaxSupArgumentsMixin, MaxSupSeq2SeqTrainingArguments, MaxSupTrainingArguments
-from maxsup_hf.arguments import parse_loss_kwargs
+from maxsup_hf.trainer.training_args import parse_loss_kwargs
 
 BOTH = pytest.mark.parametrize("cls", [MaxSupTrainingArguments, MaxSupSeq2SeqTrainingArguments])
 

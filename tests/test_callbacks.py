@@ -9,9 +9,9 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
-from maxsup_hf.callbacks import FeatureGeometryCallback
 from maxsup_hf.metrics import feature_geometry
 from maxsup_hf.scripts import image_classification, text_classification
+from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from tests import tiny
 from tests.launch import two_processes
 
@@ -108,7 +108,7 @@ def test_two_ranks_know_what_one_does(tmp_path):
     script = tmp_path / "evaluate.py"
     script.write_text(
         "import json, sys\n"
-        "from maxsup_hf.callbacks import FeatureGeometryCallback\n"
+        "from maxsup_hf.trainer.callbacks import FeatureGeometryCallback\n"
         "from tests.launch import end_of_a_rank\n"
         "from tests.test_callbacks import trainer\n"
         "run = trainer(sys.argv[1])\n"  # 20 rows in batches of 2 x 8: the last batch is filled up with rows from the start

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
-from maxsup_hf.checkpoints import CheckpointError, check_writable, damage, last_checkpoint
+from maxsup_hf.trainer.checkpointing import CheckpointError, check_writable, damage, last_checkpoint
 from tests import HANGS, tiny
 
 SCRIPT = Path(__file__).with_name("kill_and_resume.py")
@@ -84,7 +84,7 @@ def test_no_checkpoint_at_all(tmp_path):
 
 
 def test_a_stock_trainer_resumes_them(tmp_path):
-    # (not ViT's: see the end of maxsup_hf/trainer.py)
+    # (not ViT's: see the end of maxsup_hf/trainer/trainer.py)
     data, steps = tiny.rows(tiny.batch("bert", size=16)), {"use_cpu": True, "disable_tqdm": True, "save_steps": 2}
     MaxSupTrainer(tiny.bert(), MaxSupTrainingArguments(str(tmp_path), max_steps=4, **steps), train_dataset=data).train()
     assert get_last_checkpoint(tmp_path) == last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
@@ -128,7 +128,7 @@ def test_a_read_only_folder_is_found_before_training(tmp_path, monkeypatch):
     def refuse(**kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("maxsup_hf.checkpoints.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("maxsup_hf.trainer.checkpointing.tempfile.TemporaryFile", refuse)
     with pytest.raises(
         CheckpointError, match=r"output_dir: '.*' cannot be written to .*Read-only file system.*--output_dir"
     ):

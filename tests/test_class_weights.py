@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from maxsup_hf import MaxSupTrainingArguments
-from maxsup_hf.class_weights import balanced, parse_class_weights, resolve_class_weights, weights_for_training
-from maxsup_hf.label_counts import count_classes
+from maxsup_hf.data.label_counts import count_classes
+from maxsup_hf.trainer.class_weights import balanced, parse_class_weights, resolve_class_weights, weights_for_training
 from tests import tiny
 
 NAMES = {0: "ant", 1: "bee", 2: "cow"}

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 from transformers.models.bert import modeling_bert
 
 from maxsup_hf import create_loss
-from maxsup_hf.cross_entropy_patch import CrossEntropyPatch
+from maxsup_hf.trainer.cross_entropy_patch import CrossEntropyPatch
 from tests import tiny
 
 FUNCTION, CRITERION, NN = nn.functional.cross_entropy, nn.CrossEntropyLoss, nn

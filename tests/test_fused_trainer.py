@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, list_losses
+from maxsup_hf.data.mixup import MixupCollator
 from maxsup_hf.losses import get_spec
-from maxsup_hf.mixup import MixupCollator
 from maxsup_hf.ops import backends
 from tests import HANGS, tiny
 from tests.heads import HEADS, LLAMA, SMALL, STILL, Head, V, aligned, causal, masked_lm, shifted

@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, create_loss
-from maxsup_hf.cross_entropy_patch import CrossEntropyPatch
+from maxsup_hf.trainer.cross_entropy_patch import CrossEntropyPatch
 from tests import tiny
 from tests.heads import HEADS
 

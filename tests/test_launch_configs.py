@@ -17,7 +17,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 
-from maxsup_hf.checkpoints import last_checkpoint
+from maxsup_hf.trainer.checkpointing import last_checkpoint
 from tests import HANGS
 from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER
 

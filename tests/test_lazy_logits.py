@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from maxsup_hf.lazy_logits import LazyLogits, NeedsLogitsError
 from maxsup_hf.ops.linear import Head
+from maxsup_hf.trainer.lm_head_patch import LazyLogits, NeedsLogitsError
 
 B, S, D, V = 2, 3, 4, 5
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import Trainer, TrainingArguments
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, MixupCollator, compute_loss_func
-from maxsup_hf.mixup import mix_targets
+from maxsup_hf.data.mixup import mix_targets
 from tests import tiny
 
 

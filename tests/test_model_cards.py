@@ -14,7 +14,7 @@ from maxsup_hf import cli
 from maxsup_hf.comparison import command
 from maxsup_hf.comparison.tables import markdown
 from maxsup_hf.hub.card import write_card
-from maxsup_hf.scripts.body.arguments import in_use
+from maxsup_hf.scripts.common.arguments import in_use
 from tests import HANGS
 from tests.hub.conftest import hub, hub_environment  # noqa: F401
 

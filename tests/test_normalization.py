@@ -2,7 +2,7 @@
 
 import torch
 
-from maxsup_hf.normalization import class_targets
+from maxsup_hf.trainer.normalization import class_targets
 
 
 def test_target_values_are_class_labels_where_they_are_integers():

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
-from maxsup_hf.checks import check_liger
+from maxsup_hf.trainer.validation import check_liger
 from tests import tiny
 
 SMALL = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)

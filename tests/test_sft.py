@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from maxsup_hf import MaxSupArgumentsMixin, MaxSupMixin, MaxSupTrainingArguments
-from maxsup_hf.sft import check_trl, sft_loss
+from maxsup_hf.trainer.sft import check_trl, sft_loss
 from tests import HANGS, tiny
 from tests.launch import two_processes
 
@@ -272,7 +272,7 @@ def test_checkpoints_are_written_and_resumed(tmp_path):
 
 
 def test_the_package_does_not_import_trl():
-    code = "import sys, maxsup_hf.sft; sys.exit('trl' in sys.modules)"
+    code = "import sys, maxsup_hf.trainer.sft; sys.exit('trl' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=HANGS).returncode == 0
 
 

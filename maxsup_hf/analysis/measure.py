@@ -11,8 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from maxsup_hf.analysis.features import FeatureRows
 from maxsup_hf.metrics import CalibrationMetrics, FeatureGeometry, LogitMetrics, NearestCentre, ReliabilityCurve
+from maxsup_hf.trainer.features import FeatureRows
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from maxsup_hf.analysis.features import Classifier, FeatureRows, extract, find_classifier
 from maxsup_hf.analysis.measure import Measured, measure
 from maxsup_hf.analysis.store import has_rows, load_rows, model_fingerprint, save_rows
+from maxsup_hf.trainer.features import Classifier, FeatureRows, extract, find_classifier
 
 logger = logging.getLogger(__name__)
 

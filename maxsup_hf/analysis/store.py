@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maxsup_hf.analysis.features import FeatureRows
+from maxsup_hf.trainer.features import FeatureRows
 
 INDEX = "index.json"
 SHARD = 2**24  # numbers of a file: 64 MiB

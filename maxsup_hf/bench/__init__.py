@@ -12,8 +12,8 @@ import torch
 
 from maxsup_hf.bench import linear, logits, variants
 from maxsup_hf.bench.timing import machine
-from maxsup_hf.fused_linear import check_serves
 from maxsup_hf.losses import create_loss, list_losses
+from maxsup_hf.losses._fused_linear import check_serves
 
 SHAPES = "64x10,64x150,256x1000,2048x1000,4096x21841,1024x32000,512x128256"
 VARIANT_SHAPES = "64x10,65536x19,16384x150,2048x1000,1024x32000"

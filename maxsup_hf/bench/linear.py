@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy, linear
 
 from maxsup_hf.bench.logits import SMOOTHING
 from maxsup_hf.bench.timing import interleaved, markdown, peak_bytes, ratio, stopwatch
-from maxsup_hf.fused_linear import fused_output
 from maxsup_hf.losses import Loss
+from maxsup_hf.losses._fused_linear import fused_output
 from maxsup_hf.ops.linear import Head
 
 IGNORED = 0.6

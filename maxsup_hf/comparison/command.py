@@ -11,13 +11,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from maxsup_hf.arguments import parse_loss_kwargs
 from maxsup_hf.comparison import results, tables
 from maxsup_hf.comparison.execute import execute
 from maxsup_hf.comparison.plan import Plan, alphas, check_grid, keep_plan, load_plan, share_strength
 from maxsup_hf.comparison.statistics import TESTS
 from maxsup_hf.losses import flatten, get_spec
-from maxsup_hf.schedules import SCHEDULES
+from maxsup_hf.losses._schedules import SCHEDULES
+from maxsup_hf.trainer.training_args import parse_loss_kwargs
 
 LOSSES = "cross_entropy,label_smoothing,online_label_smoothing,maxsup"
 OURS = {  # flags of the scripts that a comparison sets itself

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from maxsup_hf.analysis.features import Classifier, FeatureRows, extract, find_classifier
 from maxsup_hf.analysis.measure import measure
 from maxsup_hf.analysis.store import model_fingerprint
-from maxsup_hf.callbacks import FeatureGeometryCallback
-from maxsup_hf.checks import read_column
 from maxsup_hf.comparison.parent import end_with_parent
 from maxsup_hf.comparison.plan import DETAILS, PROGRESS
-from maxsup_hf.scripts.body import run
-from maxsup_hf.scripts.body.splits import stratified_indices
+from maxsup_hf.data.columns import read_column
+from maxsup_hf.data.splits import stratified_indices
+from maxsup_hf.scripts.common import run
+from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
+from maxsup_hf.trainer.features import Classifier, FeatureRows, extract, find_classifier
 
 ROW_TASKS = ("image-classification", "text-classification")  # one class a row, so that features of a class mean something
 WHOLE_BATCHES = 100

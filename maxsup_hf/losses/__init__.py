@@ -5,10 +5,12 @@ from pkgutil import iter_modules
 
 from maxsup_hf.losses._decomposition import ls_decomposition
 from maxsup_hf.losses._loss import Loss, LossOutput, create_loss
+from maxsup_hf.losses._reduction import IGNORE_INDEX
 from maxsup_hf.losses._registry import get_spec, list_losses, register_loss
 from maxsup_hf.losses._spec import LossSpec, flatten, prefix_of
 
 __all__ = [
+    "IGNORE_INDEX",
     "Loss",
     "LossOutput",
     "LossSpec",

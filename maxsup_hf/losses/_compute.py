@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from maxsup_hf.losses._reduction import reduce, summed_weight
 from maxsup_hf.losses._spec import Formula, LossSpec
 from maxsup_hf.ops.autograd import can_be_read, is_plain, linear_loss, loss_in_one_call, serves_loss, statistics
 from maxsup_hf.ops.formula import linear_coefficients
 from maxsup_hf.ops.row_stats import MOMENTS, SLOPES, STATISTICS, row_count
-from maxsup_hf.reduction import reduce, summed_weight
 
 
 class Reduction(NamedTuple):
-    """How values of rows become a loss; see `maxsup_hf.reduction.reduce`.
+    """How values of rows become a loss; see `maxsup_hf.losses._reduction.reduce`.
 
     Attributes:
         kind: `"mean"`, `"sum"` or `"none"`.

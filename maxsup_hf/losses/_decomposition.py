@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.losses._inputs import check_inputs, normalized
+from maxsup_hf.losses._reduction import reduce, split_ignored
 from maxsup_hf.ops.row_stats import masked_classes, upcast
-from maxsup_hf.reduction import reduce, split_ignored
 
 
 class Decomposition(NamedTuple):

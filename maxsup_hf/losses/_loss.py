@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from maxsup_hf.losses._compute import Reduction, evaluate, in_one_call
 from maxsup_hf.losses._inputs import check_inputs, in_layout, normalized
+from maxsup_hf.losses._reduction import check_reduction, split_ignored, summed_weight
 from maxsup_hf.losses._registry import get_spec
+from maxsup_hf.losses._schedules import SCHEDULES, interpolate
 from maxsup_hf.losses._spec import LossSpec, prefix_of
 from maxsup_hf.ops import backends
 from maxsup_hf.ops.inputs import NONE_IGNORED, gathered
 from maxsup_hf.ops.row_stats import masked_classes, upcast
-from maxsup_hf.reduction import check_reduction, split_ignored, summed_weight
-from maxsup_hf.schedules import SCHEDULES, interpolate
 
 
 class _Reduced(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from maxsup_hf.losses._schedules import SCHEDULES
 from maxsup_hf.ops.row_stats import STATISTICS as NUMBERS
-from maxsup_hf.schedules import SCHEDULES
 
 Formula = Callable[..., tuple[Tensor, Tensor]]
 

@@ -18,17 +18,19 @@ from transformers import (
     default_data_collator,
 )
 
-from maxsup_hf.callbacks import FeatureGeometryCallback
-from maxsup_hf.mixup import MixupCollator
-from maxsup_hf.scripts.body import recipes, run
-from maxsup_hf.scripts.body.arguments import flag, parse
-from maxsup_hf.scripts.body.columns import find_column, is_image
-from maxsup_hf.scripts.body.embedded import digits
-from maxsup_hf.scripts.body.images import ImageArguments, as_images, check_images, named_processor, to_rgb
-from maxsup_hf.scripts.body.labels import classification_splits, find_label_column
-from maxsup_hf.scripts.body.loading import Splits, load_splits
-from maxsup_hf.scripts.body.models import build_model, load_config, set_classes
-from maxsup_hf.trainer import MaxSupTrainer
+from maxsup_hf.data.arguments import flag
+from maxsup_hf.data.builtin import digits
+from maxsup_hf.data.columns import find_column, is_image
+from maxsup_hf.data.images import as_images, check_images, to_rgb
+from maxsup_hf.data.labels import classification_splits, find_label_column
+from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.mixup import MixupCollator
+from maxsup_hf.scripts.common import recipes, run
+from maxsup_hf.scripts.common.arguments import parse
+from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor
+from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
+from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
+from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "image-classification"
 IMAGE_NAMES = ("image", "img", "image_path", "image_file", "path", "file", "file_name", "filename")

@@ -25,18 +25,18 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from transformers.trainer_utils import EvalLoopOutput
 
-from maxsup_hf.checks import read_column
+from maxsup_hf.data.arguments import flag, no_flag
+from maxsup_hf.data.builtin_texts import python_documentation
+from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column
+from maxsup_hf.data.loading import TEXT_FORMATS, Splits, load_splits
+from maxsup_hf.data.splits import SPLIT_SEED, limit_rows
 from maxsup_hf.metrics import perplexity
-from maxsup_hf.scripts.body import recipes, run
-from maxsup_hf.scripts.body.arguments import flag, no_flag, parse
-from maxsup_hf.scripts.body.columns import check_strings, find_column, is_string
-from maxsup_hf.scripts.body.embedded_texts import python_documentation
-from maxsup_hf.scripts.body.generators import build_generator_tokenizer, build_mask_tokenizer
-from maxsup_hf.scripts.body.loading import TEXT_FORMATS, Splits, load_splits
-from maxsup_hf.scripts.body.models import build_model, load_config
-from maxsup_hf.scripts.body.splits import SPLIT_SEED, limit_rows
-from maxsup_hf.scripts.body.tokenizers import NO_LIMIT, TextArguments, default_config
-from maxsup_hf.trainer import MaxSupTrainer
+from maxsup_hf.scripts.common import recipes, run
+from maxsup_hf.scripts.common.arguments import parse
+from maxsup_hf.scripts.common.generators import build_generator_tokenizer, build_mask_tokenizer
+from maxsup_hf.scripts.common.models import build_model, load_config
+from maxsup_hf.scripts.common.tokenizers import NO_LIMIT, TextArguments, default_config
+from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -12,17 +12,18 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice, PreTrainedTokenizerBase
 
-from maxsup_hf.checks import read_column
-from maxsup_hf.scripts.body import recipes, run
-from maxsup_hf.scripts.body.arguments import flag, parse
-from maxsup_hf.scripts.body.choices import check_choices, find_columns
-from maxsup_hf.scripts.body.embedded_names import choices_of_names
-from maxsup_hf.scripts.body.labels import without_hidden_test
-from maxsup_hf.scripts.body.loading import Splits, load_splits
-from maxsup_hf.scripts.body.models import build_model, load_config
-from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
-from maxsup_hf.scripts.body.tokenizers import TextArguments, build_tokenizer, default_config, max_length
-from maxsup_hf.trainer import MaxSupTrainer
+from maxsup_hf.data.arguments import flag
+from maxsup_hf.data.builtin_names import choices_of_names
+from maxsup_hf.data.choices import check_choices, find_columns
+from maxsup_hf.data.columns import read_column
+from maxsup_hf.data.labels import without_hidden_test
+from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.splits import hold_out_validation, limit_rows
+from maxsup_hf.scripts.common import recipes, run
+from maxsup_hf.scripts.common.arguments import parse
+from maxsup_hf.scripts.common.models import build_model, load_config
+from maxsup_hf.scripts.common.tokenizers import TextArguments, build_tokenizer, default_config, max_length
+from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "multiple-choice"
 EMBEDDED = {**recipes.EMBEDDED, "num_train_epochs": 3, "per_device_train_batch_size": 16}

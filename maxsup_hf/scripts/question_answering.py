@@ -14,17 +14,17 @@ from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, EvalPrediction
 
-from maxsup_hf.checks import read_column
-from maxsup_hf.scripts.body import recipes, run
-from maxsup_hf.scripts.body.answers import answer_metrics, check_answers, is_squad, predict_answers, windows
-from maxsup_hf.scripts.body.arguments import flag, parse
-from maxsup_hf.scripts.body.columns import find_column, is_string
-from maxsup_hf.scripts.body.embedded_names import questions_about_names
-from maxsup_hf.scripts.body.loading import Splits, load_splits
-from maxsup_hf.scripts.body.models import build_model, load_config
-from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
-from maxsup_hf.scripts.body.tokenizers import TextArguments, build_tokenizer, default_config, max_length
-from maxsup_hf.trainer import MaxSupTrainer
+from maxsup_hf.data.answers import answer_metrics, check_answers, is_squad, predict_answers, windows
+from maxsup_hf.data.arguments import flag
+from maxsup_hf.data.builtin_names import questions_about_names
+from maxsup_hf.data.columns import find_column, is_string, read_column
+from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.splits import hold_out_validation, limit_rows
+from maxsup_hf.scripts.common import recipes, run
+from maxsup_hf.scripts.common.arguments import parse
+from maxsup_hf.scripts.common.models import build_model, load_config
+from maxsup_hf.scripts.common.tokenizers import TextArguments, build_tokenizer, default_config, max_length
+from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "question-answering"
 EMBEDDED = {**recipes.EMBEDDED, "per_device_train_batch_size": 16}

@@ -22,16 +22,18 @@ from transformers import (
     default_data_collator,
 )
 
+from maxsup_hf.data.arguments import data_flags, flag
+from maxsup_hf.data.builtin_scenes import SCENE_CLASSES, digit_scenes
+from maxsup_hf.data.images import as_images, check_images, to_rgb
+from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.masks import count_classes, find_columns, load_pair_folder, to_array
+from maxsup_hf.data.splits import hold_out_validation, limit_rows
 from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
-from maxsup_hf.scripts.body import recipes, run
-from maxsup_hf.scripts.body.arguments import data_flags, flag, parse
-from maxsup_hf.scripts.body.embedded_scenes import SCENE_CLASSES, digit_scenes
-from maxsup_hf.scripts.body.images import ImageArguments, as_images, check_images, named_processor, to_rgb
-from maxsup_hf.scripts.body.loading import Splits, load_splits
-from maxsup_hf.scripts.body.masks import count_classes, find_columns, load_pair_folder, to_array
-from maxsup_hf.scripts.body.models import build_model, load_config, set_classes
-from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
-from maxsup_hf.trainer import MaxSupTrainer
+from maxsup_hf.scripts.common import recipes, run
+from maxsup_hf.scripts.common.arguments import parse
+from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor
+from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
+from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "semantic-segmentation"
 

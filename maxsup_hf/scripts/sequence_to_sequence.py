@@ -22,20 +22,20 @@ from transformers import (
     T5Config,
 )
 
-from maxsup_hf.arguments import MaxSupSeq2SeqTrainingArguments
-from maxsup_hf.checks import read_column
+from maxsup_hf.data.arguments import flag, no_flag
+from maxsup_hf.data.builtin_texts import translated_phrases
+from maxsup_hf.data.columns import check_column, check_strings, find_column, is_string, read_column
+from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.splits import hold_out_validation, limit_rows
+from maxsup_hf.losses import IGNORE_INDEX
 from maxsup_hf.metrics import chrf
-from maxsup_hf.normalization import IGNORE_INDEX
-from maxsup_hf.scripts.body import recipes, run
-from maxsup_hf.scripts.body.arguments import flag, no_flag, parse
-from maxsup_hf.scripts.body.columns import check_column, check_strings, find_column, is_string
-from maxsup_hf.scripts.body.embedded_texts import translated_phrases
-from maxsup_hf.scripts.body.generators import build_generator_tokenizer
-from maxsup_hf.scripts.body.loading import Splits, load_splits
-from maxsup_hf.scripts.body.models import build_model, load_config
-from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
-from maxsup_hf.scripts.body.tokenizers import TextArguments, max_length
-from maxsup_hf.trainer import MaxSupSeq2SeqTrainer
+from maxsup_hf.scripts.common import recipes, run
+from maxsup_hf.scripts.common.arguments import parse
+from maxsup_hf.scripts.common.generators import build_generator_tokenizer
+from maxsup_hf.scripts.common.models import build_model, load_config
+from maxsup_hf.scripts.common.tokenizers import TextArguments, max_length
+from maxsup_hf.trainer.trainer import MaxSupSeq2SeqTrainer
+from maxsup_hf.trainer.training_args import MaxSupSeq2SeqTrainingArguments
 
 logger = logging.getLogger(__name__)
 

@@ -17,17 +17,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from maxsup_hf.callbacks import FeatureGeometryCallback
-from maxsup_hf.checks import read_column
-from maxsup_hf.scripts.body import recipes, run
-from maxsup_hf.scripts.body.arguments import flag, parse
-from maxsup_hf.scripts.body.columns import check_strings, find_column, is_string
-from maxsup_hf.scripts.body.embedded import names_in_languages
-from maxsup_hf.scripts.body.labels import classification_splits, find_label_column
-from maxsup_hf.scripts.body.loading import Splits, load_splits
-from maxsup_hf.scripts.body.models import build_model, load_config, set_classes
-from maxsup_hf.scripts.body.tokenizers import TextArguments, build_tokenizer, default_config, max_length, train_tokenizer
-from maxsup_hf.trainer import MaxSupTrainer
+from maxsup_hf.data.arguments import flag
+from maxsup_hf.data.builtin import names_in_languages
+from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column
+from maxsup_hf.data.labels import classification_splits, find_label_column
+from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.scripts.common import recipes, run
+from maxsup_hf.scripts.common.arguments import parse
+from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
+from maxsup_hf.scripts.common.tokenizers import TextArguments, build_tokenizer, default_config, max_length, train_tokenizer
+from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
+from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 __all__ = ["TextClassificationArguments", "main", "prepare", "train_tokenizer"]
 

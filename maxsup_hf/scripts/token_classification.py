@@ -22,18 +22,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from maxsup_hf.checks import read_column
+from maxsup_hf.data.arguments import flag
+from maxsup_hf.data.builtin_names import tagged_names
+from maxsup_hf.data.columns import read_column
+from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.splits import hold_out_validation, limit_rows
+from maxsup_hf.data.tags import encode_tags, find_columns
+from maxsup_hf.losses import IGNORE_INDEX
 from maxsup_hf.metrics import entity_f1, is_bio
-from maxsup_hf.normalization import IGNORE_INDEX
-from maxsup_hf.scripts.body import recipes, run
-from maxsup_hf.scripts.body.arguments import flag, parse
-from maxsup_hf.scripts.body.embedded_names import tagged_names
-from maxsup_hf.scripts.body.loading import Splits, load_splits
-from maxsup_hf.scripts.body.models import build_model, load_config, set_classes
-from maxsup_hf.scripts.body.splits import hold_out_validation, limit_rows
-from maxsup_hf.scripts.body.tags import encode_tags, find_columns
-from maxsup_hf.scripts.body.tokenizers import TextArguments, build_tokenizer, default_config, max_length
-from maxsup_hf.trainer import MaxSupTrainer
+from maxsup_hf.scripts.common import recipes, run
+from maxsup_hf.scripts.common.arguments import parse
+from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
+from maxsup_hf.scripts.common.tokenizers import TextArguments, build_tokenizer, default_config, max_length
+from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 logger = logging.getLogger(__name__)
 

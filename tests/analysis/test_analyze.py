@@ -13,11 +13,11 @@ pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-
 pytest.importorskip("captum", reason="needs captum (pip install 'maxsup-hf[analysis]')")
 
 from maxsup_hf.analysis import figures, seen
-from maxsup_hf.analysis.analyze import analyze
-from maxsup_hf.analysis.features import FeatureRows, extract
 from maxsup_hf.analysis.measure import measure
+from maxsup_hf.analysis.pipeline import analyze
 from maxsup_hf.analysis.sections import choose_rows
 from maxsup_hf.analysis.seen import Subject
+from maxsup_hf.trainer.features import FeatureRows, extract
 from tests import tiny
 from tests.analysis.test_features import Scaled
 

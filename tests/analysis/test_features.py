@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from maxsup_hf.analysis.features import extract, find_classifier
+from maxsup_hf.trainer.features import extract, find_classifier
 from tests import tiny
 
 

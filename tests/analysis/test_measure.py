@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maxsup_hf import metrics
-from maxsup_hf.analysis.features import FeatureRows
 from maxsup_hf.analysis.measure import choose_triples, measure, plane, project, rows_of
+from maxsup_hf.trainer.features import FeatureRows
 
 
 def data(classes=4, dim=6, labels=None):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from maxsup_hf.analysis import store
-from maxsup_hf.analysis.features import FeatureRows
 from maxsup_hf.analysis.store import data_fingerprint, has_rows, load_rows, model_fingerprint, save_rows
+from maxsup_hf.trainer.features import FeatureRows
 from tests import tiny
 
 

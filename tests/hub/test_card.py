@@ -16,8 +16,8 @@ from transformers import AutoModelForImageClassification
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli, create_loss
 from maxsup_hf.hub.card import write_benchmark_result, write_card
 from maxsup_hf.hub.record import load_record
-from maxsup_hf.scripts.body.arguments import ScriptArguments
-from maxsup_hf.scripts.body.models import build_model, load_config
+from maxsup_hf.scripts.common.arguments import ScriptArguments
+from maxsup_hf.scripts.common.models import build_model, load_config
 from tests import HANGS, tiny
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from maxsup_hf import create_loss, ls_decomposition, maxsup_loss
-from maxsup_hf.mixup import mix_targets
-from maxsup_hf.schedules import SCHEDULES, interpolate, staircase
+from maxsup_hf.data.mixup import mix_targets
+from maxsup_hf.losses._schedules import SCHEDULES, interpolate, staircase
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden.json").read_text())
 TOLERANCE = {"float64": 1e-10, "float32": 5e-6}

@@ -6,7 +6,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from maxsup_hf.metrics import CalibrationMetrics, FeatureGeometry, LogitMetrics, feature_geometry, nll
-from maxsup_hf.scripts.body.run import classification_metrics
+from maxsup_hf.scripts.common.run import classification_metrics
 from tests import tiny
 from tests.heads import HEADS
 

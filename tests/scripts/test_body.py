@@ -7,13 +7,13 @@ import datasets
 import numpy as np
 import pytest
 
+from maxsup_hf.data.builtin import LANGUAGES, digits, names_in_languages
+from maxsup_hf.data.columns import find_column, is_string
+from maxsup_hf.data.labels import encode_labels, find_label_column
+from maxsup_hf.data.splits import hold_out_validation, stratified_indices
 from maxsup_hf.scripts import text_classification
-from maxsup_hf.scripts.body.arguments import parse
-from maxsup_hf.scripts.body.columns import find_column, is_string
-from maxsup_hf.scripts.body.embedded import LANGUAGES, digits, names_in_languages
-from maxsup_hf.scripts.body.labels import encode_labels, find_label_column
-from maxsup_hf.scripts.body.recipes import Recipes
-from maxsup_hf.scripts.body.splits import hold_out_validation, stratified_indices
+from maxsup_hf.scripts.common.arguments import parse
+from maxsup_hf.scripts.common.recipes import Recipes
 from tests.scripts.conftest import texts, write
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from maxsup_hf.class_weights import weights_for_training
 from maxsup_hf.cli import main
 from maxsup_hf.scripts import image_classification, semantic_segmentation, text_classification, token_classification
-from maxsup_hf.scripts.body import run
-from maxsup_hf.scripts.body.arguments import CLASSIFYING
+from maxsup_hf.scripts.common import run
+from maxsup_hf.scripts.common.arguments import CLASSIFYING
+from maxsup_hf.trainer.class_weights import weights_for_training
 from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER, image_folder, texts
 
 TASKS = (*CLASSIFYING, "language-modeling", "question-answering", "multiple-choice", "sequence-to-sequence")

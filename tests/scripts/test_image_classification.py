@@ -178,7 +178,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maxsup_hf.trainer.MaxSupTrainer.evaluate", interrupt)  # once, after the first epoch's steps
+    monkeypatch.setattr("maxsup_hf.trainer.trainer.MaxSupTrainer.evaluate", interrupt)  # once, after the first epoch's steps
     flags = ["--max_train_samples", "64", "--output_dir", "out", "--save_strategy", "steps", "--save_steps", "1"]
     with pytest.raises(SystemExit) as end:
         image_classification.main([*flags, "--max_steps", "2", "--eval_strategy", "no"])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, BertConfig, GPT2Config, pipeline
 
+from maxsup_hf.data.builtin_texts import python_documentation
 from maxsup_hf.scripts import language_modeling
-from maxsup_hf.scripts.body.embedded_texts import python_documentation
 from tests.scripts.conftest import results, write
 
 SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--max_eval_samples", "8", "--disable_tqdm", "true"]

@@ -4,8 +4,8 @@ import datasets
 import pytest
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
+from maxsup_hf.data.builtin_names import choices_of_names
 from maxsup_hf.scripts import multiple_choice
-from maxsup_hf.scripts.body.embedded_names import choices_of_names
 from maxsup_hf.scripts.multiple_choice import prepare
 from tests.scripts.conftest import results, write
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from maxsup_hf.data.answers import answer_metrics, predict_answers
+from maxsup_hf.data.builtin_names import questions_about_names
 from maxsup_hf.scripts import question_answering
-from maxsup_hf.scripts.body.answers import answer_metrics, predict_answers
-from maxsup_hf.scripts.body.embedded_names import questions_about_names
 from maxsup_hf.scripts.question_answering import prepare
 from tests.scripts.conftest import results, write
 

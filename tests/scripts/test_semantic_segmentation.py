@@ -14,9 +14,9 @@ from transformers import (
     pipeline,
 )
 
+from maxsup_hf.data.builtin_scenes import digit_scenes
 from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from maxsup_hf.scripts import semantic_segmentation
-from maxsup_hf.scripts.body.embedded_scenes import digit_scenes
 from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER, picture, results, write
 
 pytestmark = pytest.mark.skipif(NO_SEGFORMER, reason=NEEDS_TORCHVISION)

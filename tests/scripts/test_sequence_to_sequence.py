@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BertConfig, EvalPrediction
 
+from maxsup_hf.data.builtin_texts import translated_phrases
 from maxsup_hf.scripts import sequence_to_sequence
-from maxsup_hf.scripts.body.embedded_texts import translated_phrases
 from tests.scripts.conftest import results, write
 
 SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--max_eval_samples", "4", "--disable_tqdm", "true"]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction, PreTrainedTokenizerFast, RobertaConfig, RobertaForTokenClassification, pipeline
 
+from maxsup_hf.data.builtin_names import TAGS, tagged_names
 from maxsup_hf.scripts import token_classification
-from maxsup_hf.scripts.body.embedded_names import TAGS, tagged_names
-from maxsup_hf.scripts.body.tokenizers import train_tokenizer
+from maxsup_hf.scripts.common.tokenizers import train_tokenizer
 from maxsup_hf.scripts.token_classification import metrics, prepare
 from tests.scripts.conftest import results, write
 

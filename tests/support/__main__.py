@@ -70,7 +70,7 @@ def stock(model: Any, inputs: dict[str, Any]) -> tuple[float, dict[str, torch.Te
 def trained(model: Any, inputs: dict[str, Any], loss: str) -> tuple[float, dict[str, torch.Tensor], int]:
     """Loss and gradients through our Trainer, and how many cross-entropies were replaced."""
     from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
-    from maxsup_hf.checks import check_head
+    from maxsup_hf.trainer.validation import check_head
     from tests import tiny
 
     with tempfile.TemporaryDirectory() as folder:
@@ -243,7 +243,7 @@ def isolated(name: str) -> dict[str, Any]:
 
 def matrix(only: str = "", jobs: int = 2) -> dict[str, dict[str, Any]]:
     """Class -> row, of all heads whose name matches."""
-    import maxsup_hf.trainer  # noqa: F401  (imported once, before the children are made)
+    import maxsup_hf.trainer.trainer  # noqa: F401  (imported once, before the children are made)
 
     head_classes_by_name.update({n: c for n, c in head_classes().items() if re.search(only, n)})
     names = sorted(head_classes_by_name)

@@ -1,0 +1,49 @@
+"""Command-line flags that say which data a run reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def flag(help: str, default: Any = None) -> Any:
+    """A dataclass field with its line in `--help`."""
+    return field(default=default, metadata={"help": help})
+
+
+def no_flag() -> Any:
+    """Remove a flag of the base class from a derived one, where the task has no use for it: giving it is then an error."""
+    return field(default=None, init=False)
+
+
+@dataclass
+class DataArguments:
+    """The data of a run."""
+
+    dataset_name: str | None = flag("Data set: a Hub id or a local folder.")
+    dataset_config_name: str | None = flag("Configuration (subset) of the data set.")
+    train_split_name: str | None = flag("Split to train on, of --dataset_name (default: train).")
+    validation_split_name: str | None = flag("Split to evaluate on, of --dataset_name (default: validation, valid, …).")
+    test_split_name: str | None = flag("Split to test on at the end, of --dataset_name (default: test).")
+    train_file: str | None = flag("Training data: a csv, tsv, json, jsonl or parquet file.")
+    validation_file: str | None = flag("Validation data, as --train_file.")
+    test_file: str | None = flag("Test data, evaluated once at the end, as --train_file.")
+    train_val_split: float = flag("Share of the training data that becomes validation data where there is none.", 0.15)
+    max_train_samples: int | None = flag("Train on at most so many rows, in proportion from every class if they have any.")
+    max_eval_samples: int | None = flag("Evaluate on at most so many rows, in proportion from every class if they have any.")
+    max_test_samples: int | None = flag("Test on at most so many rows, in proportion from every class if they have any.")
+    label_column_name: str | None = flag("Column of the labels (default: found by its type or name).")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"train_val_split must lie between 0 and 1 (both excluded), got {self.train_val_split}")
+        for name in ("max_train_samples", "max_eval_samples", "max_test_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}; leave it out to use all rows")
+
+
+def data_flags(args: Any) -> list[str]:
+    """Names of the flags by which the user brings data; empty for the built-in data set."""
+    names = ["dataset_name", *(f"{split}_{kind}" for kind in ("file", "dir") for split in ("train", "validation", "test"))]
+    return [name for name in names if getattr(args, name, None)]

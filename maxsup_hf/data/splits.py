@@ -1,0 +1,70 @@
+"""How rows are divided into training and validation data, and how many of them are used."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import ArrayLike, NDArray
+
+from maxsup_hf.data.arguments import DataArguments
+from maxsup_hf.data.columns import read_column
+from maxsup_hf.data.loading import Splits
+
+logger = logging.getLogger(__name__)
+
+# Which rows are held out must not depend on --seed: runs with different seeds are compared on the same rows.
+SPLIT_SEED = 0
+
+
+def hold_out_validation(splits: Splits, share: float, label_column: str | None = None) -> Splits:
+    """Where there is no validation data, take a share of the training data, in proportion from every class.
+
+    Args:
+        label_column: (N,) classes; `None` where rows have none.
+
+    Raises:
+        ValueError: the training data has a single row.
+    """
+    if "validation" in splits:
+        return splits
+    train = splits["train"]
+    if len(train) < 2:
+        raise ValueError(f"the training data has {len(train)} row, too few to hold one out for validation")
+    count = min(max(1, round(len(train) * share)), len(train) - 1)
+    held_out = stratified_indices(_classes(train, label_column), count)
+    kept = np.setdiff1d(np.arange(len(train)), held_out)
+    logger.info("no validation data: held out %d of the %d training rows (train_val_split)", count, len(train))
+    return {**splits, "train": train.select(kept), "validation": train.select(held_out)}
+
+
+def limit_rows(splits: Splits, args: DataArguments, label_column: str | None = None) -> Splits:
+    """Cut the splits to `--max_train_samples`, `--max_eval_samples` and `--max_test_samples`; see `hold_out_validation`."""
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_test_samples}
+    for split, dataset in splits.items():
+        limit = limits[split]
+        if limit is not None and limit < len(dataset):
+            splits = {**splits, split: dataset.select(stratified_indices(_classes(dataset, label_column), limit))}
+    return splits
+
+
+def _classes(dataset: Dataset, label_column: str | None) -> NDArray:
+    return np.zeros(len(dataset), int) if label_column is None else read_column(dataset, label_column).to_numpy()
+
+
+def stratified_indices(labels: ArrayLike, count: int, seed: int = SPLIT_SEED) -> NDArray[np.integer]:
+    """Draw `count` of N rows, so many of each class as its share asks for, up to rounding.
+
+    Args:
+        labels: (N,) values that can be sorted.
+
+    Returns:
+        (count,) sorted indices; the same ones at every call, and however the classes are numbered.
+    """
+    labels = np.asarray(labels)
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    _, first_seen, class_of = np.unique(labels[shuffled], return_index=True, return_inverse=True)
+    by_class = shuffled[np.argsort(first_seen[class_of], kind="stable")]
+    position = np.arange(len(labels) + 1) * count // len(labels)
+    return np.sort(by_class[np.diff(position) > 0])

@@ -1,0 +1,44 @@
+"""Flags of tasks on images, and their image processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoImageProcessor
+
+from maxsup_hf.data.arguments import flag
+from maxsup_hf.data.loading import loading
+from maxsup_hf.scripts.common.arguments import ScriptArguments
+from maxsup_hf.scripts.common.models import hub_options
+
+
+@dataclass
+class ImageArguments(ScriptArguments):
+    """Flags of every task on images; a task says what its folders look like."""
+
+    train_dir: str | None = flag("Training data: a folder.")
+    validation_dir: str | None = flag("Validation data, as --train_dir.")
+    test_dir: str | None = flag("Test data, evaluated once at the end, as --train_dir.")
+    image_column_name: str | None = flag("Column of the images, or of paths to them (default: found by its type or name).")
+    image_processor_name: str | None = flag("Image processor: a Hub id or a folder (default: that of the model).")
+    image_size: int = flag("Height and width in pixels that the default model takes; images are resized to it.", 32)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
+
+
+def named_processor(args: ImageArguments) -> tuple[Any, str]:
+    """The image processor that is named or comes with the model, or `None`; and the argument that it comes by.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    argument = "image_processor_name" if args.image_processor_name else "model_name_or_path"
+    source = getattr(args, argument)
+    if not source:
+        return None, argument
+    with loading(argument, source):
+        return AutoImageProcessor.from_pretrained(source, **hub_options(args)), argument

@@ -1,0 +1,62 @@
+"""The model of a run: pretrained, from a config, or the task's tiny default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig, set_seed
+
+from maxsup_hf.data.loading import loading
+from maxsup_hf.scripts.common.arguments import ScriptArguments
+
+
+def hub_options(args: ScriptArguments) -> dict[str, Any]:
+    """Keyword arguments of every `from_pretrained` of a model, its tokenizer or its image processor."""
+    return {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+
+
+def load_config(args: ScriptArguments) -> PretrainedConfig | None:
+    """Config of `--model_name_or_path` or `--config_name`; `None` asks for the task's default.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    for argument in ("model_name_or_path", "config_name"):
+        source = getattr(args, argument)
+        if source:
+            if source.startswith((".", "/", "~")) and not os.path.exists(source):
+                raise ValueError(f"{argument}: there is no folder {source!r}")
+            with loading(argument, source):
+                return AutoConfig.from_pretrained(source, **hub_options(args))
+    return None
+
+
+def set_classes(config: PretrainedConfig, names: Sequence[str]) -> PretrainedConfig:
+    """Make a config one of a classifier of these classes, in place."""
+    config.num_labels = len(names)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    config.problem_type = "single_label_classification"
+    return config
+
+
+def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments, seed: int) -> Any:
+    """A model with the weights of `--model_name_or_path`, otherwise random ones.
+
+    A head of another number of classes starts from random weights. Weights are held in `--dtype` (float32 by default),
+    not in the type that they happen to be stored in: training in float16 or bfloat16 must be asked for.
+
+    Raises:
+        ValueError: the architecture does not serve the task, or the weights cannot be loaded.
+    """
+    set_seed(seed)
+    source = args.model_name_or_path
+    with loading("model_name_or_path" if source else "config_name", source or args.config_name):
+        if source:
+            return auto_class.from_pretrained(
+                source, config=config, dtype=args.dtype, ignore_mismatched_sizes=True, **hub_options(args)
+            )
+        config.name_or_path = ""  # of a config alone the card would call the model fine-tuned
+        return auto_class.from_config(config, trust_remote_code=args.trust_remote_code, dtype=args.dtype)

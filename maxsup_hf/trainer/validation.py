@@ -1,0 +1,183 @@
+"""What a user gets told before the first training step: heads and data that a K-way loss does not fit."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sized
+from typing import Any
+
+import datasets
+import pyarrow.compute as pc
+import torch
+from accelerate.utils import DynamoBackend
+from torch import Tensor, nn
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.trainer_utils import unwrap_peft_model
+
+from maxsup_hf.data.columns import read_column
+from maxsup_hf.losses import IGNORE_INDEX
+
+# Heads whose logits have one column for each of config.num_labels.
+LABELLED_HEADS = (
+    "ForSequenceClassification",
+    "ForImageClassification",
+    "ForVideoClassification",
+    "ForAudioClassification",
+    "ForTokenClassification",
+)
+
+
+def num_labels(model: Any) -> int | None:
+    """Number of classes of a classification head, `None` where config.num_labels does not say (language models, …)."""
+    return model.config.num_labels if getattr(model, "loss_type", None) in LABELLED_HEADS else None
+
+
+def head_problem(model: Any) -> str | None:
+    """Why a head has no K-way cross-entropy, or `None`."""
+    classes = num_labels(model)
+    if classes is None:
+        return None
+    problem_type = getattr(model.config, "problem_type", None)
+    if problem_type in ("regression", "multi_label_classification"):
+        return f"config.problem_type is {problem_type!r}"
+    if classes == 1:
+        return "config.num_labels is 1, which transformers trains as a regression"
+    return None
+
+
+def shifts_labels(model: Any) -> bool:
+    """Whether the head computes its loss by transformers' `ForCausalLMLoss`, which shifts the labels by one.
+
+    Encoder-decoders that use it shift the decoder's inputs instead. What decides is the function that the forward calls, for
+    `loss_type` is `None` for heads named `*LMHeadModel` (GPT-2, OpenAI GPT, BERT), whose `loss_function` is this one.
+    """
+    model = unwrap_peft_model(model)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    function = getattr(model, "_loss_function", None)
+    if function is None:
+        function = LOSS_MAPPING.get(str(getattr(model, "loss_type", None)), ForCausalLMLoss)
+    code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
+    return function is ForCausalLMLoss and code is not None and "loss_function" in code.co_names
+
+
+def check_head(model: nn.Module, loss: str) -> None:
+    """Refuse regression and multi-label heads.
+
+    Raises:
+        ValueError: the head has no cross-entropy over at least two classes.
+    """
+    problem = head_problem(model)
+    if problem:
+        raise ValueError(
+            f"loss={loss!r} needs a head that picks one of at least 2 classes, but {type(model).__name__} does not: "
+            f"{problem}. Set num_labels and problem_type='single_label_classification', or use the stock Trainer for this "
+            "head"
+        )
+
+
+def check_liger(args: Any) -> None:
+    """Refuse Liger's kernels that compute cross-entropy themselves, most of them without ever making the logits.
+
+    Raises:
+        ValueError: `use_liger_kernel` with such a kernel switched on.
+    """
+    config = getattr(args, "liger_kernel_config", None) or {}
+    if getattr(args, "use_liger_kernel", False) and (
+        config.get("fused_linear_cross_entropy", True) or config.get("cross_entropy", False)
+    ):
+        raise ValueError(
+            f"use_liger_kernel computes cross-entropy in a kernel of its own, which loss={args.loss!r} cannot replace: keep "
+            """Liger's other kernels with --liger_kernel_config '{"fused_linear_cross_entropy": false, "cross_entropy": """
+            """false}', or leave use_liger_kernel out"""
+        )
+
+
+def check_fused(trainer: Any, mixes: bool) -> None:
+    """Refuse ways to train a model in which its output embedding cannot be left to the loss.
+
+    Args:
+        trainer: with its model, arguments and data.
+        mixes: whether its collator makes soft labels.
+
+    Raises:
+        ValueError: torch.compile, DataParallel, DeepSpeed ZeRO-3, or soft labels.
+    """
+    args, model = trainer.args, trainer.model
+    plugin = trainer.accelerator.state.dynamo_plugin  # what `accelerate launch --dynamo_backend` asks for
+    compiled = args.torch_compile or hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
+    zero3 = getattr(getattr(args, "hf_deepspeed_config", None), "is_zero3", lambda: False)()
+    for found, fix in (
+        (compiled or plugin.backend != DynamoBackend.NO, "torch.compile: leave torch_compile and dynamo_backend out"),
+        (args.n_gpu > 1, "torch's DataParallel: start one process for each GPU with `accelerate launch` or torchrun"),
+        (zero3, "DeepSpeed ZeRO-3, which shards each layer by itself: use ZeRO-2 or FSDP"),
+        (mixes or _has_soft_labels(trainer.train_dataset), "soft labels: leave out Mixup and other class probabilities"),
+    ):
+        if found:
+            raise ValueError(
+                f"fused_linear_loss, asked for {type(model).__name__}, cannot be combined with {fix}, or leave "
+                "fused_linear_loss out"
+            )
+
+
+def _has_soft_labels(dataset: Any) -> bool:
+    """As far as the types of its columns say."""
+    features = dataset.features if isinstance(dataset, datasets.Dataset) else {}
+    labels: Any = features.get("labels")
+    while hasattr(labels, "feature"):  # lists of lists
+        labels = labels.feature
+    return "soft_labels" in features or getattr(labels, "dtype", "").startswith("float")
+
+
+def check_float_labels(labels: Tensor, model: nn.Module) -> None:
+    """Floating labels are class probabilities, one row of K that sums to 1 for each prediction.
+
+    Raises:
+        ValueError: another shape than the logits', or rows that do not sum to 1.
+    """
+    classes = num_labels(model)
+    shape = tuple(labels.shape)
+    if labels.ndim < 2 or (classes is not None and shape[-1] != classes):
+        columns = "K" if classes is None else classes
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {shape}: floating labels are class probabilities of the logits' shape, "
+            f"{(*shape[:1], columns)}; class indices must be integers, and a regression needs the stock Trainer"
+        )
+    sums = labels.sum(-1)
+    if not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise ValueError(
+            f"floating labels are class probabilities whose rows sum to 1, got sums from {sums.min().item():g} to "
+            f"{sums.max().item():g}: a multi-label head needs the stock Trainer"
+        )
+
+
+def check_train_dataset(dataset: Any, model: nn.Module) -> None:
+    """Look at the labels of a data set before anything is trained, where they can be read without running its transforms.
+
+    Raises:
+        ValueError: the data set is empty, or has labels outside [0, K) or floating ones for a classification head.
+    """
+    if isinstance(dataset, Sized) and len(dataset) == 0:
+        raise ValueError("train_dataset is empty: it must have at least one example")
+    classes = num_labels(model)
+    if not isinstance(dataset, datasets.Dataset) or classes is None:
+        return
+    for name in ("labels", "label"):
+        feature = dataset.features.get(name)
+        if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+            continue
+        if feature.dtype.startswith("float"):
+            raise ValueError(
+                f"column {name!r} of train_dataset is {feature.dtype}: class labels must be integers in [0, {classes}); a "
+                "regression needs the stock Trainer"
+            )
+        if not feature.dtype.startswith(("int", "uint")):
+            continue
+        values = [v for v in pc.unique(read_column(dataset, name)).to_pylist() if v is not None and v != IGNORE_INDEX]
+        wrong = sorted(v for v in values if not 0 <= v < classes)
+        if wrong:
+            raise ValueError(
+                f"column {name!r} of train_dataset has labels outside [0, {classes}): {wrong[:5]}; the model has "
+                f"config.num_labels={classes}. Load the model with the right num_labels, or correct the labels "
+                f"({IGNORE_INDEX} marks rows to ignore)"
+            )
