@@ -7,7 +7,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from maxsup_hf.analysis.attribution import attribute
 from tests import tiny
-from tests.analysis.test_features import ConvHead, convnext, swin
+from tests.trainer.test_features import ConvHead, convnext, swin
 
 pytest.importorskip("captum", reason="needs captum (pip install 'maxsup-hf[analysis]')")
 

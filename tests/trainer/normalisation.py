@@ -1,6 +1,6 @@
 """The same eight rows, cut in different ways: prints how far the gradients are from those of one batch.
 
-python tests/normalisation.py     # starts the two processes by accelerate launch itself
+python tests/trainer/normalisation.py     # starts the two processes by accelerate launch itself
 
 Columns: how the rows were cut. Numbers: relative error in float32, ‖g − g₁ₓ₈‖ / ‖g₁ₓ₈‖. Rows: head, and
 average_tokens_across_devices; where it is off, each rank divides by its own items and the ranks' gradients are averaged, so
@@ -12,7 +12,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from accelerate import PartialState

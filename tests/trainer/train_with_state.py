@@ -1,6 +1,6 @@
 """Trains a tiny model with online label smoothing, three epochs of four steps, and saves every step.
 
-python tests/train_with_state.py OUTPUT [--resume CHECKPOINT] [--die_at STEP]     # STEP: killed after it was saved
+python tests/trainer/train_with_state.py OUTPUT [--resume CHECKPOINT] [--die_at STEP]     # STEP: killed after it was saved
 
 At the end the main process writes the table to OUTPUT/table.pt. Also run by `accelerate launch`, on the same batches.
 """
@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from transformers import TrainerCallback

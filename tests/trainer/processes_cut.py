@@ -1,8 +1,8 @@
 """Run by two processes, or by one: writes how one step of the Trainer changes the weights of several models.
 
-    python tests/processes_cut.py one OUTPUT                                         # one batch of 8 rows
-    accelerate launch --multi_gpu --num_processes 2 tests/processes_cut.py ddp OUTPUT   # or fully_shard: 2 rows × 2 × 2
-    torchrun --nproc_per_node 2 tests/processes_cut.py zero2 OUTPUT                  # or zero3, with DS_ACCELERATOR=cpu
+    python tests/trainer/processes_cut.py one OUTPUT                                         # one batch of 8 rows
+    accelerate launch --multi_gpu --num_processes 2 tests/trainer/processes_cut.py ddp OUTPUT   # or fully_shard: 2 rows × 2 × 2
+    torchrun --nproc_per_node 2 tests/trainer/processes_cut.py zero2 OUTPUT                  # or zero3, with DS_ACCELERATOR=cpu
 
 The step is one of plain gradient descent, so that the change is the gradient, also where each rank holds a part of it.
 """
@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from accelerate import PartialState
@@ -33,8 +33,8 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
-from tests.distributed_gradients import shard
 from tests.launch import end_of_a_rank
+from tests.trainer.distributed_gradients import shard
 
 WEIGHTS = torch.tensor([1.0, 20.0, 1.0, 1.0, 0.1])
 GPT = dict(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=40, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)

@@ -21,7 +21,7 @@ from maxsup_hf.trainer.checkpointing import last_checkpoint
 from tests import HANGS
 from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "accelerate"
 README = (ROOT / "examples" / "README.md").read_text().replace("\\\n", " ")
 LINES = re.findall(r"^(?:\w+=\S+ )*accelerate launch (.*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)

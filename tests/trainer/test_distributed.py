@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
-from tests import normalisation, tiny
+from tests import tiny
 from tests.heads import HEADS
 from tests.launch import two_processes
+from tests.trainer import normalisation
 
 SCRIPT = Path(__file__).with_name("distributed_gradients.py")
 FAMILIES = {name: head for name, head in HEADS.items() if head.additive}

@@ -110,7 +110,7 @@ def test_two_ranks_know_what_one_does(tmp_path):
         "import json, sys\n"
         "from maxsup_hf.trainer.callbacks import FeatureGeometryCallback\n"
         "from tests.launch import end_of_a_rank\n"
-        "from tests.test_callbacks import trainer\n"
+        "from tests.trainer.test_callbacks import trainer\n"
         "run = trainer(sys.argv[1])\n"  # 20 rows in batches of 2 x 8: the last batch is filled up with rows from the start
         "run.add_callback(FeatureGeometryCallback(run))\n"
         "metrics = run.evaluate() | {'processes': run.args.world_size}\n"

@@ -11,7 +11,7 @@ import torch
 
 from tests import HANGS
 from tests.launch import two_processes
-from tests.processes_cut import CASES
+from tests.trainer.processes_cut import CASES
 
 SCRIPT = Path(__file__).with_name("processes_cut.py")
 NO_DEEPSPEED = pytest.mark.skipif(

@@ -1,6 +1,6 @@
 """Run by `accelerate launch`: writes every family's gradients of one step over this rank's share of a batch.
 
-accelerate launch --multi_gpu --num_processes 2 tests/distributed_gradients.py ddp|fsdp OUTPUT [FAMILY …]
+accelerate launch --multi_gpu --num_processes 2 tests/trainer/distributed_gradients.py ddp|fsdp OUTPUT [FAMILY …]
 
 With names of families they are those of test_fused_trainer.py, trained with fused_linear_loss.
 """
@@ -8,7 +8,7 @@ With names of families they are those of test_fused_trainer.py, trained with fus
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from accelerate import PartialState
@@ -57,7 +57,7 @@ def main(wrapping: str, output: str, *fused: str) -> None:
     MaxSupTrainingArguments(f"{output}.out", use_cpu=True)  # starts the process group, on the CPU
     state = PartialState()
     if fused:
-        from tests.test_fused_trainer import FUSED as heads
+        from tests.trainer.test_fused_trainer import FUSED as heads
     else:
         heads = HEADS
     folder, kwargs = f"{output}.out", {"fused_linear_loss": bool(fused)}

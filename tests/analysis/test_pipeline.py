@@ -19,7 +19,7 @@ from maxsup_hf.analysis.sections import choose_rows
 from maxsup_hf.analysis.seen import Subject
 from maxsup_hf.trainer.features import FeatureRows, extract
 from tests import tiny
-from tests.analysis.test_features import Scaled
+from tests.trainer.test_features import Scaled
 
 CLASSES = ["a", "b", "c", "d", "e"]
 

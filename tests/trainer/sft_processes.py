@@ -1,19 +1,19 @@
 """Run by two processes: writes the gradients of one step of SFTTrainer under the mixin, 2 rows × 2 micro-batches each.
 
-accelerate launch --multi_gpu --num_processes 2 tests/sft_processes.py OUTPUT
+accelerate launch --multi_gpu --num_processes 2 tests/trainer/sft_processes.py OUTPUT
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from transformers import TrainerCallback
 
 from tests.launch import end_of_a_rank
-from tests.test_sft import PROCESS_CASES, trainer
+from tests.trainer.test_sft import PROCESS_CASES, trainer
 
 
 class Gradients(TrainerCallback):
