@@ -1,6 +1,7 @@
 """Kills training with SIGKILL at random moments, resumes it, and compares the end with an uninterrupted run, bit by bit.
 
-python tests/trainer/kill_and_resume.py [--kills 20] [--processes 2] [--accumulation 3] [--loss maxsup] [--signal TERM] [--seed 0]
+python tests/trainer/kill_and_resume.py [--kills 20] [--processes 2] [--accumulation 3] [--loss maxsup] [--signal TERM]
+    [--seed 0]
 
 A small BERT with dropout learns from shuffled texts of different lengths, whose tokens are masked at random, and saves after
 every second step; many kills fall into the saving. After a kill the run goes on from the newest complete checkpoint

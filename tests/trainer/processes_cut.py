@@ -1,8 +1,8 @@
 """Run by two processes, or by one: writes how one step of the Trainer changes the weights of several models.
 
-    python tests/trainer/processes_cut.py one OUTPUT                                         # one batch of 8 rows
-    accelerate launch --multi_gpu --num_processes 2 tests/trainer/processes_cut.py ddp OUTPUT   # or fully_shard: 2 rows × 2 × 2
-    torchrun --nproc_per_node 2 tests/trainer/processes_cut.py zero2 OUTPUT                  # or zero3, with DS_ACCELERATOR=cpu
+    python tests/trainer/processes_cut.py one OUTPUT     # one batch of 8 rows
+    accelerate launch --multi_gpu --num_processes 2 tests/trainer/processes_cut.py ddp OUTPUT  # or fully_shard
+    torchrun --nproc_per_node 2 tests/trainer/processes_cut.py zero2 OUTPUT   # or zero3 (DS_ACCELERATOR=cpu)
 
 The step is one of plain gradient descent, so that the change is the gradient, also where each rank holds a part of it.
 """
