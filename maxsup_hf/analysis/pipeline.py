@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,10 @@ from maxsup_hf.analysis import sections as of
 from maxsup_hf.analysis.classes import match_classes
 from maxsup_hf.analysis.figures import LOSS_STYLES
 from maxsup_hf.analysis.measure import Measured, choose_triples
-from maxsup_hf.analysis.report import Section, versions, write_report
+from maxsup_hf.analysis.report import PACKAGES, Section, write_report
 from maxsup_hf.analysis.seen import Seen, Subject, cache_name, look, names_of, whose
+from maxsup_hf.output.files import write_json
+from maxsup_hf.output.versions import versions
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,9 @@ def analyze(
         "models": [_plain(each) for each in seen],
         "notes": notes,
         "figures": [str(picture.path.relative_to(output_dir)) for picture in pictures],
-        "versions": versions(),
+        "versions": versions(*PACKAGES),
     }
-    text = json.dumps(_json(found), indent=1, ensure_ascii=False, allow_nan=False)
-    (output_dir / "analysis.json").write_text(text + "\n", encoding="utf-8")
+    write_json(output_dir / "analysis.json", found)
     write_report(output_dir / "report.html", title, [s for s in sections if s.figures or s.tables], notes=notes)
     return result
 
@@ -175,16 +174,3 @@ def _plain(each: Seen) -> dict[str, Any]:
         "geometry": m.geometry,
         "reliability": m.curve._asdict(),
     }
-
-
-def _json(value: Any) -> Any:
-    """As JSON can say it: arrays as lists, numbers that are not finite as null."""
-    if isinstance(value, Mapping):
-        return {key: _json(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return _json(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

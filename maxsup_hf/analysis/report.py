@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from maxsup_hf.output.tables import Table
+from maxsup_hf.output.versions import versions
+
 MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
-PACKAGES = ("maxsup-hf", "torch", "transformers", "datasets", "numpy", "scikit-learn", "matplotlib", "captum")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as they will be read; the first of each row is its name.
-
-    Attributes:
-        header: of the columns.
-        rows: of as many cells each.
-        caption: above the table.
-        bold: (row, column) of what stands out, counted from 0.
-    """
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    bold: Collection[tuple[int, int]] = ()
+PACKAGES = ("numpy", "scikit-learn", "matplotlib", "captum")  # that figures and metrics are made with
 
 
 @dataclass(frozen=True)
@@ -101,7 +86,7 @@ def write_report(
         sections=sections,
         summary=summary,
         notes=notes,
-        footer=[versions_line()] if footer is None else footer,
+        footer=footer or ["Made with " + ", ".join(f"{name} {v}" for name, v in versions(*PACKAGES).items()) + "."],
     )
     path = Path(path)
     path.write_text(text, encoding="utf-8")
@@ -114,18 +99,3 @@ def data_uri(path: Path) -> str:
     if media is None:
         raise ValueError(f"pictures must be {' or '.join(MEDIA_TYPES)}, got {path.name!r}")
     return f"data:{media};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def versions() -> dict[str, str]:
-    """Package -> version, of those that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def versions_line() -> str:
-    return "Made with " + ", ".join(f"{name} {v}" for name, v in versions().items()) + "."

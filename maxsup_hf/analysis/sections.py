@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from maxsup_hf.analysis import figures
 from maxsup_hf.analysis.attribution import Attribution, attribute
 from maxsup_hf.analysis.measure import Measured, plane, project, rows_of
-from maxsup_hf.analysis.report import Picture, Section, Table
+from maxsup_hf.analysis.report import Picture, Section
 from maxsup_hf.analysis.seen import Seen
+from maxsup_hf.output.tables import Table
 from maxsup_hf.trainer.features import forward
 
 # What is said of each metric, and which end of it is better, where one is whatever else the model does.

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from maxsup_hf.bench.logits import SMOOTHING
-from maxsup_hf.bench.timing import interleaved, markdown, peak_bytes, ratio, stopwatch
+from maxsup_hf.bench.timing import interleaved, peak_bytes, ratio, stopwatch
 from maxsup_hf.losses import Loss
 from maxsup_hf.losses._fused_linear import fused_output
 from maxsup_hf.ops.linear import Head
+from maxsup_hf.output.tables import Table, markdown
 
 IGNORED = 0.6
 NEIGHBOURS = ("unfused", "unfused label smoothing", "three products")
@@ -143,4 +144,4 @@ def table(results: Sequence[dict[str, Any]]) -> str:
              f"{row['ignored_to_full']:.2f}", f"{peak['fused'] / peak['unfused label smoothing']:.3f}",
              f"{peak['fused'] / row['logits_bytes']:.3f}", f"{row['gradient_error']:.1e}"]
         )  # fmt: skip
-    return markdown(lines)
+    return markdown(Table(lines[0], lines[1:]))

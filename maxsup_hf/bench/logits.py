@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from maxsup_hf.bench.timing import interleaved, markdown, peak_bytes, ratio, stopwatch
+from maxsup_hf.bench.timing import interleaved, peak_bytes, ratio, stopwatch
 from maxsup_hf.losses import Loss
+from maxsup_hf.output.tables import Table, markdown
 
 SMOOTHING = 0.1
 
@@ -215,4 +216,4 @@ def table(results: Sequence[dict]) -> str:
                     str(row["graph_breaks"]) if name == "compiled loss" else "",
                 ]
             )  # fmt: skip
-    return markdown(lines)
+    return markdown(Table(lines[0], lines[1:]))

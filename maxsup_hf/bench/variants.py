@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from maxsup_hf.bench.logits import Candidate, Case
-from maxsup_hf.bench.timing import interleaved, markdown, ratio
+from maxsup_hf.bench.timing import interleaved, ratio
 from maxsup_hf.losses import Loss, create_loss
+from maxsup_hf.output.tables import Table, markdown
 
 NONLINEAR = ("focal", "z_loss", "poly")
 IMAGES = 8  # (8, K, N/8) holds the rows of (N, K)
@@ -67,4 +68,4 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     for row in results:
         ratios = [f"{row['ratios'][column]:.2f}" for column in columns]
         lines.append(["×".join(map(str, row["shape"])), f"{row['milliseconds']['rows']:.4g}", *ratios])
-    return markdown(lines)
+    return markdown(Table(lines[0], lines[1:]))

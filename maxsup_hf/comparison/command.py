@@ -17,6 +17,7 @@ from maxsup_hf.comparison.plan import Plan, alphas, check_grid, keep_plan, load_
 from maxsup_hf.comparison.statistics import TESTS
 from maxsup_hf.losses import flatten, get_spec
 from maxsup_hf.losses._schedules import SCHEDULES
+from maxsup_hf.output.files import write_json
 from maxsup_hf.trainer.training_args import parse_loss_kwargs
 
 LOSSES = "cross_entropy,label_smoothing,online_label_smoothing,maxsup"
@@ -152,7 +153,7 @@ def _report(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> i
     from maxsup_hf.comparison import report  # which needs matplotlib
 
     found = results.collect(plan, folder, failed, test)
-    results.save(found, folder)
+    write_json(folder / results.COMPARISON, found)
     text = tables.markdown(found)
     (folder / "table.md").write_text(text, encoding="utf-8")
     report.write(found, folder)

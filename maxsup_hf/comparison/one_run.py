@@ -7,8 +7,6 @@ data becomes test data where there is none.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -27,6 +25,7 @@ from maxsup_hf.comparison.parent import end_with_parent
 from maxsup_hf.comparison.plan import DETAILS, PROGRESS
 from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.splits import stratified_indices
+from maxsup_hf.output.files import write_json
 from maxsup_hf.scripts.common import run
 from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from maxsup_hf.trainer.features import Classifier, FeatureRows, extract, find_classifier
@@ -125,10 +124,7 @@ def _watched(job: run.Job, task: str) -> None:
         "history": trainer.state.log_history,
     }
     if trainer.is_world_process_zero():
-        folder = Path(trainer.args.output_dir)
-        part = folder / f"{DETAILS}.part"
-        part.write_text(json.dumps(details, default=_plain) + "\n", encoding="utf-8")
-        os.replace(part, folder / DETAILS)
+        write_json(Path(trainer.args.output_dir) / DETAILS, details)
 
 
 def _classifier(trainer: Any) -> tuple[Classifier | None, str | None]:
@@ -154,10 +150,6 @@ def _measured(trainer: Any, dataset: Any, classifier: Classifier) -> dict[str, A
 
     found = measure(rows, classifier.weight, missing="skip")
     return {"geometry": found.geometry, "curve": found.curve._asdict()}
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic, Tensor)) else str(value)
 
 
 if __name__ == "__main__":

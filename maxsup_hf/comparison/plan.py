@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maxsup_hf.losses import get_spec, prefix_of
+from maxsup_hf.output.files import write_json
 
 PLAN = "plan.json"
 DETAILS = "details.json"  # of a run, written last: a folder that has it holds a finished run
@@ -189,9 +190,7 @@ def keep_plan(folder: Path, plan: Plan) -> None:
             )
     elif folder.is_dir() and any(name != ".lock" for name in os.listdir(folder)):
         raise FileExistsError(f"output_dir: {str(folder)!r} is not empty and holds no comparison; name another folder")
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(asdict(plan), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, asdict(plan))
 
 
 def load_plan(folder: Path) -> Plan:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from maxsup_hf.analysis import figures
-from maxsup_hf.analysis.report import Picture, Section, Table, write_report
+from maxsup_hf.analysis.report import Picture, Section, write_report
 from maxsup_hf.comparison import tables
 from maxsup_hf.comparison.results import HIGHER
 from maxsup_hf.losses import get_spec
 from maxsup_hf.metrics import ReliabilityCurve
+from maxsup_hf.output.tables import Table
 
 REPORT = "report.html"
 CURVES = {  # as the Trainer logs them

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from maxsup_hf.comparison import statistics
 from maxsup_hf.comparison.plan import DETAILS, Plan, Run, alphas, run_folder
+from maxsup_hf.output.files import plain
 
 COMPARISON = "comparison.json"
 # What is better: True for more. Metrics that are not listed describe, and none is best.
@@ -63,7 +63,7 @@ def collect(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> d
             found["chosen"] = choose(runs, found["selected_by"])
             best = [run for run in finished if _at(run) == found["chosen"].get(run["loss"], {}).get("setting")]
             found["tables"]["chosen"] = _table(best, found["split"], test)
-    return _without_nan(found)
+    return plain(found)
 
 
 def _read(run: Run, folder: Path, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -214,22 +214,3 @@ def check_fair(found: Mapping[str, Any]) -> None:
     mismatches = found["fairness"]["mismatches"]
     if mismatches:
         raise UnfairError("the runs do not compare: " + "; ".join(mismatches))
-
-
-# ---- the file ----
-
-
-def save(found: Mapping[str, Any], folder: Path) -> Path:
-    path = folder / COMPARISON
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
-    return path
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from maxsup_hf.analysis.report import Table
 from maxsup_hf.comparison.results import SHOWN
 from maxsup_hf.comparison.statistics import FEWEST, TESTS
+from maxsup_hf.output.tables import Table
+from maxsup_hf.output.tables import markdown as as_markdown
 
 NAMES = {
     "mean_iou": "mean IoU", "f1": "F1", "exact_match": "exact match", "chrf": "chrF", "bleu": "BLEU", "nll": "NLL",
@@ -105,20 +106,11 @@ def markdown(found: Mapping[str, Any]) -> str:
         table = results_table(found, which)
         if table is not None:
             where = f"{SPLITS[found['split']]}{f', {rows:,} rows' if rows else ''}"
-            lines += [f"## {title} ({where})", "", *as_markdown(table), ""]
+            lines += [f"## {title} ({where})", "", as_markdown(table), ""]
             if which == "chosen":
                 lines += [chosen_note(found), ""]
     lines += [test_note(found), "", *(f"{line}\n" for line in fairness_lines(found))]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def as_markdown(table: Table) -> list[str]:
-    cells = [[_escape(cell) for cell in row] for row in table.rows]
-    for row, column in table.bold:
-        cells[row][column] = f"**{cells[row][column]}**"
-    header = [_escape(cell) for cell in table.header]
-    rule = ["---", *("---:" for _ in header[1:])]
-    return [f"| {' | '.join(row)} |" for row in (header, rule, *cells)]
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
@@ -215,7 +207,3 @@ def _digits(summary: Mapping[str, Any]) -> int:
 
 def _p(p: float | None) -> str:
     return "no test" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|")

@@ -15,6 +15,7 @@ from jinja2 import ChainableUndefined, Environment
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from maxsup_hf.hub.record import load_record
+from maxsup_hf.output.tables import Table, markdown
 
 START = "<!-- maxsup_hf: what stands between these marks is written anew with every card -->"
 END = "<!-- maxsup_hf: end -->"
@@ -162,13 +163,14 @@ def _render(folder: Path, found: dict[str, Any]) -> str:
     environment = Environment(undefined=ChainableUndefined, keep_trailing_newline=False)
     template = environment.from_string(files("maxsup_hf.hub").joinpath("card.md.jinja").read_text(encoding="utf-8"))
     loss = found.get("loss", {})
+    parameters = [[f"`{key}`", value] for key, value in loss.get("kwargs", {}).items()]
     text = template.render(
         **found,
         start=START,
         end=END,
         name=_name(found, folder),
-        table=_table(["metric", *splits], rows),
-        parameters=_table(["parameter", "value"], [[f"`{key}`", value] for key, value in loss.get("kwargs", {}).items()]),
+        table=markdown(Table(["metric", *splits], rows)),
+        parameters=markdown(Table(["parameter", "value"], parameters)),
         class_weights=_weight_table(loss.get("class_weights", {})),
         training="\n".join(_training(found, _emissions(folder))),
         figures=figures,
@@ -177,15 +179,11 @@ def _render(folder: Path, found: dict[str, Any]) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
-
-
 def _weight_table(weights: dict[str, float]) -> str:
     """Every class weight, or of many classes how far they reach and the largest."""
-    weights = {name.replace("|", "\\|"): weight for name, weight in weights.items()}
     if len(weights) <= LISTED:
-        return _table(["class", "weight"], [[name, f"{weight:.4g}"] for name, weight in weights.items()]) if weights else ""
+        rows = [[name, f"{weight:.4g}"] for name, weight in weights.items()]
+        return markdown(Table(["class", "weight"], rows)) if rows else ""
     largest = sorted(weights.items(), key=lambda entry: -entry[1])[:LARGEST]
     listed = ", ".join(f"{name} ({weight:.4g})" for name, weight in largest)
     low, high = min(weights.values()), max(weights.values())

@@ -17,7 +17,8 @@ from transformers.utils import PushInProgress
 
 from maxsup_hf.hub.card import read_card, write_card
 from maxsup_hf.hub.push import NOT_PUSHED, Destination, PushError, attempt, prepare, push_folder
-from maxsup_hf.hub.record import record, save_record
+from maxsup_hf.hub.record import RECORD, record
+from maxsup_hf.output.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class HubMixin(_Base):
             dataset=one(dataset),
             dataset_args=one(dataset_args),
         )
-        save_record(str(self.args.output_dir), found)
+        write_json(Path(str(self.args.output_dir)) / RECORD, found)
         write_card(str(self.args.output_dir))
 
     def push_to_hub(  # type: ignore[override]

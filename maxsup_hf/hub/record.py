@@ -7,11 +7,13 @@ import os
 import platform
 import shlex
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from maxsup_hf.output.files import plain
+from maxsup_hf.output.versions import versions
 
 RECORD = "run.json"
 HYPERPARAMETERS = (
@@ -19,7 +21,6 @@ HYPERPARAMETERS = (
     "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "tf32",
     "gradient_checkpointing", "torch_compile", "neftune_noise_alpha", "fsdp", "deepspeed",
 )  # fmt: skip
-PACKAGES = ("maxsup-hf", "transformers", "torch", "datasets", "tokenizers", "accelerate", "peft")
 
 
 def record(trainer: Any, **about: Any) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
             `language`, `license`, `tags`, `model_name`, `finetuned_from`.
     """
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    hyperparameters = {name: _plain(getattr(args, name, None)) for name in HYPERPARAMETERS}
+    hyperparameters = {name: plain(getattr(args, name, None)) for name in HYPERPARAMETERS}
     state = trainer.state
     found = {
         "loss": _loss(trainer, model),
@@ -46,7 +47,7 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
         **{key: value for key, value in about.items() if value},
         "hyperparameters": {key: value for key, value in hyperparameters.items() if value not in (None, False, "", [], {})},
         "devices": {"count": args.world_size * max(1, args.n_gpu), "kind": _device(args.device)},
-        "versions": {name: v for name in PACKAGES if (v := _version(name))} | {"python": platform.python_version()},
+        "versions": versions(),
         "steps": state.global_step,
         "epochs": state.epoch,
         "results": _last_evaluation(state.log_history),
@@ -58,10 +59,6 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
     if args.resume_from_checkpoint:
         runtime = None  # of the last part alone
     return {key: value for key, value in (found | {"train_seconds": runtime}).items() if value not in (None, {}, [])}
-
-
-def save_record(folder: str | Path, found: dict[str, Any]) -> None:
-    (Path(folder) / RECORD).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
@@ -144,13 +141,6 @@ def _device(device: torch.device) -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _command() -> str | None:
     """The command line, where it was `maxsup-hf train` or one of its scripts, without anything like a token."""
     program = Path(sys.argv[0]).name
@@ -165,7 +155,3 @@ def _command() -> str | None:
     if "maxsup_hf/scripts" in sys.argv[0]:
         return shlex.join(["maxsup-hf", "train", Path(program).stem.replace("_", "-"), *words])
     return None
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value) if not isinstance(value, (list, tuple)) else [_plain(item) for item in value]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maxsup_hf.losses import Loss
+from maxsup_hf.output.files import replacing
 
 LOSS_STATE_NAME = "loss_state.safetensors"
 
@@ -29,11 +29,10 @@ def save_loss(folder: str | Path, loss: Loss, tensors: Mapping[str, Tensor], cla
         class_weights: (K,) that it was trained with, or `None`.
     """
     path = Path(folder) / LOSS_STATE_NAME
-    unfinished = path.with_suffix(".unfinished")
     metadata = {"loss": loss.spec.name, "loss_kwargs": json.dumps(loss.kwargs)}
     metadata["class_weights"] = json.dumps(_rounded(class_weights))
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
-    os.replace(unfinished, path)  # a file of that name is whole
+    with replacing(path) as unfinished:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
 
 
 def _rounded(class_weights: Tensor | None) -> list[float] | None:

@@ -6,7 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from maxsup_hf.analysis.report import Picture, Section, Table, versions, write_report
+from maxsup_hf.analysis.report import PACKAGES, Picture, Section, write_report
+from maxsup_hf.output.tables import Table
+from maxsup_hf.output.versions import versions
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="2" height="1"/>'
 
@@ -46,7 +48,7 @@ def test_everything_is_inside(tmp_path):
     for part in ("Title", "in short", "mind this", "some text", "which is better", "accuracy 0.5 0.6", "lines", "Made with"):
         assert part in text
     assert "<strong>0.6</strong>" in path.read_text() and not {"script", "link_stylesheet"} & set(page.tags)
-    assert all(f"{name} {v}" in text for name, v in versions().items()) and "torch" in versions()
+    assert all(f"{name} {v}" in text for name, v in versions(*PACKAGES).items()) and "torch" in versions()
 
 
 def test_text_is_text(tmp_path):

@@ -1,12 +1,10 @@
 """What is made of the folders of finished runs: tables, what was chosen, and whether the runs compare."""
 
-import json
-
 import pytest
 
 from maxsup_hf.comparison import tables
 from maxsup_hf.comparison.plan import Plan, share_strength
-from maxsup_hf.comparison.results import UnfairError, check_fair, choose, collect, save
+from maxsup_hf.comparison.results import UnfairError, check_fair, choose, collect
 from tests.comparison.folders import leave
 
 LOSSES = share_strength(["cross_entropy", "label_smoothing", "maxsup"], 0.1, 0.2, None, {})
@@ -152,10 +150,8 @@ def test_a_setting_whose_runs_are_not_all_there_is_not_chosen():
     assert choose(runs, "accuracy")["maxsup"]["kwargs"] == {"alpha": 0.1}
 
 
-def test_saved_as_plain_json(tmp_path):
+def test_what_is_collected_of_a_run(tmp_path):
     found = collect(make(tmp_path), tmp_path, {}, "t")
-    text = save(found, tmp_path).read_text()
-    assert "NaN" not in text and json.loads(text) == found
     run = found["runs"][0]
     assert run["command"] == "maxsup-hf train cross_entropy-seed0" and run["versions"] == {"torch": "2"}
     assert not any("runtime" in key for entry in run["history"] for key in entry)

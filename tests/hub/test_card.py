@@ -67,7 +67,7 @@ def test_class_weights(run, tmp_path):
     found = load_record(tmp_path / "named")["loss"]["class_weights"]
     assert found == {"ant": 1.0, "bee": 20.0, "a|b": 0.333333, "cow": 0.0, "dog": 1e-05}
     table = (
-        "| class | weight |\n| --- | --- |\n| ant | 1 |\n| bee | 20 |\n| a\\|b | 0.3333 |\n| cow | 0 |\n| dog | 1e-05 |\n"
+        "| class | weight |\n| --- | ---: |\n| ant | 1 |\n| bee | 20 |\n| a\\|b | 0.3333 |\n| cow | 0 |\n| dog | 1e-05 |\n"
     )
     assert table in (tmp_path / "named" / "README.md").read_text()
     assert "weighted" not in (run / "README.md").read_text() and "class_weights" not in load_record(run)["loss"]
@@ -154,7 +154,9 @@ def test_new_results_and_figures_come_in(run):
     (run / "figures" / "reliability_diagram.png").write_bytes(b"")
     write_card(run)
     text = (run / "README.md").read_text()
-    assert "| metric | validation | test |\n| --- | --- | --- |\n| accuracy | 0.75 | 0.7 |" in text and "runtime" not in text
+    assert (
+        "| metric | validation | test |\n| --- | ---: | ---: |\n| accuracy | 0.75 | 0.7 |" in text and "runtime" not in text
+    )
     assert "![reliability diagram](figures/reliability_diagram.png)" in text
     assert {r.dataset_split for r in ModelCard.load(run / "README.md").data.eval_results} == {"validation", "test"}
 
