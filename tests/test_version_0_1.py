@@ -56,9 +56,8 @@ def test_flags(name, capsys):
 
 def test_training_arguments_of_a_checkpoint():
     args = torch.load(BEFORE / "run" / "checkpoint-25" / "training_args.bin", weights_only=False)
-    assert (
-        type(args) is MaxSupTrainingArguments and args.loss == "online_label_smoothing" and args.class_weights == "balanced"
-    )
+    assert type(args) is MaxSupTrainingArguments
+    assert args.loss == "online_label_smoothing" and len(args.class_weights) == 10
 
 
 def test_a_checkpoint_resumes_to_the_same_model_and_card(tmp_path):
