@@ -1,0 +1,72 @@
+"""Precision, recall, F1 and support of each class, by scikit-learn, and their means over classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+
+class ClassScores(NamedTuple):
+    """One class.
+
+    Attributes:
+        name: of the class.
+        support: rows of the class.
+        precision: share of the rows predicted as the class that are of it; 0 where there are none.
+        recall: share of the rows of the class that are predicted as it; 0 where there are none.
+        f1: harmonic mean of precision and recall.
+    """
+
+    name: str
+    support: int
+    precision: float
+    recall: float
+    f1: float
+
+
+def per_class(labels: ArrayLike, predictions: ArrayLike, names: Sequence[str]) -> list[ClassScores]:
+    """The scores of each class, in the order of `names`.
+
+    >>> per_class([0, 0, 1], [0, 1, 1], ["cat", "dog"])[0].recall
+    0.5
+
+    Args:
+        labels: (N,) integers in [0, K).
+        predictions: (N,) integers in [0, K).
+        names: of the K classes.
+
+    Raises:
+        ValueError: no rows, different lengths, or an index outside [0, K).
+    """
+    y, p = _check(labels, predictions, len(names))
+    scores = precision_recall_fscore_support(y, p, labels=range(len(names)), zero_division=0)
+    columns = [np.asarray(column).tolist() for column in scores]
+    return [
+        ClassScores(name, support, precision, recall, f1)
+        for name, precision, recall, f1, support in zip(names, *columns, strict=True)
+    ]
+
+
+def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Mean F1 over the classes that occur among labels or predictions, in [0, 1], arguments as in `per_class`."""
+    return float(f1_score(*_check(labels, predictions), average="macro", zero_division=0))
+
+
+def balanced_accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Mean recall over the classes that occur among the labels, in [0, 1], arguments as in `per_class`."""
+    y, p = _check(labels, predictions)
+    return float(np.mean([(p[y == k] == k).mean() for k in np.unique(y)]))
+
+
+def _check(labels: ArrayLike, predictions: ArrayLike, classes: int | None = None) -> tuple[Any, Any]:
+    y, p = np.asarray(labels), np.asarray(predictions)
+    if y.ndim != 1 or y.shape != p.shape or len(y) == 0:
+        raise ValueError(f"labels and predictions must be (N,) with N ≥ 1, got {y.shape} and {p.shape}")
+    for name, values in (("labels", y), ("predictions", p)):
+        if values.min() < 0 or (classes is not None and values.max() >= classes):
+            raise ValueError(f"{name} must lie in [0, {classes or 'K'}), got {values.min()} to {values.max()}")
+    return y, p
