@@ -200,11 +200,3 @@ def test_processor_without_masks():
     ViTImageProcessorPil().save_pretrained("vit")
     with pytest.raises(ValueError, match="image_processor_name: the image processor of 'vit', .* does not take masks"):
         prepare("--train_file", table([mask(0), mask(1)]), "--image_processor_name", "vit")
-
-
-def test_embedded_scenes():
-    data = digit_scenes()
-    values = np.stack(data["mask"])
-    assert set(np.unique(values)) == {*range(11), 255}
-    assert values.shape == (449, 40, 40)
-    assert all((values == c).any((1, 2)).sum() > 100 for c in range(11)), "every class is in many images"

@@ -1,4 +1,4 @@
-"""Flags of tasks on images, and their image processor."""
+"""Flags of the image tasks, and their image processor."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from maxsup_hf.scripts.common.models import hub_options
 
 @dataclass
 class ImageArguments(ScriptArguments):
-    """Flags of every task on images; a task says what its folders look like."""
+    """Flags of every image task. A task says in the help of `train_dir` how its folders are laid out."""
 
     train_dir: str | None = flag("Training data: a folder.")
     validation_dir: str | None = flag("Validation data, as --train_dir.")
     test_dir: str | None = flag("Test data, evaluated once at the end, as --train_dir.")
     image_column_name: str | None = flag("Column of the images, or of paths to them (default: found by its type or name).")
     image_processor_name: str | None = flag("Image processor: a Hub id or a folder (default: that of the model).")
-    image_size: int = flag("Height and width in pixels that the default model takes; images are resized to it.", 32)
+    image_size: int = flag("Height and width in pixels for the default model; images are resized to it.", 32)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,7 +31,9 @@ class ImageArguments(ScriptArguments):
 
 
 def named_processor(args: ImageArguments) -> tuple[Any, str]:
-    """The image processor that is named or comes with the model, or `None`; and the argument that it comes by.
+    """The image processor of `--image_processor_name` or of the model, and the flag that it was loaded by.
+
+    The processor is `None` if there is neither.
 
     Raises:
         ValueError: it cannot be loaded.
