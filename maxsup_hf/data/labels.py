@@ -14,7 +14,7 @@ from maxsup_hf.data.arguments import DataArguments
 from maxsup_hf.data.columns import check_column, check_not_missing, find_column, is_class, is_integer, read_column
 from maxsup_hf.data.loading import Splits
 from maxsup_hf.data.messages import listed
-from maxsup_hf.data.splits import divide
+from maxsup_hf.data.splits import hold_out_and_limit
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def classification_splits(
     """
     order = pretrained_classes(config)
     splits, names = encode_labels(splits, label_column, inputs, order, hidden_test=args.dataset_name is not None)
-    return divide(splits, args, "labels"), names
+    return hold_out_and_limit(splits, args, "labels"), names
 
 
 def find_label_column(dataset: Dataset, given: str | None) -> str:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 SPLIT_SEED = 0
 
 
-def divide(splits: Splits, args: DataArguments, label_column: str | None = None) -> Splits:
+def hold_out_and_limit(splits: Splits, args: DataArguments, label_column: str | None = None) -> Splits:
     """Hold out validation data if there are none, then limit the number of rows: the splits that a run uses."""
     return limit_rows(hold_out_validation(splits, args.train_val_split, label_column), args, label_column)
 

@@ -27,7 +27,7 @@ from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.mixup import MixupCollator
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
-from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor
+from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor, transform_on_reading
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
 from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from maxsup_hf.trainer.trainer import MaxSupTrainer
@@ -79,13 +79,12 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     model = build_model(AutoModelForImageClassification, config, args, training_args.seed)
     processor = _image_processor(args, config)
     transform = partial(to_pixels, column=image_column, processor=processor)
-    datasets = {split: dataset.with_transform(transform) for split, dataset in splits.items()}
-    training_args.remove_unused_columns = False  # the transform needs the image column, which the model does not take
+    splits = transform_on_reading(splits, transform, training_args)
     trainer = MaxSupTrainer(
         model,
         training_args,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets["validation"],
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
         processing_class=processor,
         data_collator=collator,
         compute_metrics=run.classification_metrics,
@@ -93,7 +92,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )
     if args.log_feature_geometry:
         trainer.add_callback(FeatureGeometryCallback(trainer))
-    return run.make_job(args, trainer, datasets, TASK, "handwritten digits of scikit-learn")
+    return run.make_job(args, trainer, splits, TASK, "handwritten digits of scikit-learn")
 
 
 def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, str, list[str]]:

@@ -200,7 +200,7 @@ def _mask(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: LanguageMo
 
 
 def _masking_collator(tokenizer: PreTrainedTokenizerBase, args: LanguageModelingArguments) -> Callable[[list[Any]], Any]:
-    """Mask training data anew in each batch; evaluation data are masked already."""
+    """Mask training data when a batch is made; evaluation data are masked already."""
     mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mlm_probability)
     return lambda rows: default_data_collator(rows) if "labels" in rows[0] else mask(rows)
 

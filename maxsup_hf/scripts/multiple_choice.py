@@ -18,11 +18,11 @@ from maxsup_hf.data.choices import check_choices, find_choice_columns
 from maxsup_hf.data.columns import read_texts
 from maxsup_hf.data.labels import without_hidden_test
 from maxsup_hf.data.loading import Splits, load_splits
-from maxsup_hf.data.splits import divide
+from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config
-from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_encoder
+from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "multiple-choice"
@@ -56,7 +56,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits = _load_choices(args)
         texts = read_texts(splits["train"], ["question", "choices"])
-        tokenizer, config, length = set_up_encoder(args, config, texts)
+        tokenizer, config, length = set_up_text_task(args, config, texts)
         splits = {split: _tokenize(dataset, tokenizer, length) for split, dataset in splits.items()}
     model = build_model(AutoModelForMultipleChoice, config, args, training_args.seed)
     trainer = MaxSupTrainer(
@@ -78,7 +78,7 @@ def _load_choices(args: MultipleChoiceArguments) -> Splits:
     columns = find_choice_columns(splits["train"], *given)
     if args.dataset_name is not None:
         splits = without_hidden_test(splits, columns[-1])
-    return divide(check_choices(splits, *columns), args, "labels")
+    return hold_out_and_limit(check_choices(splits, *columns), args, "labels")
 
 
 def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:

@@ -19,11 +19,11 @@ from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import questions_about_names
 from maxsup_hf.data.columns import find_column, is_string, read_texts
 from maxsup_hf.data.loading import Splits, load_splits
-from maxsup_hf.data.splits import divide
+from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config
-from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_encoder
+from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "question-answering"
@@ -83,7 +83,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         splits = _load_questions(args)
         may_be_none = -1 in splits["train"].unique("start")
         texts = read_texts(splits["train"], ["question", "context"])
-        tokenizer, config, length = set_up_encoder(args, config, texts, offsets=True)
+        tokenizer, config, length = set_up_text_task(args, config, texts, offsets=True)
         tokenizer.padding_side = "right"  # answers are positions, which padding on the left would shift
         stride = length // 4 if args.doc_stride is None else args.doc_stride
         splits = {split: cut_into_windows(dataset, tokenizer, length, stride, split) for split, dataset in splits.items()}
@@ -114,7 +114,7 @@ def _load_questions(args: QuestionAnsweringArguments) -> Splits:
         train, "context_column_name", args.context_column_name, fits=is_string, names=CONTEXT_NAMES, taken=taken
     )
     splits = {split: check_answers(dataset, question, context, answers, split) for split, dataset in splits.items()}
-    return divide(splits, args)
+    return hold_out_and_limit(splits, args)
 
 
 def metrics(prediction: EvalPrediction, dataset: Dataset, may_be_none: bool) -> dict[str, float]:

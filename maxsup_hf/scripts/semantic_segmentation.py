@@ -28,11 +28,11 @@ from maxsup_hf.data.images import as_images, check_images, to_rgb
 from maxsup_hf.data.labels import pretrained_classes
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.masks import check_masks, find_mask_columns, load_pair_folder, to_array
-from maxsup_hf.data.splits import divide
+from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
-from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor
+from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor, transform_on_reading
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
@@ -89,20 +89,19 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     model = build_model(AutoModelForSemanticSegmentation, config, args, training_args.seed)
     processor = _image_processor(args)
     transform = partial(_to_pixels, columns=columns, processor=processor)
-    datasets = {split: dataset.with_transform(transform) for split, dataset in splits.items()}
-    training_args.remove_unused_columns = False  # the transform needs the image columns, which the model does not take
+    splits = transform_on_reading(splits, transform, training_args)
     training_args.batch_eval_metrics = True  # the predictions for a whole data set would fill the memory
     trainer = MaxSupTrainer(
         model,
         training_args,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets["validation"],
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
         processing_class=processor,
         data_collator=default_data_collator,
         compute_metrics=SegmentationMetrics(len(names), ignore_index),
         preprocess_logits_for_metrics=predicted_classes,
     )
-    return run.make_job(args, trainer, datasets, "image-segmentation", "scenes of scikit-learn's digits")
+    return run.make_job(args, trainer, splits, "image-segmentation", "scenes of scikit-learn's digits")
 
 
 # ---- data ----
@@ -122,7 +121,7 @@ def _load_images(
     pretrained = pretrained_classes(config)
     if not names:
         names = pretrained if len(pretrained) == count else [str(i) for i in range(count)]
-    return divide(splits, args), (image, mask), names
+    return hold_out_and_limit(splits, args), (image, mask), names
 
 
 def _class_names(args: SemanticSegmentationArguments) -> list[str]:

@@ -26,7 +26,7 @@ from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import translated_phrases
 from maxsup_hf.data.columns import check_column, check_strings, find_column, is_string, read_texts
 from maxsup_hf.data.loading import Splits, load_splits
-from maxsup_hf.data.splits import divide
+from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.losses import IGNORE_INDEX
 from maxsup_hf.metrics import chrf
 from maxsup_hf.scripts.common import recipes, run
@@ -123,7 +123,7 @@ def _load_pairs(args: SequenceToSequenceArguments) -> tuple[Splits, tuple[str, s
         check_strings(dataset, source, "source_column_name", split)
         check_strings(dataset, target, "target_column_name", split)
     splits = {split: dataset.select_columns([source, target]) for split, dataset in splits.items()}
-    return divide(splits, args), (source, target)
+    return hold_out_and_limit(splits, args), (source, target)
 
 
 def _flatten(dataset: Dataset) -> Dataset:

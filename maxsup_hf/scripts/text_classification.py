@@ -25,7 +25,7 @@ from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
-from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_encoder
+from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
 from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
@@ -53,7 +53,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, columns, names = _load_texts(args, config)
-        tokenizer, config, length = set_up_encoder(args, config, read_texts(splits["train"], columns))
+        tokenizer, config, length = set_up_text_task(args, config, read_texts(splits["train"], columns))
         splits = {split: tokenize(dataset, columns, tokenizer, length) for split, dataset in splits.items()}
     config = set_classes(config, names)
     model = build_model(AutoModelForSequenceClassification, config, args, training_args.seed)

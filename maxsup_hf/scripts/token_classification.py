@@ -28,14 +28,14 @@ from maxsup_hf.data.builtin_names import tagged_names
 from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.labels import pretrained_classes
 from maxsup_hf.data.loading import Splits, load_splits
-from maxsup_hf.data.splits import divide
+from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.data.tags import encode_tags, find_tag_columns
 from maxsup_hf.losses import IGNORE_INDEX
 from maxsup_hf.metrics import entity_f1, is_bio
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
-from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_encoder
+from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, names = _load_sentences(args, config)
         texts = (" ".join(words) for words in read_column(splits["train"], "tokens").to_pylist())
-        tokenizer, config, length = set_up_encoder(args, config, texts, offsets=True)
+        tokenizer, config, length = set_up_text_task(args, config, texts, offsets=True)
         splits = {split: _tokenize(dataset, tokenizer, length, split) for split, dataset in splits.items()}
     config = set_classes(config, names)
     model = build_model(AutoModelForTokenClassification, config, args, training_args.seed)
@@ -85,7 +85,7 @@ def _load_sentences(args: TokenClassificationArguments, config: PretrainedConfig
     splits = load_splits(args, tagged_names)
     columns = find_tag_columns(splits["train"], args.tokens_column_name, args.label_column_name)
     splits, names = encode_tags(splits, *columns, pretrained_classes(config))
-    return divide(splits, args), names
+    return hold_out_and_limit(splits, args), names
 
 
 def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, split: str) -> Dataset:

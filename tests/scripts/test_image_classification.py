@@ -59,7 +59,7 @@ def test_image_folders_with_a_test_set(tmp_path):
 
 
 def test_a_folder_of_splits_is_not_one_of_classes(tmp_path):
-    """The classes are found below, so that training would go on data with the validation set in it."""
+    """Its classes are one level below: read as a folder of classes, it would train on the validation images too."""
     for split in ("train", "validation"):
         image_folder(tmp_path / "photos" / split, ("cat", "dog"))
     photos = str(tmp_path / "photos")

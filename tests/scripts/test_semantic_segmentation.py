@@ -132,7 +132,7 @@ def test_metrics_of_batches_are_those_of_the_whole():
     labels[:, 0] = 255
     metrics = semantic_segmentation.SegmentationMetrics(3, 255)
     whole = confusion_matrix(predictions, labels, 3)
-    for _ in range(2):  # it starts anew after each evaluation
+    for _ in range(2):  # it starts over after each evaluation
         assert metrics(EvalPrediction(torch.tensor(predictions[:3]), torch.tensor(labels[:3])), False) == {}
         found = metrics(EvalPrediction(torch.tensor(predictions[3:]), torch.tensor(labels[3:])), True)
         assert found == {"mean_iou": mean_iou(whole), "pixel_accuracy": pixel_accuracy(whole)}

@@ -119,7 +119,7 @@ def _build_parser(classes: Sequence[type[Any]], task: str) -> _Parser:
         allow_abbrev=False,  # an abbreviated or misspelled flag must not pass for another one
         usage="%(prog)s [flags]",
         description="The flags from --output_dir on are the training arguments of transformers, with --loss and "
-        "--loss_kwargs. Defaults depend on the data and the model: give those flags before --help to see theirs.",
+        "--loss_kwargs. Defaults depend on the data and the model: give those flags along with --help to see theirs.",
     )
     # Without an accelerator, pinned memory only causes a warning, and ranks without use_cpu would each train alone.
     has_accelerator = torch.accelerator.is_available()
@@ -216,6 +216,7 @@ def first_free(default: str) -> str:
 
 
 def in_use(folder: str) -> bool:
+    """Whether a path exists and is not an empty folder."""
     return os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, TrainingArguments
 
 from maxsup_hf.data.arguments import flag
-from maxsup_hf.data.loading import loading
+from maxsup_hf.data.loading import Splits, loading
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.models import hub_options
 
@@ -44,3 +45,12 @@ def named_processor(args: ImageArguments) -> tuple[Any, str]:
         return None, argument
     with loading(argument, source):
         return AutoImageProcessor.from_pretrained(source, **hub_options(args)), argument
+
+
+def transform_on_reading(splits: Splits, transform: Callable[[Any], Any], training_args: TrainingArguments) -> Splits:
+    """Turn images into the model's inputs only when their rows are read.
+
+    The transform needs columns that the model does not take, so the Trainer must not remove them.
+    """
+    training_args.remove_unused_columns = False
+    return {split: dataset.with_transform(transform) for split, dataset in splits.items()}

@@ -37,10 +37,10 @@ class TextArguments(ScriptArguments):
             raise ValueError(f"max_seq_length must be at least 1 token, got {self.max_seq_length}")
 
 
-def set_up_encoder(
+def set_up_text_task(
     args: TextArguments, config: PretrainedConfig | None, texts: Iterable[str], *, offsets: bool = False
 ) -> tuple[PreTrainedTokenizerBase, PretrainedConfig, int]:
-    """Tokenizer, config and maximum length in tokens of a model that reads texts; without a config, of the tiny BERT.
+    """Tokenizer, config (that of a tiny BERT if there is none) and maximum length in tokens of a task that reads texts.
 
     Args:
         config, texts, offsets: see `build_tokenizer`.
