@@ -1,4 +1,4 @@
-"""A folder of its own for each test, as in the tests of the scripts; small tables."""
+"""Each test runs in its own folder, as in the tests of the scripts; small tables."""
 
 import datasets
 

@@ -1,4 +1,4 @@
-"""Where the rows come from, and what is said of wrong input before anything is written."""
+"""Loading rows, and the one-line messages for wrong input before anything is written."""
 
 import datasets
 import pytest
@@ -103,8 +103,8 @@ def test_a_file_without_rows_is_empty(name, content):
         load_file("train_file", name, TEXT_FORMATS)
 
 
-def test_an_error_that_only_speaks_of_emptiness_or_encoding_keeps_its_words():
-    """What is wrong is found in the file, not in the words of other libraries."""
+def test_other_errors_keep_their_message_whatever_its_words():
+    """Emptiness and encoding are found by reading the file, not by matching the messages of other libraries."""
     with open("words.json", "w", encoding="utf-8") as file:
         file.write("corresponds to no data, codec can't decode")
     with pytest.raises(ValueError, match="'words.json' could not be loaded: "):
