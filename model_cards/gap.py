@@ -1,15 +1,17 @@
-"""Where training errors remain, and only there, can MaxSup and label smoothing differ: a figure of it.
+"""Plot how far MaxSup and label smoothing differ against the training error that remains.
 
-    python model_cards/gap.py        # of all that beyond.py has been through; writes model_cards/results/gap.png
+    python model_cards/gap.py        # for every comparison with a NAME-beyond.json; writes model_cards/results/gap.png
 
-On a row that is predicted right the top logit is the label's, and the two penalties are the same. A point is a comparison:
-the share of the training rows that both models get wrong, and how far the two losses are apart, MaxSup − label smoothing.
+Where a row is classified correctly, the top logit is the label's and the two penalties are equal, so the losses can differ
+only on training errors. Each point is one comparison: the training error averaged over both losses, and the mean difference
+MaxSup − label smoothing with its standard deviation over seeds.
 """
 
 from statistics import fmean, stdev
 
 import numpy as np
-from verdicts import RESULTS, measured
+from store import RESULTS
+from verdicts import differences, measured
 
 SHOWN = {
     "confidence_when_wrong": "confidence when wrong, test",
@@ -23,11 +25,10 @@ def points(metric: str) -> dict[str, tuple[float, float, float]]:
     found = {}
     for path in sorted(RESULTS.glob("*-beyond.json")):
         name = path.stem.removesuffix("-beyond")
-        values = measured(RESULTS / f"{name}.json")
+        values = measured(name)
         error = 1 - fmean(x for loss in ("label_smoothing", "maxsup") for x in values["train_accuracy"][loss].values())
-        first, second = (values[metric][loss] for loss in ("maxsup", "label_smoothing"))
-        differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-        found[name] = (error, fmean(differences), stdev(differences))
+        apart = differences(values, metric, "maxsup", "label_smoothing")
+        found[name] = (error, fmean(apart), stdev(apart))
     return found
 
 

@@ -1,26 +1,26 @@
-"""Train a model worth publishing, look at it, write its card, and push it: by its name.
+"""Train a model, analyze it, write its card, and optionally push it to the Hub, by its name.
 
-    python model_cards/publish.py digits-maxsup                               # needs nothing but the package
+    python model_cards/publish.py digits-maxsup                               # needs no data
     python model_cards/publish.py cifar10-maxsup --data DATA --push me/cifar10-maxsup
 
-The card and its figures are copied to a folder of the name here. DATA is as for experiments.py. What is done is kept in the
-folder `runs`, and a second call goes on with the next step. Other flags go to the training.
+The card and its figures are copied to model_cards/NAME. DATA is the folder described in experiments.py. Finished steps are
+stored in the folder `runs`, and a second call continues with the next one. Other flags are passed on to the training.
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from experiments import anywhere, minilm, training
+from experiments import minilm, portable, training
+from store import read
 
 SHOWN = ("accuracy", "nll", "ece", "confidence_when_wrong", "feature_within", "feature_r2")
 
 
 def models(data: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """Name -> flags of `maxsup-hf train`, and of `maxsup-hf analyze`."""
+    """Name -> arguments of `maxsup-hf train`, and flags of `maxsup-hf analyze`."""
     clinc150 = [f"--{s}_file={data}/clinc150/{s}.parquet" for s in ("train", "validation", "test")]
     return {
         "digits-maxsup": (["image-classification"], []),
@@ -38,9 +38,9 @@ def maxsup_hf(*words: str) -> None:
 
 
 def row(name: str, folder: Path) -> str:
-    """Of the table in README.md."""
-    results = json.loads((folder / "all_results.json").read_text())
-    values = [next(results[p + key] for p in ("test_", "eval_", "") if p + key in results) for key in SHOWN]
+    """The model's row of the table in README.md: its metrics on test data, or on validation data if it has no test data."""
+    results = read(folder / "all_results.json")
+    values = [next(results[prefix + key] for prefix in ("test_", "eval_", "") if prefix + key in results) for key in SHOWN]
     return f"| [{name}]({name}) | " + " | ".join(f"{value:.4f}" for value in values) + " |"
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path())
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--push", metavar="REPO", help="owner/name on the Hub")
-    parser.add_argument("--cards", type=Path, default=Path(__file__).parent, help="folder of cards (this one)")
+    parser.add_argument("--cards", type=Path, default=Path(__file__).parent, help="folder of the cards")
     args, more = parser.parse_known_args()
     train, analyze = models(args.data)[args.name]
     folder, analysis = args.runs / args.name, args.runs / f"{args.name}-analysis"
@@ -60,14 +60,14 @@ def main() -> None:
     if not analysis.exists():
         maxsup_hf("analyze", str(folder), *analyze, "--output_dir", str(analysis))
     (folder / "figures").mkdir(exist_ok=True)
-    for figure in (analysis / "figures").glob("*.png"):  # named after the model where it is of one alone
+    for figure in (analysis / "figures").glob("*.png"):  # a figure of one model ends in that model's name
         shutil.copy(figure, folder / "figures" / f"{figure.stem.removesuffix(f'-1-{args.name}')}.png")
     maxsup_hf("card", str(folder))
     shutil.rmtree(args.cards / args.name, ignore_errors=True)
     shutil.copytree(folder / "figures", args.cards / args.name / "figures")
     for name in ("README.md", "run.json", "all_results.json"):
         text = (folder / name).read_text(encoding="utf-8")
-        (args.cards / args.name / name).write_text(anywhere(text, args), encoding="utf-8")
+        (args.cards / args.name / name).write_text(portable(text, args), encoding="utf-8")
     print(row(args.name, folder))
     if args.push:
         maxsup_hf("push", str(folder), args.push)

@@ -1,84 +1,92 @@
-"""What the paper claims, what was measured, and whether it holds: of all comparisons in model_cards/results.
+"""Check the paper's claims against every comparison in model_cards/results.
 
     python model_cards/verdicts.py        # writes model_cards/results/verdicts.md
 
-The difference is the mean over seeds of the two losses' values for the same seed. A claim holds, or is contradicted, where
-that mean is greater than its spread, two standard errors, and a paired t-test says p < 0.05; else it is undecided.
+Two losses are compared by the mean over seeds of the difference of their values. A claim holds, or is contradicted, if that
+mean is larger than two standard errors and a paired t-test gives p < 0.05. Otherwise it is undecided.
 """
 
-import json
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
-from maxsup_hf.comparison.statistics import paired_p
+from store import RESULTS, comparisons, read
 
-RESULTS = Path(__file__).parent / "results"
-LEVEL = 0.05
-# (first, second, metric, sign of first − second, where the paper (arXiv 2502.15798) says so)
+from maxsup_hf.comparison.statistics import LEVEL, paired_p
+from maxsup_hf.output.tables import Table, markdown
+
+Values = Mapping[str, Mapping[str, Mapping[str, float]]]  # metric -> loss -> seed -> value
+# (first loss, second loss, metric, sign of first − second, the claim and where arXiv 2502.15798 makes it)
 CLAIMS = [
     ("maxsup", "label_smoothing", "accuracy", 1, "MaxSup is more accurate than label smoothing (Table 1)"),
     ("maxsup", "cross_entropy", "accuracy", 1, "MaxSup is more accurate than cross-entropy (Table 1)"),
-    ("label_smoothing", "cross_entropy", "feature_within", -1, "label smoothing collapses classes (Table 2)"),
-    ("label_smoothing", "cross_entropy", "train_feature_within", -1, "the same on the training data"),
-    ("maxsup", "label_smoothing", "feature_within", 1, "MaxSup collapses them less than label smoothing (Table 2)"),
-    ("maxsup", "label_smoothing", "train_feature_within", 1, "the same on the training data"),
+    ("label_smoothing", "cross_entropy", "feature_within", -1,
+     "label smoothing shrinks within-class variation (Table 2)"),
+    ("label_smoothing", "cross_entropy", "train_feature_within", -1,
+     "label smoothing shrinks within-class variation (Table 2), on training data"),
+    ("maxsup", "label_smoothing", "feature_within", 1,
+     "MaxSup keeps more within-class variation than label smoothing (Table 2)"),
+    ("maxsup", "label_smoothing", "train_feature_within", 1,
+     "MaxSup keeps more within-class variation than label smoothing (Table 2), on training data"),
     ("maxsup", "cross_entropy", "feature_r2", 1, "MaxSup separates classes better than cross-entropy (Table 2)"),
-    ("maxsup", "cross_entropy", "train_feature_r2", 1, "the same on the training data"),
-    ("label_smoothing", "cross_entropy", "probe_accuracy", -1, "features of label smoothing transfer worse (Table 3)"),
-    (
-        "maxsup",
-        "label_smoothing",
-        "probe_accuracy",
-        1,
-        "features of MaxSup transfer better than those of label smoothing (Table 3)",
-    ),
-    ("maxsup", "label_smoothing", "confidence_when_wrong", -1, "MaxSup is less certain where it is wrong (Section 3)"),
-    (
-        "ls_error_amplification",
-        "cross_entropy",
-        "confidence_when_wrong",
-        1,
-        "error amplification makes errors more certain (Section 3)",
-    ),
-    ("ls_regularization", "cross_entropy", "accuracy", 1, "the regularization half alone helps (Table 1)"),
-    ("ls_error_amplification", "cross_entropy", "accuracy", -1, "the error-amplification half alone hurts (Table 1)"),
-]
+    ("maxsup", "cross_entropy", "train_feature_r2", 1,
+     "MaxSup separates classes better than cross-entropy (Table 2), on training data"),
+    ("label_smoothing", "cross_entropy", "probe_accuracy", -1,
+     "features of label smoothing transfer worse than those of cross-entropy (Table 3)"),
+    ("maxsup", "label_smoothing", "probe_accuracy", 1,
+     "features of MaxSup transfer better than those of label smoothing (Table 3)"),
+    ("maxsup", "label_smoothing", "confidence_when_wrong", -1,
+     "MaxSup is less confident than label smoothing when it is wrong (Section 3)"),
+    ("ls_error_amplification", "cross_entropy", "confidence_when_wrong", 1,
+     "the error-amplification term alone raises confidence in errors (Section 3)"),
+    ("ls_regularization", "cross_entropy", "accuracy", 1, "the regularization term alone improves accuracy (Table 1)"),
+    ("ls_error_amplification", "cross_entropy", "accuracy", -1,
+     "the error-amplification term alone lowers accuracy (Table 1)"),
+]  # fmt: skip
+VERDICTS = ("holds", "undecided", "contradicted")
 
 
-def verdict(differences: list[float], sign: int) -> str:
+def measured(name: str) -> Values:
+    """The values in a comparison's table, and those of NAME-beyond.json if it exists."""
+    values = {metric: of["values"] for metric, of in read(RESULTS / f"{name}.json")["tables"]["shared"].items()}
+    beyond = RESULTS / f"{name}-beyond.json"
+    return values | read(beyond)["values"] if beyond.exists() else values
+
+
+def differences(values: Values, metric: str, one: str, other: str) -> list[float]:
+    """one − other for each seed that both losses have; empty if the metric or a loss is missing."""
+    first, second = (values.get(metric, {}).get(loss, {}) for loss in (one, other))
+    return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+
+
+def verdict(differences: Sequence[float], sign: int) -> str:
     mean, spread = fmean(differences), 2 * stdev(differences) / len(differences) ** 0.5
     if not abs(mean) > spread or not paired_p(differences, "t") < LEVEL:
         return "undecided"
     return "holds" if mean * sign > 0 else "contradicted"
 
 
-def measured(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """metric -> loss -> seed -> value: of a comparison's table, and of what lies beyond it."""
-    tables = json.loads(path.read_text(encoding="utf-8")).get("tables", {"shared": {}})
-    found = {metric: of["values"] for metric, of in tables["shared"].items()}
-    beyond = path.with_name(f"{path.stem}-beyond.json")
-    return found | json.loads(beyond.read_text(encoding="utf-8"))["values"] if beyond.exists() else found
-
-
 def text() -> str:
-    """Where each claim holds, and the differences behind that."""
-    summary = ["| the paper's claim | holds | undecided | contradicted |", "|---|---|---|---|"]
-    lines = ["| claim | data | compared | difference over seeds | here |", "|---|---|---|---:|---|"]
-    every = {path.stem: measured(path) for path in sorted(RESULTS.glob("*.json"))}
+    """Two tables: the comparisons in which each claim holds or not, and the differences behind these verdicts."""
+    summary, details = [], []
+    every = {name: measured(name) for name in comparisons()}
     for one, other, metric, sign, claim in CLAIMS:
-        found: dict[str, list[str]] = {"holds": [], "undecided": [], "contradicted": []}
+        names: dict[str, list[str]] = {said: [] for said in VERDICTS}
+        compared = f"{metric.replace('feature_', '').replace('_', ' ')}, {one} − {other}"
         for name, values in every.items():
-            first, second = (values.get(metric, {}).get(loss, {}) for loss in (one, other))
-            differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-            if len(differences) < 2:
+            found = differences(values, metric, one, other)
+            if len(found) < 2:
                 continue
-            here = verdict(differences, sign)
-            spread = f"{fmean(differences):+.4f} ± {stdev(differences):.4f}"
-            compared = f"{metric.replace('feature_', '').replace('_', ' ')}, {one} − {other}"
-            lines.append(f"| {claim * (not any(found.values()))} | {name} | {compared} | {spread} | {here} |")
-            found[here].append(name)
-        summary.append(f"| {claim} | {' | '.join(', '.join(names) for names in found.values())} |")
-    return "\n".join([*summary, "", *lines]) + "\n"
+            said = verdict(found, sign)
+            first_row = not any(names.values())
+            spread = f"{fmean(found):+.4f} ± {stdev(found):.4f}"
+            details.append([claim if first_row else "", name, compared, spread, said])
+            names[said].append(name)
+        summary.append([claim, *(", ".join(of) for of in names.values())])
+    tables = [
+        Table(["claim of the paper", *VERDICTS], summary),
+        Table(["claim", "data", "compared", "difference over seeds", "verdict"], details),
+    ]
+    return "\n\n".join(markdown(table).replace("---:", "---") for table in tables) + "\n"  # words, so left-aligned
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
-"""The scripts beside the cards: each name of an experiment is a plan, and a model is published by one command."""
+"""Scripts and results in model_cards. Tables and pages are compared with the JSON files by numbers, not by words."""
 
 import json
 import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from scipy.stats import ttest_1samp
 
 from maxsup_hf import cli
 from maxsup_hf.comparison import command
-from maxsup_hf.comparison.tables import markdown
+from maxsup_hf.comparison.statistics import best, differences, stands_out
+from maxsup_hf.comparison.tables import shown
 from maxsup_hf.hub.card import write_card
 from maxsup_hf.scripts.common.arguments import in_use
 from tests import HANGS
@@ -21,19 +25,24 @@ from tests.hub.conftest import hub, hub_environment  # noqa: F401
 FOLDER = Path(__file__).parents[1] / "model_cards"
 RESULTS = FOLDER / "results"
 sys.path.insert(0, str(FOLDER))
-import beyond  # noqa: E402
 import derived  # noqa: E402
 import experiments  # noqa: E402
 import gap  # noqa: E402
 import publish  # noqa: E402
 import speed  # noqa: E402
+import store  # noqa: E402
 import verdicts  # noqa: E402
+import write_tables  # noqa: E402
 
 NAMES = list(experiments.experiments(Path("data")))
+COMPARISONS = store.comparisons()
+BEYOND = sorted(RESULTS.glob("*-beyond.json"))
+NUMBER = re.compile(r"\**[-+−]?\d[\d,]*(?:\.\d+)?\**")  # with the asterisks of bold ones
+PAIR = re.compile(r"([-+−]?\d+\.\d+) ± (\d+\.\d+)")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_experiment_is_a_plan(name, tmp_path):
+def test_each_experiment_is_a_valid_comparison(name, tmp_path):
     words = [*experiments.experiments(Path("data"))[name], "--seeds", "0,1,2", "--output_dir", str(tmp_path / "out")]
     args, flags = command.parser(cli.tasks()).parse_known_args(words)
     plan, folder, _ = command.prepare(args, cli.find_task(args.task), flags)
@@ -42,15 +51,49 @@ def test_an_experiment_is_a_plan(name, tmp_path):
     assert alphas == {(0.1, None if name == "constant" else 0.2)}, "losses with an alpha share its schedule"
 
 
-def test_results_are_of_known_experiments():
+# ---- how numbers are read from Markdown ----
+
+
+def tables(text):
+    """Rows of cells of each table, without its header."""
+    blocks = re.findall(r"(?:^\|.*\|$\n?)+", text, flags=re.MULTILINE)
+    return [[line[2:-2].split(" | ") for line in block.splitlines()[2:]] for block in blocks]
+
+
+def numbers(text):
+    return NUMBER.findall(text)
+
+
+def cells(text):
+    """Of all tables, without the names of the rows."""
+    return [[row[1:] for row in table] for table in tables(text)]
+
+
+def check(cell, values):
+    """A cell `mean ± standard deviation` against the values of the seeds, to the digits that it shows."""
+    found = np.array([np.nan if value is None else value for value in values.values()])
+    mean, sd = PAIR.fullmatch(cell.strip("*")).groups()
+    half_a_digit = 0.5001 * 10.0 ** -len(mean.rpartition(".")[2])
+    assert float(mean) == pytest.approx(np.nanmean(found), abs=half_a_digit)
+    assert float(sd) == pytest.approx(np.nanstd(found, ddof=1), abs=half_a_digit)
+
+
+# ---- results ----
+
+
+def test_every_result_belongs_to_an_experiment():
     assert {path.stem.removesuffix("-beyond") for path in RESULTS.glob("*.json")} <= {*NAMES, *speed.REPORTS}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if (RESULTS / f"{name}.json").exists()])
-def test_results_are_those_of_the_printed_command(name):
+def test_results_are_small():
+    assert sum(path.stat().st_size for path in RESULTS.rglob("*.json")) < 1_000_000
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_results_were_made_with_the_flags_of_the_experiment(name):
     _, _, losses, *flags = experiments.experiments(Path("DATA"), Path("runs/made"))[name]
     flags = [flag.replace(experiments.minilm(), "MINILM") for flag in flags]
-    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    found = COMPARISONS[name]
     assert list(found["losses"]) == losses.split(",")
     of_compare = {"--alpha", "--grid"}
     asked = [flag for at, flag in enumerate(flags) if not of_compare & set(flags[max(0, at - 1) : at + 1])]
@@ -59,50 +102,135 @@ def test_results_are_those_of_the_printed_command(name):
 
 @pytest.mark.parametrize("path", sorted((RESULTS / "reruns").glob("*.json")), ids=lambda path: path.stem)
 def test_a_rerun_agrees_within_the_spread(path):
-    first, again = (json.loads(p.read_text(encoding="utf-8"))["tables"]["shared"] for p in (RESULTS / path.name, path))
+    first, again = COMPARISONS[path.stem]["tables"]["shared"], store.read(path)["tables"]["shared"]
     for metric in ("accuracy", "nll", "brier", "ece", "confidence_when_wrong", "feature_within", "feature_r2"):
         for loss, of in first[metric]["summary"].items():
             other = again[metric]["summary"][loss]
             assert abs(of["mean"] - other["mean"]) <= of["sd"] + other["sd"], (loss, metric)
 
 
-def test_tables_are_those_of_the_results():
-    assert verdicts.text() == (RESULTS / "verdicts.md").read_text(encoding="utf-8")
-    assert speed.text() == (RESULTS / "bench_cpu.md").read_text(encoding="utf-8")
-    for path in RESULTS.glob("*-beyond.json"):
-        values = json.loads(path.read_text(encoding="utf-8"))["values"]
-        assert beyond.table(values) == path.with_suffix(".md").read_text(encoding="utf-8")
-    for name in NAMES:
-        if (path := RESULTS / f"{name}.json").exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            assert markdown(found) == path.with_suffix(".md").read_text(encoding="utf-8")
+def test_tables_hold_the_numbers_of_the_results():
+    found = write_tables.texts()
+    assert set(found) == set(RESULTS.glob("*.md"))
+    for path, text in found.items():
+        written = path.read_text(encoding="utf-8")
+        assert cells(text) == cells(written) and numbers(text) == numbers(written), f"{path}: run write_tables.py"
+
+
+@pytest.mark.parametrize(("name", "which"), [(name, which) for name, of in COMPARISONS.items() for which in of["tables"]])
+def test_a_table_shows_means_and_deviations_of_the_values(name, which):
+    found = COMPARISONS[name]
+    metrics = found["tables"][which]
+    table = tables((RESULTS / f"{name}.md").read_text(encoding="utf-8"))[list(found["tables"]).index(which)]
+    for loss, (label, *row) in zip(found["losses"], table, strict=True):
+        assert label.split()[0] == loss
+        for metric, cell in zip(shown(metrics), row, strict=True):
+            of = metrics[metric]
+            check(cell, of["values"][loss])
+            assert cell.startswith("**") == (of["significant"] and of["best"] == loss), (loss, metric)
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_what_is_best_follows_from_the_stored_values(name):
+    for metrics in COMPARISONS[name]["tables"].values():
+        for metric, of in metrics.items():
+            values = {
+                loss: {seed: np.nan if value is None else value for seed, value in seeds.items()}
+                for loss, seeds in of["values"].items()
+            }
+            first = None if of["higher_is_better"] is None else best(values, of["higher_is_better"])
+            assert of["significant"] == (first is not None and stands_out(first, differences(values, "t"))), metric
+            assert of["best"] == first or not of["significant"], metric
+
+
+@pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
+def test_a_table_beyond_the_comparison_shows_its_values(path):
+    values = store.read(path)["values"]
+    (table,) = tables(path.with_suffix(".md").read_text(encoding="utf-8"))
+    losses = next(iter(values.values()))
+    for loss, row in zip(losses, table, strict=True):
+        assert row[0] == loss
+        for of, cell in zip(values.values(), row[1:], strict=True):
+            check(cell, of[loss])
+
+
+def test_verdicts_follow_from_the_values():
+    summary, details = tables((RESULTS / "verdicts.md").read_text(encoding="utf-8"))
+    names = {metric.replace("feature_", "").replace("_", " "): metric for _, _, metric, _, _ in verdicts.CLAIMS}
+    for _, data, compared, difference, said in details:
+        metric, one, other = re.fullmatch(r"(.+), (\w+) − (\w+)", compared).groups()
+        values = verdicts.measured(data)[names[metric]]
+        found = {seed: values[one][seed] - values[other][seed] for seed in values[one]}
+        check(difference, found)
+        t, p = ttest_1samp(list(found.values()), 0)
+        assert (said == "undecided") == (abs(t) <= 2 or p >= 0.05)
+    said = [row[-1] for row in details]
+    for column, name in enumerate(verdicts.VERDICTS, 1):
+        assert sum(len(row[column].split(", ")) for row in summary if row[column]) == said.count(name) > 0
 
 
 @pytest.mark.parametrize("metric", gap.SHOWN)
 def test_the_figure_has_a_point_for_each_comparison(metric):
     points = gap.points(metric)
-    assert set(points) == {path.stem.removesuffix("-beyond") for path in RESULTS.glob("*-beyond.json")}
+    assert set(points) == {path.stem.removesuffix("-beyond") for path in BEYOND}
     assert all(0 <= error < 1 and spread >= 0 for error, _, spread in points.values())
 
 
-def test_the_readme_says_what_was_measured():
-    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
-    found = {"{}×{}".format(*of["shape"]): of for of in json.loads((RESULTS / "bench_cpu.json").read_text())["results"]}
-    shapes = re.search(r"label_smoothing=0.1\)` \| (.*) \|", readme)[1].split(" | ")
-    for name, values in (
-        ("time, forward and backward", [found[shape]["ratios"]["loss"]["label smoothing"] for shape in shapes]),
-        ("peak memory over the logits", [found[shape]["peak_memory_over_logits"]["loss"] for shape in shapes]),
-    ):
-        assert re.search(rf"{name}[^|]*\| (.*) \|", readme)[1].split(" | ") == [f"{value:.2f}" for value in values]
-    differences = re.findall(r"\(([+−]\d\.\d{4} ± \d\.\d{4})\)", readme)
-    assert differences and all(said.replace("−", "-") in verdicts.text() for said in differences)
-    tail = json.loads((RESULTS / "longtail100.json").read_text())["tables"]["shared"]
+# ---- what the documentation quotes ----
+
+PAGES = [path for path in (FOLDER.parent / "README.md", *(FOLDER.parent / "docs").rglob("*.md")) if path.exists()]
+
+
+@cache
+def measured_pairs(digits):
+    """(mean, standard deviation) of all metrics, and of all differences behind the verdicts."""
+    summaries = [
+        summary
+        for of in COMPARISONS.values()
+        for metrics in of["tables"].values()
+        for metric in metrics.values()
+        for summary in metric["summary"].values()
+    ]
+    found = {(f"{s['mean']:.{digits}f}", f"{s['sd']:.{digits}f}") for s in summaries if None not in s.values()}
+    return found | set(PAIR.findall(verdicts.text()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_quoted_means_and_deviations_were_measured(page):
+    quoted = [(mean.replace("−", "-"), sd) for mean, sd in PAIR.findall(page.read_text(encoding="utf-8"))]
+    assert quoted or page.stem != "README"
+    for mean, sd in quoted:
+        assert (mean, sd) in measured_pairs(len(sd.rpartition(".")[2])), f"{mean} ± {sd}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_paragraph_quotes_the_tables_that_it_links_to(page):
+    for paragraph in page.read_text(encoding="utf-8").split("\n\n"):
+        linked = re.findall(r"results/([\w-]+\.md)", paragraph)
+        if paragraph.startswith("|") or not linked:
+            continue
+        known = " ".join((RESULTS / name).read_text(encoding="utf-8") for name in [*linked, "verdicts.md"])
+        quoted = [number.lstrip("-+−") for number in numbers(paragraph) if re.search(r"\.\d{4}$", number)]
+        assert all(number in known for number in quoted), linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_quoted_times_are_those_of_the_bench(page):
+    found = {speed.shape(of): of for of in store.read(RESULTS / "bench_cpu.json")["results"]}
+    for shapes, time, memory in re.findall(r"^(\|.*\d×\d.*)\n\|[-:| ]+\n(.*)\n(.*)$", page.read_text(), flags=re.MULTILINE):
+        of = [found[shape] for shape in re.findall(r"\d+×\d+", shapes)]
+        times = [f"{x['ratios']['loss']['label smoothing']:.2f}" for x in of]
+        assert time[2:-2].split(" | ")[1:] == times
+        assert memory[2:-2].split(" | ")[1:] == [f"{x['peak_memory_over_logits']['loss']:.2f}" for x in of]
+
+
+def test_maxsup_is_calibrated_best_on_the_longer_tail():
+    """As README.md says."""
+    tail = COMPARISONS["longtail100"]["tables"]["shared"]
     assert all(tail[metric]["best"] == "maxsup" and tail[metric]["significant"] for metric in ("ece", "nll", "brier"))
-    ece = {loss: f"{of['mean']:.4f}" for loss, of in tail["ece"]["summary"].items()}
-    said = "ECE: {maxsup} against {label_smoothing} and cross-entropy's {cross_entropy}".format(**ece)
-    assert said in " ".join(readme.split())
-    perplexity = json.loads((RESULTS / "shakespeare.json").read_text())["tables"]["shared"]["perplexity"]["summary"]
-    assert all(f"{of['mean']:.2f} ± {of['sd']:.2f}" in readme for of in perplexity.values())
+
+
+# ---- the scripts ----
 
 
 @pytest.mark.parametrize(
@@ -119,7 +247,28 @@ def test_a_verdict_needs_more_than_the_spread(differences, sign, said):
     assert verdicts.verdict(differences, sign) == said
 
 
-def test_an_experiment_and_what_lies_beyond_it(tmp_path):
+def test_trimmed_results_keep_what_their_table_shows(tmp_path):
+    values = {"a": {0: 0.123456789012, 1: 0.5, 2: None}, "b": {0: 1e-12, 1: 0.25, 2: 1234567.891}}
+    metric = {"values": values, "summary": {"a": {"mean": 1 / 3}}, "best": "b", "significant": False, "differences": [1, 2]}
+    run = {"loss": "a", "seed": 0, "state": "finished", "rows": {"test": 9}, "model": "net", "history": [1], "metrics": {}}
+    full = {
+        "losses": {"a": {}, "b": {}},
+        "runs": [{"name": "1", **run}, {"name": "2", **run}],
+        "tables": {"shared": {"m": metric}},
+    }
+    store.write(tmp_path / "x.json", store.trim(full))
+    found = store.read(tmp_path / "x.json")
+    assert found["tables"]["shared"]["m"]["values"] == {
+        "a": {"0": 0.12345679, "1": 0.5, "2": None},
+        "b": {"0": 1e-12, "1": 0.25, "2": 1234567.9},
+    }
+    assert "differences" not in found["tables"]["shared"]["m"] and found["setup"] == {"model": "net"}
+    assert set(found["runs"][0]) == {"name", "loss", "seed", "state", "rows"}
+    lines = (tmp_path / "x.json").read_text().splitlines()
+    assert sum('"name":"' in line for line in lines) == 2, "one line for each run"
+
+
+def test_an_experiment_and_its_measurements_beyond_the_table(tmp_path):
     words = ["noise20", "--data", tmp_path, "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     fewer = ["--losses", "label_smoothing,maxsup", "--seeds", "0", "--max_steps", "2", "--max_train_samples", "60"]
     for script, more in (("experiments", fewer), ("beyond", [])):
@@ -132,6 +281,8 @@ def test_an_experiment_and_what_lies_beyond_it(tmp_path):
         assert run.returncode == 0, run.stderr[-3000:]
     text = (tmp_path / "results" / "noise20.json").read_text()
     assert str(tmp_path) not in text and "runs/made/noise20/train.parquet" in text
+    table = tmp_path / "runs" / "noise20" / "table.md"
+    assert (tmp_path / "results" / "noise20.md").read_text() == table.read_text(), "trimming must not change the table"
     values = json.loads((tmp_path / "results" / "noise20-beyond.json").read_text())["values"]
     assert {loss: list(of) for loss, of in values["train_feature_r2"].items()} == {"label_smoothing": ["0"], "maxsup": ["0"]}
     assert "| maxsup | 0." in (tmp_path / "results" / "noise20-beyond.md").read_text()
@@ -145,11 +296,18 @@ def test_noise_is_a_share_of_the_labels():
 
 
 @pytest.mark.parametrize("name", [path.parent.name for path in sorted(FOLDER.glob("*/run.json"))])
-def test_a_card_is_what_its_record_says(name, tmp_path):
+def test_a_card_shows_what_was_measured(name, tmp_path):
     folder = shutil.copytree(FOLDER / name, tmp_path / name)
+    card, results = (folder / "README.md").read_text(), store.read(folder / "all_results.json")
+    for of in yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]:
+        prefixes = ["test_"] if of["dataset"]["split"] == "test" else ["eval_", ""]
+        for metric in of["metrics"]:
+            assert metric["value"] == next(results[p + metric["type"]] for p in prefixes if p + metric["type"] in results)
     write_card(str(folder))
-    assert (folder / "README.md").read_text() == (FOLDER / name / "README.md").read_text()
-    assert publish.row(name, folder) in (FOLDER / "README.md").read_text().splitlines()
+    again = (folder / "README.md").read_text()
+    assert numbers(again) == numbers(card) and cells(again) == cells(card), f"run `maxsup-hf card` on {name}"
+    (row,) = [row for table in tables((FOLDER / "README.md").read_text()) for row in table if f"({name})" in row[0]]
+    assert [row] == [line[2:-2].split(" | ") for line in publish.row(name, folder).splitlines()]
 
 
 def test_a_model_is_published_by_one_command(hub, hub_environment, tmp_path):  # noqa: F811

@@ -1,4 +1,4 @@
-"""The static page: its arithmetic against the library's, its figures against the results file, and how it looks."""
+"""The static page: its arithmetic against the library's, its quoted results against the JSON files, and its layout."""
 
 import html
 import json
@@ -71,7 +71,7 @@ def test_the_page_draws_itself_and_fits_a_phone(tmp_path):
     page = folder / "index.html"
     page.write_text(page.read_text().replace("<head>", "<head>" + probe, 1))
     for width in (390, 1280):
-        # headless windows are never narrower than about 500 pixels: the page is looked at inside a frame
+        # a headless window is at least about 500 pixels wide, so the page is shown in a frame
         frame = folder / f"frame{width}.html"
         frame.write_text(f'<body style="margin:0"><iframe src="index.html" style="border:0;width:{width}px;height:2400px">')
         picture = tmp_path / f"{width}.png"

@@ -1,4 +1,4 @@
-"""Questions with a context that holds their answer: checked rows, windows of tokens, and answers out of logits."""
+"""Rows of question answering: checked questions, windows of tokens, and answers read off the logits."""
 
 from __future__ import annotations
 
@@ -11,85 +11,87 @@ from datasets import Dataset
 from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedTokenizerBase
 
-from maxsup_hf.data.columns import check_column, check_strings, is_list_of_strings, is_string, read_column
+from maxsup_hf.data.columns import check_column, check_strings, check_type, is_list_of_strings, is_string, read_column
+from maxsup_hf.data.messages import shortened
 from maxsup_hf.metrics import answer_f1, exact_match
 
-LONGEST_ANSWER = 30  # tokens; the two ends are predicted apart, and must not end up far from each other
+LONGEST_ANSWER = 30  # tokens: start and end are predicted separately, and must not end up far apart
 
 
 def is_squad(feature: Any) -> bool:
-    """Whether a column holds answers as SQuAD has them: their texts and where they start."""
+    """Whether a column holds answers in the form of SQuAD: their texts, and where they start."""
     return isinstance(feature, dict) and {"text", "answer_start"} <= feature.keys() and is_list_of_strings(feature["text"])
 
 
 def check_answers(dataset: Dataset, question: str, context: str, answers: str, split: str) -> Dataset:
     """Check every row, and bring the answers into one form.
 
-    An answer is a string, of which the first occurrence in the context counts (as whole words, where there is one), or a
-    dict of the lists `text` and `answer_start` (characters). No answer (null, an empty string or empty lists) says that the
-    context holds none.
+    An answer is either a string, whose first occurrence in the context is meant (as whole words if possible), or a dict of
+    the lists `text` and `answer_start` (in characters). Null, an empty string or empty lists mean that the context has no
+    answer.
 
     Returns:
         The columns `question`, `context`, `texts` (the answers, a list that may be empty) and `start` (of the first, or -1).
 
     Raises:
-        TypeError, ValueError: a column that is missing or of another type, missing values, or an answer that is not where
+        TypeError, ValueError: a column does not exist or has the wrong type, values are missing, or an answer is not where
             it is said to be.
     """
     check_strings(dataset, question, "question_column_name", split)
     check_strings(dataset, context, "context_column_name", split)
     check_column(dataset, answers, "label_column_name", split)
-    feature = dataset.features[answers]
-    if not (is_squad(feature) or is_string(feature)):
-        kind = getattr(feature, "dtype", type(feature).__name__)
-        raise TypeError(
-            f"label_column_name: column {answers!r} of the {split} data must hold strings, or the lists text and "
-            f"answer_start as in SQuAD, not {kind}"
-        )
+    check_type(
+        dataset, answers, "label_column_name", split, fits=lambda feature: is_squad(feature) or is_string(feature),
+        expected="strings, or the lists text and answer_start as in SQuAD",
+    )  # fmt: skip
     contexts = read_column(dataset, context).to_pylist()
     texts, starts = [], []
     for row, (passage, value) in enumerate(zip(contexts, read_column(dataset, answers).to_pylist(), strict=True)):
         if not passage.strip():
-            raise ValueError(f"row {row} of the {split} data has an empty context; drop such rows")
+            raise ValueError(f"context_column_name: row {row} of the {split} data has an empty context; drop such rows")
         try:
-            found = _spans(value, passage)
+            found = _locate(value, passage)
         except ValueError as error:
-            raise ValueError(f"row {row} of the {split} data: {error}") from None
+            raise ValueError(f"label_column_name: row {row} of the {split} data: {error}; correct or drop it") from None
         texts.append([text for text, _ in found])
         starts.append(found[0][1] if found else -1)
     columns = {"question": read_column(dataset, question).to_pylist(), "context": contexts, "texts": texts, "start": starts}
     return Dataset.from_dict(columns)
 
 
-def _spans(value: Any, context: str) -> list[tuple[str, int]]:
-    """The answers of a row that have a text, and where in the context they start."""
+def _locate(value: Any, context: str) -> list[tuple[str, int]]:
+    """The answers of a row that are not blank, and where in the context they start."""
     if not value:
         return []
-    if isinstance(value, str):
-        if value not in context:
-            raise ValueError(f"the answer {value!r} is not in the context {_short(context)}")
-        whole_words = re.search(rf"(?<!\w){re.escape(value)}(?!\w)", context)
-        return [(value, whole_words.start() if whole_words else context.index(value))] if value.strip() else []
+    found = _locate_string(value, context) if isinstance(value, str) else _locate_squad(value, context)
+    return [(text, start) for text, start in found if text.strip()]
+
+
+def _locate_string(text: str, context: str) -> list[tuple[str, int]]:
+    if text not in context:
+        raise ValueError(f"the answer {text!r} is not in the context {shortened(context)}")
+    whole_words = re.search(rf"(?<!\w){re.escape(text)}(?!\w)", context)
+    return [(text, whole_words.start() if whole_words else context.index(text))]
+
+
+def _locate_squad(value: dict[str, Any], context: str) -> list[tuple[str, int]]:
     texts, starts = value["text"] or [], value["answer_start"] or []
     if len(texts) != len(starts) or None in texts or None in starts:
         raise ValueError(f"the answer has {len(texts)} texts and {len(starts)} starts, or missing values among them")
     for text, start in zip(texts, starts, strict=True):
         if start < 0 or context[start : start + len(text)] != text:
+            there = context[max(start, 0) : max(start, 0) + len(text)]
             raise ValueError(
-                f"the answer {text!r} does not start at character {start} of the context {_short(context)}; there is "
-                f"{context[max(start, 0) : max(start, 0) + len(text)]!r}"
+                f"the answer {text!r} does not start at character {start} of the context {shortened(context)}; there is "
+                f"{there!r}"
             )
-    return [(text, start) for text, start in zip(texts, starts, strict=True) if text.strip()]
+    return list(zip(texts, starts, strict=True))
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "…")
+def cut_into_windows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, split: str) -> Dataset:
+    """Tokenize each question with its context; contexts that are too long are cut into overlapping windows.
 
-
-def windows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, split: str) -> Dataset:
-    """Cut contexts that are too long into windows that overlap, each with its question.
-
-    Where a window does not hold the whole answer, both positions are those of the first token (CLS): no answer here.
+    If a window does not hold the whole answer, both positions are those of its first token (CLS), which means no answer.
 
     Args:
         dataset: from `check_answers`.
@@ -97,21 +99,14 @@ def windows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
         stride: tokens of context that neighbouring windows share.
 
     Returns:
-        The model's inputs with `start_positions` and `end_positions`; and for `predict_answers` `row` (of `dataset`),
-        `texts`, `passage` (the window's own part of the context), `begins` and `ends` (characters of it that each token
-        stands for; both 0 for tokens that are not of the context).
+        The model's inputs with `start_positions` and `end_positions`; and for `predict_answers`: `row` (of `dataset`),
+        `texts`, `passage` (the window's part of the context), `begins` and `ends` (the characters of it that each token
+        stands for; both are 0 for tokens outside the context).
 
     Raises:
         ValueError: a question leaves no room for its context.
     """
-    questions = tokenizer(list(dataset["question"]), add_special_tokens=False)["input_ids"]
-    lengths = [len(ids) for ids in questions]
-    row = int(np.argmax(lengths))
-    if lengths[row] + tokenizer.num_special_tokens_to_add(pair=True) + stride >= length:
-        raise ValueError(
-            f"max_seq_length: the question in row {row} of the {split} data has {lengths[row]} tokens, which leaves no room "
-            f"for its context in {length} with doc_stride {stride}; raise the one, lower the other or cut the question"
-        )
+    _check_room(dataset, tokenizer, length, stride, split)
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> Any:
         encoded = tokenizer(
@@ -126,19 +121,8 @@ def windows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
         sources, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
         for i, (source, spans) in enumerate(zip(sources, offsets, strict=True)):
             of_context = np.array([sequence == 1 for sequence in encoded.sequence_ids(i)])
-            edges = np.where(of_context[:, None], np.array(spans), 0)
-            answer, start = next(iter(batch["texts"][source]), ""), batch["start"][source]
-            first, last = _positions(edges, of_context, start, start + len(answer))
-            left, right = edges[of_context].min(), edges.max()
-            columns = {
-                "start_positions": first,
-                "end_positions": last,
-                "row": indices[source],
-                "texts": batch["texts"][source],
-                "passage": batch["context"][source][left:right],
-                "begins": np.where(of_context, edges[:, 0] - left, 0),
-                "ends": np.where(of_context, edges[:, 1] - left, 0),
-            }
+            question = {name: values[source] for name, values in batch.items()}
+            columns = {"row": indices[source], **_window(question, of_context, np.array(spans))}
             for name, value in columns.items():
                 encoded.setdefault(name, []).append(value)
         return encoded
@@ -146,8 +130,42 @@ def windows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
     return dataset.map(encode, batched=True, with_indices=True, remove_columns=dataset.column_names, desc="tokenizing")
 
 
+def _check_room(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, split: str) -> None:
+    questions = tokenizer(list(dataset["question"]), add_special_tokens=False)["input_ids"]
+    lengths = [len(ids) for ids in questions]
+    row = int(np.argmax(lengths))
+    if lengths[row] + tokenizer.num_special_tokens_to_add(pair=True) + stride >= length:
+        raise ValueError(
+            f"max_seq_length: the question in row {row} of the {split} data has {lengths[row]} tokens, which leaves no room "
+            f"for its context in {length} tokens with doc_stride {stride}; raise max_seq_length, lower doc_stride, or "
+            "shorten the question"
+        )
+
+
+def _window(question: dict[str, Any], of_context: NDArray[np.bool_], spans: NDArray) -> dict[str, Any]:
+    """The columns of a window besides the model's inputs.
+
+    Args:
+        question: a row of `check_answers`.
+        of_context: (L,) whether a token belongs to the context.
+        spans: (L, 2) the characters that a token stands for.
+    """
+    edges = np.where(of_context[:, None], spans, 0)
+    answer, start = next(iter(question["texts"]), ""), question["start"]
+    first, last = _positions(edges, of_context, start, start + len(answer))
+    left, right = edges[of_context].min(), edges.max()
+    return {
+        "start_positions": first,
+        "end_positions": last,
+        "texts": question["texts"],
+        "passage": question["context"][left:right],
+        "begins": np.where(of_context, edges[:, 0] - left, 0),
+        "ends": np.where(of_context, edges[:, 1] - left, 0),
+    }
+
+
 def _positions(edges: NDArray, of_context: NDArray[np.bool_], start: int, end: int) -> tuple[int, int]:
-    """The first and the last token of the characters [start, end), or (0, 0) where they are not all in the window."""
+    """The first and the last token of the characters [start, end), or (0, 0) if the window does not hold them all."""
     touching = np.flatnonzero(of_context & (edges[:, 0] < end) & (edges[:, 1] > start))
     if start < 0 or not len(touching) or edges[of_context].min() > start or edges.max() < end:
         return 0, 0
@@ -155,15 +173,15 @@ def _positions(edges: NDArray, of_context: NDArray[np.bool_], start: int, end: i
 
 
 def predict_answers(start_logits: ArrayLike, end_logits: ArrayLike, dataset: Dataset, may_be_none: bool) -> dict[int, str]:
-    """The best answer of every row over its windows; the empty string for none.
+    """The best answer of every row over its windows; an empty string means no answer.
 
     Args:
-        start_logits, end_logits: (W, L) of the windows, padded on the right to any L.
-        dataset: the W windows, from `windows`.
-        may_be_none: whether "no answer" is an answer; it is given where every window finds it better than any span.
+        start_logits, end_logits: (W, L), one row for each window, padded on the right to any L.
+        dataset: the W windows, from `cut_into_windows`.
+        may_be_none: whether a question may have no answer; that is predicted if every window scores it higher than any span.
     """
     best: dict[int, tuple[float, str]] = {}
-    least_none: dict[int, float] = {}
+    least_none: dict[int, float] = {}  # the lowest score of "no answer" over a row's windows
     for starts, ends, window in zip(np.asarray(start_logits), np.asarray(end_logits), dataset, strict=True):
         row, none = window["row"], float(starts[0] + ends[0])
         score, text = _best_span(starts, ends, window)
@@ -173,6 +191,7 @@ def predict_answers(start_logits: ArrayLike, end_logits: ArrayLike, dataset: Dat
 
 
 def _best_span(starts: NDArray, ends: NDArray, window: dict[str, Any]) -> tuple[float, str]:
+    """Score and text of the best span of at most `LONGEST_ANSWER` tokens of the context."""
     begin, end = np.array(window["begins"]), np.array(window["ends"])
     tokens = np.flatnonzero(end > begin)
     if not len(tokens):
@@ -185,7 +204,7 @@ def _best_span(starts: NDArray, ends: NDArray, window: dict[str, Any]) -> tuple[
 
 
 def answer_metrics(predictions: dict[int, str], dataset: Dataset) -> dict[str, float]:
-    """`exact_match` and `f1` of answers to the rows of windows, as SQuAD computes them but in [0, 1]."""
+    """`exact_match` and `f1` of the predicted answers, as SQuAD computes them but in [0, 1]."""
     answers: dict[int, Sequence[str]] = dict(zip(dataset["row"], dataset["texts"], strict=True))
     scores = [(exact_match(predictions[row], texts), answer_f1(predictions[row], texts)) for row, texts in answers.items()]
     exact, f1 = np.mean(scores, axis=0)

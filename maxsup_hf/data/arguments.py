@@ -1,4 +1,4 @@
-"""Command-line flags that say which data a run reads."""
+"""Command-line flags that choose the data of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def flag(help: str, default: Any = None) -> Any:
 
 
 def no_flag() -> Any:
-    """Remove a flag of the base class from a derived one, where the task has no use for it: giving it is then an error."""
+    """Remove a flag of the base class from a task that has no use for it: giving it is then an error."""
     return field(default=None, init=False)
 
 
@@ -22,16 +22,16 @@ class DataArguments:
 
     dataset_name: str | None = flag("Data set: a Hub id or a local folder.")
     dataset_config_name: str | None = flag("Configuration (subset) of the data set.")
-    train_split_name: str | None = flag("Split to train on, of --dataset_name (default: train).")
-    validation_split_name: str | None = flag("Split to evaluate on, of --dataset_name (default: validation, valid, …).")
-    test_split_name: str | None = flag("Split to test on at the end, of --dataset_name (default: test).")
+    train_split_name: str | None = flag("Split of --dataset_name to train on (default: train).")
+    validation_split_name: str | None = flag("Split of --dataset_name to evaluate on (default: validation, valid, …).")
+    test_split_name: str | None = flag("Split of --dataset_name to test on at the end (default: test).")
     train_file: str | None = flag("Training data: a csv, tsv, json, jsonl or parquet file.")
     validation_file: str | None = flag("Validation data, as --train_file.")
     test_file: str | None = flag("Test data, evaluated once at the end, as --train_file.")
-    train_val_split: float = flag("Share of the training data that becomes validation data where there is none.", 0.15)
-    max_train_samples: int | None = flag("Train on at most so many rows, in proportion from every class if they have any.")
-    max_eval_samples: int | None = flag("Evaluate on at most so many rows, in proportion from every class if they have any.")
-    max_test_samples: int | None = flag("Test on at most so many rows, in proportion from every class if they have any.")
+    train_val_split: float = flag("Share of the training data to hold out if there is no validation data.", 0.15)
+    max_train_samples: int | None = flag("Train on at most this many rows, drawn in proportion from every class.")
+    max_eval_samples: int | None = flag("Evaluate on at most this many rows, drawn in proportion from every class.")
+    max_test_samples: int | None = flag("Test on at most this many rows, drawn in proportion from every class.")
     label_column_name: str | None = flag("Column of the labels (default: found by its type or name).")
 
     def __post_init__(self) -> None:
@@ -44,6 +44,6 @@ class DataArguments:
 
 
 def data_flags(args: Any) -> list[str]:
-    """Names of the flags by which the user brings data; empty for the built-in data set."""
+    """The given flags that name a source of data; empty if the task's built-in data set is used."""
     names = ["dataset_name", *(f"{split}_{kind}" for kind in ("file", "dir") for split in ("train", "validation", "test"))]
     return [name for name in names if getattr(args, name, None)]

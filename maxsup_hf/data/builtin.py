@@ -1,4 +1,4 @@
-"""Real data sets that come inside well-kept packages, so that every task runs without a download."""
+"""Built-in data sets: real data from installed packages, so that image and text classification run without a download."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-# Latin script throughout: the alphabet alone gives too few of them away.
+# All of them in Latin script, so that the alphabet alone does not give the language away.
 LANGUAGES = (
     "cs", "da", "de", "en", "es", "et", "fi", "fr", "hr", "hu", "it", "lt", "lv", "nb", "nl", "pl", "pt", "ro", "sk", "sv",
 )  # fmt: skip
 
 
 def digits() -> Dataset:
-    """Handwritten digits of the UCI machine learning repository, by way of scikit-learn: 1,797 grey images, 8x8.
+    """Handwritten digits of the UCI Machine Learning Repository, from scikit-learn: 1,797 grey images, 8x8.
 
     Columns: `image`, `label` (0 to 9).
     """
@@ -29,9 +29,10 @@ def digits() -> Dataset:
 
 
 def names_in_languages() -> Dataset:
-    """Which of 20 languages is this the name of a territory, language or currency in? From Unicode's CLDR, by way of Babel.
+    """Names of territories, languages and currencies in 20 languages, to be classified by language.
 
-    About 14,700 names, fewer or more with Babel's version; a name that several of the languages share is left out.
+    About 14,700 names of Unicode CLDR, depending on the version of Babel, which provides them. Names that several of the
+    languages share are left out.
     Columns: `text`, `label` (language code).
     """
     from babel import Locale

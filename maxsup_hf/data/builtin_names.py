@@ -1,4 +1,4 @@
-"""Tasks on the names of territories, languages and currencies in 20 languages, from Unicode's CLDR by way of Babel."""
+"""Built-in data sets: tagging, questions and choices about names in 20 languages (Unicode CLDR, from Babel)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def tagged_names() -> Dataset:
-    """Lists as each language writes them ("Schweden, Zulu und Euro"), where every name is tagged with its kind.
+    """Lists of names as each language writes them ("Schweden, Zulu und Euro"), where every name is tagged with its kind.
 
-    About 6,900 lists of 2 to 5 names. Every name of a language is in one list, so that the names held out were not seen.
+    About 6,900 lists of 2 to 5 names. Every name of a language is in one list only, so that held-out names are unseen.
     Columns: `tokens`, `tags` (BIO).
     """
     from babel.lists import format_list
@@ -33,18 +33,25 @@ def tagged_names() -> Dataset:
             pattern = format_list([f"{{{i}}}" for i in chosen], locale=language)
             tokens: list[str] = []
             tags: list[str] = []
-            for i, part in enumerate(re.split(r"\{(\d+)\}", pattern)):  # what stands between names, and names, in turn
+            for i, part in enumerate(re.split(r"\{(\d+)\}", pattern)):  # text between names and names alternate
                 name, kind = pairs[int(part)] if i % 2 else (part, "")
                 words = WORD.findall(name)
                 tokens += words
-                tags += [f"{'I' if j else 'B'}-{kind}" if kind else "O" for j in range(len(words))]
+                tags += _bio(kind, len(words))
             rows["tokens"].append(tokens)
             rows["tags"].append(tags)
     return Dataset.from_dict(rows, Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=list(TAGS)))}))
 
 
+def _bio(kind: str, count: int) -> list[str]:
+    """BIO tags of the words of a name; without a kind, of words outside any name."""
+    if not kind:
+        return ["O"] * count
+    return [f"{'I' if i else 'B'}-{kind}" for i in range(count)]
+
+
 def questions_about_names(count: int = 6_000) -> Dataset:
-    """Which of the names in a list is that of a territory, a language, a currency? Only one of each list is.
+    """Which name in a list is that of a territory, a language or a currency? Exactly one is.
 
     Columns: `question`, `context` (a list of 3 to 5 names as its language writes it), `answers` (as in SQuAD).
     """
@@ -53,7 +60,7 @@ def questions_about_names(count: int = 6_000) -> Dataset:
     rng = np.random.default_rng(0)
     rows: dict[str, list] = {"question": [], "context": [], "answers": []}
     for language, kind, answer, others in _puzzles(rng, count, fewest=2, most=4):
-        # a marker in its place says where the answer begins: its text may be a part of another name
+        # A marker in place of the answer tells where it begins: its text may also be part of another name.
         listed = [*others, "\0"]
         context = format_list([listed[i] for i in rng.permutation(len(listed))], locale=language)
         rows["question"].append(f"Which is a {kind}?")
@@ -63,7 +70,7 @@ def questions_about_names(count: int = 6_000) -> Dataset:
 
 
 def choices_of_names(count: int = 4_000) -> Dataset:
-    """Which of 4 names in one language is that of a territory, a language, a currency? Only one of them is.
+    """Which of 4 names in one language is that of a territory, a language or a currency? Exactly one is.
 
     Columns: `question`, `choices` (4 names), `label` (0 to 3).
     """
@@ -78,7 +85,7 @@ def choices_of_names(count: int = 4_000) -> Dataset:
 
 
 def _puzzles(rng: np.random.Generator, count: int, fewest: int, most: int) -> Iterator[tuple[str, str, str, list[str]]]:
-    """Language, kind, a name of this kind, and names of the other kinds."""
+    """Draw a language, a kind, a name of this kind, and names of the other kinds."""
     names = {language: _by_kind(language) for language in LANGUAGES}
     for _ in range(count):
         language, kind = LANGUAGES[rng.integers(len(LANGUAGES))], int(rng.integers(3))
@@ -88,7 +95,7 @@ def _puzzles(rng: np.random.Generator, count: int, fewest: int, most: int) -> It
 
 
 def _names(language: str) -> list[tuple[str, str]]:
-    """Names and their kinds, sorted; those of several kinds are left out."""
+    """Pairs of a name and its kind, sorted. Names of several kinds are left out."""
     from babel import Locale
 
     locale = Locale(language)

@@ -1,4 +1,4 @@
-"""Pictures of several handwritten digits, with the class of every pixel."""
+"""Built-in data set for segmentation: pictures of several handwritten digits, with the class of every pixel."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from datasets import Dataset, Features, Image
 
 SCENE_CLASSES = ("background", *map(str, range(10)))
 CANVAS, DIGITS = 40, 4
-INK = 8  # of 16: the darker pixels of a digit are those of its class
+INK = 8  # of 16: pixels of a digit that are at least this dark get its class
 
 
 def digit_scenes() -> Dataset:
-    """Scikit-learn's digits, four at a time, twice their size and in random places before a noisy background: 449 images,
-    40x40. Every digit is in one image alone, so what is held out was written by hand once more.
+    """Four of scikit-learn's digits at a time, doubled in size, at random places on a noisy background: 449 images, 40x40.
 
-    Columns: `image` (grey), `mask` (0 background, 1 to 10 the digits 0 to 9, 255 the pixels around a stroke: where it ends
-    is a matter of taste).
+    Every digit is in one image only, so that held-out digits are unseen. Columns: `image` (grey), `mask` (0: background,
+    1 to 10: the digits 0 to 9, 255: ignored, the pixels around a stroke, whose edge is not sharp).
     """
     from PIL.Image import fromarray
     from sklearn.datasets import load_digits

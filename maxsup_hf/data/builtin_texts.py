@@ -1,4 +1,4 @@
-"""English text and translations that come with Python and its packages."""
+"""Built-in data sets: English text and translations from Python and its packages."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from datasets import Dataset
 
 
 def python_documentation() -> Dataset:
-    """What `help("assignment")`, `help("while")` and so on print: chapters of the Python language reference, in English.
+    """Chapters of the Python language reference in English, as `help("assignment")`, `help("while")` and so on print them.
 
-    About 80 texts of 370,000 characters together, in random order. Chapters quote each other: a paragraph stays only where
-    it is first read, the longest chapter first, so that held-out text was not seen in training. Column: `text`.
+    About 80 texts with 370,000 characters in all, in random order. Chapters repeat each other: each paragraph is kept only
+    once, in the longest chapter that has it, so that held-out text is unseen. Column: `text`.
     """
     from pydoc_data.topics import topics
 
@@ -29,10 +29,10 @@ def python_documentation() -> Dataset:
 
 
 def translated_phrases() -> Dataset:
-    """Names, dates and amounts in English and German, from Unicode's CLDR, by way of Babel.
+    """Names, dates and amounts in English and German (Unicode CLDR, from Babel).
 
     The names of territories, languages, scripts and currencies, and 1,500 dates, 1,500 sums of money ("8.50 Swiss francs")
-    and 1,500 quantities ("12 kilometers") drawn at random; about 5,800 pairs, fewer or more with Babel's version.
+    and 1,500 quantities ("12 kilometers") drawn at random; about 5,800 pairs, depending on Babel's version.
     Columns: `source` (English), `target` (German).
     """
     from babel import Locale
@@ -40,13 +40,13 @@ def translated_phrases() -> Dataset:
     english, german = Locale("en"), Locale("de")
     tables = ("territories", "languages", "scripts", "currencies", "unit_display_names")
     codes = {table: sorted(getattr(english, table).keys() & getattr(german, table).keys()) for table in tables}
-    # the same source with two translations would teach neither
+    # A dict keeps one translation of each source: with two, a model could learn neither.
     pairs = dict(zip(_phrases(english, codes), _phrases(german, codes), strict=True))
     return Dataset.from_dict({"source": list(pairs), "target": list(pairs.values())})
 
 
 def _phrases(locale: Any, codes: dict[str, list[str]]) -> list[str]:
-    """The same ones in the same order for every locale."""
+    """Phrases in one language; every locale gets the same ones in the same order."""
     from babel.dates import format_date
     from babel.numbers import format_currency
     from babel.units import format_unit

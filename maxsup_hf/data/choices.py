@@ -1,4 +1,4 @@
-"""Questions with several choices, one of which is right."""
+"""Columns and rows of multiple choice: questions with several choices, one of which is right."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Value
+from datasets import Dataset
+from numpy.typing import NDArray
 
 from maxsup_hf.data.columns import (
     check_column,
     check_not_missing,
     check_strings,
+    check_type,
     find_column,
+    is_class,
+    is_integer,
     is_list_of_strings,
     is_string,
     read_column,
@@ -21,18 +25,21 @@ from maxsup_hf.data.loading import Splits
 
 QUESTION_NAMES = ("question", "context", "sent1", "prompt", "premise", "query", "text")
 CHOICES_NAMES = ("choices", "options", "endings", "answers", "candidates")
-LABEL_NAMES = ("label", "labels", "answer", "target", "answer_index")
+RIGHT_CHOICE_NAMES = ("label", "labels", "answer", "target", "answer_index")
 
 
-def find_columns(
+def find_choice_columns(
     dataset: Dataset, question: str | None, choices: str | None, label: str | None
 ) -> tuple[str, list[str], str]:
-    """The column of the questions, the one of the choices or the several of one each, and the column of the right choice.
+    """Find the column of the questions, the column or columns of the choices, and the column of the right choice.
+
+    Args:
+        choices: a column of lists, or comma-separated columns of one choice each.
 
     Raises:
-        ValueError: as in `find_column`, or a single column is named for the choices and it holds no lists.
+        ValueError: see `find_column`.
     """
-    label = find_column(dataset, "label_column_name", label, fits=_is_class, names=LABEL_NAMES)
+    label = find_column(dataset, "label_column_name", label, fits=is_class, names=RIGHT_CHOICE_NAMES)
     named = [name.strip() for name in choices.split(",")] if choices else [None]
     found = [
         find_column(dataset, "choices_column_name", name, fits=is_list_of_strings, names=CHOICES_NAMES, taken=[label])
@@ -55,62 +62,63 @@ def check_choices(splits: Splits, question: str, choices: list[str], label: str)
         Splits with the columns `question`, `choices` (lists of the same length C, at least 2) and `labels` (N,) in [0, C).
 
     Raises:
-        TypeError, ValueError: a column that is missing or of another type, missing values, rows with more or fewer choices
-            than others, or a label that is none of the row's choices.
+        TypeError, ValueError: a column does not exist or has the wrong type, values are missing, rows differ in the number
+            of choices, or a label is neither an index nor one of the row's choices.
     """
-    result: Splits = {}
-    count = None
+    checked: Splits = {}
+    count = None  # C, that of the first row of the training data
     for split, dataset in splits.items():
         check_strings(dataset, question, "question_column_name", split)
-        rows = _rows(dataset, choices, split)
+        rows = _read_choices(dataset, choices, split)
         count = len(rows[0]) if count is None else count
-        if count < 2:
-            raise ValueError(f"choices_column_name: row 0 of the {split} data has {count} choice; it needs at least two")
-        for i, row in enumerate(rows):
-            if None in row:
-                raise ValueError(f"row {i} of the {split} data has a missing choice in {row}; fill it in or drop such rows")
-            if len(row) != count:
-                raise ValueError(
-                    f"row {i} of the {split} data has {len(row)} choices, row 0 of the train data has {count}; all rows "
-                    "need the same number"
-                )
+        _check_counts(rows, count, split)
         columns = {
             "question": read_column(dataset, question),
             "choices": pa.array(rows, pa.list_(pa.string())),
-            "labels": pa.array(_labels(dataset, label, rows, split)),
+            "labels": pa.array(_read_labels(dataset, label, rows, split)),
         }
-        result[split] = Dataset(pa.table(columns))
-    return result
+        checked[split] = Dataset(pa.table(columns))
+    return checked
 
 
-def _rows(dataset: Dataset, choices: list[str], split: str) -> list[list[str | None]]:
+def _read_choices(dataset: Dataset, choices: list[str], split: str) -> list[list[str | None]]:
     if len(choices) > 1:
         for column in choices:
             check_strings(dataset, column, "choices_column_name", split)
         return [list(row) for row in zip(*(read_column(dataset, column).to_pylist() for column in choices), strict=True)]
-    check_column(dataset, choices[0], "choices_column_name", split)
-    check_not_missing(dataset, choices[0], split)
-    feature = dataset.features[choices[0]]
-    if not is_list_of_strings(feature):
-        kind = getattr(feature, "dtype", type(feature).__name__)
-        raise TypeError(
-            f"choices_column_name: column {choices[0]!r} of the {split} data must hold lists of strings, not {kind}; or "
-            "name a column for each choice, with commas between them"
-        )
-    return read_column(dataset, choices[0]).to_pylist()
+    column = choices[0]
+    check_column(dataset, column, "choices_column_name", split)
+    check_not_missing(dataset, column, split)
+    check_type(
+        dataset, column, "choices_column_name", split, fits=is_list_of_strings, expected="lists of strings",
+        hint="; or give a column for each choice, comma-separated",
+    )  # fmt: skip
+    return read_column(dataset, column).to_pylist()
 
 
-def _labels(dataset: Dataset, column: str, rows: list[list[str | None]], split: str) -> np.ndarray:
+def _check_counts(rows: list[list[str | None]], count: int, split: str) -> None:
+    if count < 2:
+        raise ValueError(f"choices_column_name: row 0 of the {split} data has {count} choice; it needs at least two")
+    for i, row in enumerate(rows):
+        if None in row:
+            raise ValueError(
+                f"choices_column_name: row {i} of the {split} data has a missing choice in {row}; fill it in or drop such "
+                "rows"
+            )
+        if len(row) != count:
+            raise ValueError(
+                f"choices_column_name: row {i} of the {split} data has {len(row)} choices, row 0 of the train data has "
+                f"{count}; all rows need the same number"
+            )
+
+
+def _read_labels(dataset: Dataset, column: str, rows: list[list[str | None]], split: str) -> NDArray[np.int64]:
+    """(N,) index of the right choice of each row."""
     check_column(dataset, column, "label_column_name", split)
     check_not_missing(dataset, column, split)
-    feature = dataset.features[column]
-    is_number = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint"))
-    if not (is_number or _is_class(feature) or is_string(feature)):
-        kind = getattr(feature, "dtype", type(feature).__name__)
-        raise TypeError(
-            f"label_column_name: column {column!r} of the {split} data must hold numbers of choices or their texts, "
-            f"not {kind}"
-        )
+    check_type(
+        dataset, column, "label_column_name", split, fits=_is_index_or_text, expected="indices of choices or their texts"
+    )
     labels = []
     for i, (value, row) in enumerate(zip(read_column(dataset, column).to_pylist(), rows, strict=True)):
         label = row.index(value) if value in row else value
@@ -123,5 +131,5 @@ def _labels(dataset: Dataset, column: str, rows: list[list[str | None]], split: 
     return np.array(labels, dtype=np.int64)
 
 
-def _is_class(feature: Any) -> bool:
-    return isinstance(feature, ClassLabel)
+def _is_index_or_text(feature: Any) -> bool:
+    return is_integer(feature) or is_class(feature) or is_string(feature)

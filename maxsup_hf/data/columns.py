@@ -1,21 +1,34 @@
-"""Which column holds what."""
+"""Finding, checking and reading the columns of a data set."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Image, List, Value
+from datasets import ClassLabel, Dataset, Image, List, Value
 
 logger = logging.getLogger(__name__)
+
+
+# ---- reading ----
 
 
 def read_column(dataset: Dataset, name: str) -> pa.ChunkedArray:
     """A column's stored values, without running transforms or decoding images."""
     return dataset.select_columns(name).with_format("arrow")[:].column(name)
+
+
+def read_texts(dataset: Dataset, columns: Sequence[str]) -> Iterator[str]:
+    """All strings of some columns, one column after the other. A column may also hold lists of strings."""
+    for column in columns:
+        for value in read_column(dataset, column).to_pylist():
+            yield from [value] if isinstance(value, str) else value
+
+
+# ---- finding ----
 
 
 def find_column(
@@ -27,53 +40,51 @@ def find_column(
     names: Sequence[str],
     taken: Collection[str] = (),
 ) -> str:
-    """The column that the user names, or the one that it must be.
+    """The column that the user names, or the only one that it can be.
 
     Args:
-        argument: the flag that names it, for messages.
-        given: its value.
+        argument: the flag that names the column, for messages.
+        given: the flag's value.
         fits: whether a feature has the right type.
-        names: usual names. The first one is taken wherever it is; of the others only one may be there.
-        taken: columns that are something else already.
+        names: common names of such a column, in lower case. If several are present, only the first of this list is taken
+            without asking.
+        taken: columns that are used for something else.
 
     Raises:
-        ValueError: no such column, or none or several that it could be; the message lists all columns.
+        ValueError: the named column does not exist or is taken, or none or several columns qualify. The message lists all
+            columns.
     """
     if given is not None:
         check_column(dataset, given, argument)
         if given in taken:
-            raise ValueError(f"{argument}: column {given!r} is something else already, as the labels. {_columns(dataset)}")
+            raise ValueError(
+                f"{argument}: column {given!r} is already used for something else, such as the labels; name another one. "
+                f"{_columns(dataset)}"
+            )
         return given
     free = [name for name in dataset.column_names if name not in taken]
-    typed = [name for name in free if fits(dataset.features[name])]
-    pool = typed or free  # of another type: its own check says what is wrong with it
-    usual = [column for name in names for column in pool if column.lower() == name]
-    if usual and (len(usual) == 1 or usual[0].lower() == names[0]):
-        found = usual[0]
-    elif len(typed) == 1 and not usual:
-        found = typed[0]
-    else:
-        candidates = usual or typed
-        problem = f"could be any of {', '.join(candidates)}" if candidates else "could not be found by type or name"
-        raise ValueError(f"{argument}: the column {problem}; name it with --{argument}. {_columns(dataset)}")
-    logger.info("%s: %s (found in the data)", argument, found)
-    return found
+    fitting = [name for name in free if fits(dataset.features[name])]
+    # If no type fits, a name still decides: the caller's check of the type then says what is wrong with that column.
+    common = [column for name in names for column in fitting or free if column.lower() == name]
+    candidates = common or fitting
+    if len(candidates) == 1 or (common and common[0].lower() == names[0]):
+        logger.info("%s: %s (found in the data)", argument, candidates[0])
+        return candidates[0]
+    problem = f"could be any of {', '.join(candidates)}" if candidates else "could not be found by type or name"
+    raise ValueError(f"{argument}: the column {problem}; name it with --{argument}. {_columns(dataset)}")
+
+
+# ---- checking ----
 
 
 def check_column(dataset: Dataset, name: str, argument: str, split: str = "train") -> None:
-    """Raises ValueError where a split lacks a column; the message lists those that it has."""
+    """Raise ValueError if a split has no such column; the message lists those that it has."""
     if name not in dataset.column_names:
         raise ValueError(f"{argument}: the {split} data has no column {name!r}. {_columns(dataset)}")
 
 
-def _columns(dataset: Dataset) -> str:
-    kinds = {name: getattr(feature, "dtype", type(feature).__name__) for name, feature in dataset.features.items()}
-    kinds |= {name: type(feature).__name__ for name, feature in dataset.features.items() if not isinstance(feature, Value)}
-    return "Columns: " + ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-
-
 def check_not_missing(dataset: Dataset, name: str, split: str) -> None:
-    """Raises ValueError where values of a column are missing (null, or NaN in a column of numbers)."""
+    """Raise ValueError if a column has missing values (null, or NaN in a column of numbers)."""
     missing = pc.sum(pc.is_null(read_column(dataset, name), nan_is_null=True)).as_py()
     if missing:
         raise ValueError(
@@ -82,23 +93,64 @@ def check_not_missing(dataset: Dataset, name: str, split: str) -> None:
         )
 
 
+def check_type(
+    dataset: Dataset, name: str, argument: str, split: str, *, fits: Callable[[Any], bool], expected: str, hint: str = ""
+) -> None:
+    """Raise TypeError if a column holds something other than `expected`; `hint` ends the message."""
+    feature = dataset.features[name]
+    if not fits(feature):
+        raise TypeError(
+            f"{argument}: column {name!r} of the {split} data must hold {expected}, not {type_name(feature)}{hint}"
+        )
+
+
 def check_strings(dataset: Dataset, name: str, argument: str, split: str) -> None:
-    """Raises ValueError or TypeError where a column is not there, has missing values, or holds something but strings."""
+    """Raise ValueError or TypeError if a column does not exist, has missing values, or holds anything but strings."""
     check_column(dataset, name, argument, split)
     check_not_missing(dataset, name, split)
-    feature = dataset.features[name]
-    if not is_string(feature):
-        kind = getattr(feature, "dtype", type(feature).__name__)
-        raise TypeError(f"{argument}: column {name!r} of the {split} data must hold strings, not {kind}")
+    check_type(dataset, name, argument, split, fits=is_string, expected="strings")
+
+
+# ---- types ----
+
+
+def type_name(feature: Any) -> str:
+    """What a column holds, for messages: `int64`, `list of string`, `ClassLabel`, …"""
+    if isinstance(feature, Value):
+        return feature.dtype
+    if isinstance(feature, List):
+        return f"list of {type_name(feature.feature)}"
+    return type(feature).__name__
 
 
 def is_string(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
+def is_integer(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint"))
+
+
+def is_list(feature: Any) -> bool:
+    return isinstance(feature, List)
+
+
 def is_list_of_strings(feature: Any) -> bool:
     return isinstance(feature, List) and is_string(feature.feature)
 
 
+def is_class(feature: Any) -> bool:
+    return isinstance(feature, ClassLabel)
+
+
+def is_list_of_classes(feature: Any) -> bool:
+    return isinstance(feature, List) and is_class(feature.feature)
+
+
 def is_image(feature: Any) -> bool:
     return isinstance(feature, Image)
+
+
+def _columns(dataset: Dataset) -> str:
+    """All columns and their types, for messages."""
+    return "Columns: " + ", ".join(f"{name} ({type_name(feature)})" for name, feature in dataset.features.items())

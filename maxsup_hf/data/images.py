@@ -4,63 +4,72 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 from datasets import Dataset, Image
 
-from maxsup_hf.data.columns import check_column, check_not_missing, is_image, is_string
+from maxsup_hf.data.columns import check_column, check_not_missing, check_type, is_image, is_string
 from maxsup_hf.data.loading import loading
+from maxsup_hf.data.messages import listed
 
-DEEP = ("I", "F")  # modes of more than 8 bits a channel, with what follows them (I;16)
-MOST = 10_000  # images that are opened before training, evenly spread where there are more
+DEEP = ("I", "F")  # modes of more than 8 bits a channel; a suffix may follow them (I;16)
+MOST_OPENED = 10_000  # images before training, evenly spaced if there are more
 
 
 def as_images(dataset: Dataset, column: str, argument: str, split: str) -> Dataset:
-    """Paths become images.
+    """Turn a column of paths into one of images.
 
     Raises:
-        ValueError, TypeError: the column is not there, has missing values, or holds something else.
+        ValueError, TypeError: the column does not exist, has missing values, or holds something else.
     """
     check_column(dataset, column, argument, split)
-    feature = dataset.features[column]
-    if not (is_image(feature) or is_string(feature)):
-        kind = getattr(feature, "dtype", type(feature).__name__)
-        raise TypeError(f"{argument}: column {column!r} of the {split} data must hold images or paths, not {kind}")
+    check_type(
+        dataset, column, argument, split, fits=lambda feature: is_image(feature) or is_string(feature),
+        expected="images or paths",
+    )  # fmt: skip
     check_not_missing(dataset, column, split)
     return dataset.cast_column(column, Image())
 
 
 def check_images(dataset: Dataset, column: str, argument: str, split: str) -> None:
-    """Decode the first image, and read the head of every other, of `MOST` at most.
+    """Decode the first image, and read the header of the others (at most `MOST_OPENED`).
 
     Raises:
-        ValueError: files that are no images, or have more than 8 bits a channel; the message names the first of them.
+        ValueError: files are not images, or have more than 8 bits a channel; the message names the first of them.
     """
     with loading(argument, f"{column}, row 0 of the {split} data"):
         dataset[0][column].load()
     undecoded = dataset.cast_column(column, Image(decode=False))
-    broken = []
-    for i in range(0, len(dataset), -(-len(dataset) // MOST)):
-        cell = undecoded[i][column]
-        if cell["bytes"] is None and not Path(cell["path"]).exists() and "://" in cell["path"]:
-            continue  # in an archive or on another machine
-        try:
-            with PIL.Image.open(cell["path"] if cell["bytes"] is None else BytesIO(cell["bytes"])) as image:
-                check_depth(image)
-        except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
-            broken.append(f"row {i}{'' if cell['path'] is None else ' (' + str(cell['path']) + ')'}: {error}")
-    if broken:
-        listed = "; ".join(broken[:3]) + ("; …" if len(broken) > 3 else "")
+    step = -(-len(dataset) // MOST_OPENED)
+    problems = []
+    for row in range(0, len(dataset), step):
+        problem = _problem(undecoded[row][column])
+        if problem is not None:
+            problems.append(f"row {row}{problem}")
+    if problems:
         raise ValueError(
-            f"{argument}: {len(broken)} of {len(dataset)} images of the {split} data cannot be used; remove or repair "
-            f"them: {listed}"
+            f"{argument}: {len(problems)} of {len(dataset)} images of the {split} data cannot be used; remove or repair "
+            f"them: {listed(problems, 3, '; ')}"
         )
 
 
+def _problem(cell: dict[str, Any]) -> str | None:
+    """What is wrong with an image that is not decoded yet, preceded by its path; `None` if nothing is."""
+    path, content = cell["path"], cell["bytes"]
+    if content is None and not Path(path).exists() and "://" in path:
+        return None  # in an archive or on another machine
+    try:
+        with PIL.Image.open(path if content is None else BytesIO(content)) as image:
+            check_depth(image)
+    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+        return f": {error}" if path is None else f" ({path}): {error}"
+    return None
+
+
 def check_depth(image: PIL.Image.Image) -> None:
-    """Raises:
-    ValueError: more than 8 bits a channel, which Pillow clips instead of scaling: most of such an image becomes white.
-    """
+    """Raise ValueError if an image has more than 8 bits a channel. Pillow would clip it instead of scaling it, so that most
+    of it becomes white."""
     if image.mode.partition(";")[0] in DEEP:
         raise ValueError(f"mode {image.mode} has more than 8 bits a channel, which RGB would clip; scale it to 8")
 

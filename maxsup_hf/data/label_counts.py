@@ -1,4 +1,4 @@
-"""How often each class occurs in the labels of a data set."""
+"""Counting how often each class occurs in a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from maxsup_hf.data.columns import read_column
 from maxsup_hf.losses import IGNORE_INDEX
 
-LABEL_NAMES = ("labels", "label", "label_ids")  # what transformers' collators take for the labels
+LABEL_NAMES = ("labels", "label", "label_ids")  # those that transformers' collators read
 
 
 def count_classes(
@@ -22,31 +22,31 @@ def count_classes(
 ) -> Tensor:
     """Count the labels of a data set, one for each row, token or pixel.
 
-    Of a `datasets.Dataset` with a column of integers only this column is read, and not through the data set's transform; of
-    lists of integers too, where it has none. Any other data set is read through once, as it is trained on.
+    If a `datasets.Dataset` has a column of integers (or, without a transform, of lists of integers), only that column is
+    read, without the transform. Any other data set is read through once, as in training.
 
     Args:
         dataset: of a known length, whose rows are mappings.
         num_classes: K.
         ignore_index: label that is not counted. Default −100.
-        names: where a row may have its labels; the first that is there counts.
+        names: keys under which a row may hold its labels; the first that exists is used.
 
     Returns:
         (K,) int64.
 
     Raises:
-        TypeError: no length, rows that are not mappings, or labels that are not integers.
-        ValueError: rows without labels, or labels outside of [0, K).
+        TypeError: the data set has no length, rows are not mappings, or labels are not integers.
+        ValueError: rows have no labels, or labels outside [0, K).
     """
     if dataset is None:
-        raise TypeError("labels are counted before training, but there is no training data")
+        raise TypeError("labels are counted before training, but there is no training data; pass train_dataset")
     if not isinstance(dataset, Sized) or isinstance(dataset, torch.utils.data.IterableDataset):
         raise TypeError(
-            f"labels are counted before training, but {type(dataset).__name__} has no length and may be read only once: use "
-            "a data set of a known length"
+            f"labels are counted before training, but {type(dataset).__name__} has no length and may be read only once; use "
+            "a data set of known length"
         )
     counts = torch.zeros(num_classes, dtype=torch.long)
-    for labels in _stored(dataset, names) or _of_rows(dataset, names):
+    for labels in _stored_labels(dataset, names) or _row_labels(dataset, names):
         labels = labels[labels != ignore_index]
         if labels.numel() and not (labels.min() >= 0 and labels.max() < num_classes):
             raise ValueError(
@@ -57,8 +57,8 @@ def count_classes(
     return counts
 
 
-def _stored(dataset: Any, names: Iterable[str]) -> list[Tensor] | None:
-    """The stored labels of a `datasets.Dataset`, flat; `None` where its rows must be looked at."""
+def _stored_labels(dataset: Any, names: Iterable[str]) -> list[Tensor] | None:
+    """The stored labels of a `datasets.Dataset`, flattened; `None` if its rows have to be read."""
     if not isinstance(dataset, datasets.Dataset):
         return None
     name = next((name for name in names if name in dataset.features), None)
@@ -66,7 +66,7 @@ def _stored(dataset: Any, names: Iterable[str]) -> list[Tensor] | None:
         return None
     values = read_column(dataset, name).combine_chunks()
     if dataset.format["type"] == "custom" and not pa.types.is_integer(values.type):
-        return None  # a transform makes labels of tokens or pixels
+        return None  # the transform makes the labels of tokens or pixels
     while isinstance(values, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
         values = values.flatten()
     if isinstance(values, pa.ExtensionArray) or not pa.types.is_integer(values.type):
@@ -74,8 +74,8 @@ def _stored(dataset: Any, names: Iterable[str]) -> list[Tensor] | None:
     return [torch.from_numpy(pc.drop_null(values).to_numpy(zero_copy_only=False).astype("int64"))]
 
 
-def _of_rows(dataset: Any, names: Sequence[str]) -> Iterator[Tensor]:
-    """The labels of each row, flat."""
+def _row_labels(dataset: Any, names: Sequence[str]) -> Iterator[Tensor]:
+    """The labels of each row, flattened."""
     rows = (dataset[i] for i in range(len(dataset))) if hasattr(dataset, "__getitem__") else dataset
     for row in rows:
         if not isinstance(row, Mapping):

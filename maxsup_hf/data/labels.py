@@ -1,4 +1,4 @@
-"""Class labels: from whatever a data set holds to indices and names."""
+"""Turning class labels of any kind into indices and a list of class names."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from datasets import ClassLabel, Dataset, List, Value
 from transformers import PretrainedConfig
 
 from maxsup_hf.data.arguments import DataArguments
-from maxsup_hf.data.columns import check_column, check_not_missing, find_column, read_column
+from maxsup_hf.data.columns import check_column, check_not_missing, find_column, is_class, is_integer, read_column
 from maxsup_hf.data.loading import Splits
-from maxsup_hf.data.splits import hold_out_validation, limit_rows
+from maxsup_hf.data.messages import listed
+from maxsup_hf.data.splits import hold_out_and_limit
 
 logger = logging.getLogger(__name__)
 
@@ -23,30 +24,33 @@ LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent")
 def classification_splits(
     args: DataArguments, splits: Splits, inputs: Sequence[str], label_column: str, config: PretrainedConfig | None
 ) -> tuple[Splits, list[str]]:
-    """From the data as loaded to splits that a classifier trains on.
+    """Turn loaded data into the splits that a classifier is trained on.
 
     Args:
-        inputs: the columns that the model will be fed from.
-        config: of the model where it has one, whose order of the same classes is kept.
+        inputs: the columns that the model's inputs are made of.
+        config: of the model if it has one already. If it has the same classes, their order is kept.
 
     Returns:
-        `train`, `validation` and where there is one `test`, with the columns `inputs` and `labels`, cut to size; and the
+        `train`, `validation` and, if present, `test`, with the columns `inputs` and `labels`, limited in size; and the
         class names.
 
     Raises:
         TypeError, ValueError: see `encode_labels`.
     """
-    order = [str(name) for _, name in sorted((config.id2label or {}).items())] if config else []
+    order = pretrained_classes(config)
     splits, names = encode_labels(splits, label_column, inputs, order, hidden_test=args.dataset_name is not None)
-    splits = hold_out_validation(splits, args.train_val_split, "labels")
-    return limit_rows(splits, args, "labels"), names
+    return hold_out_and_limit(splits, args, "labels"), names
 
 
 def find_label_column(dataset: Dataset, given: str | None) -> str:
-    """The column of class labels, as `find_column` does."""
-    return find_column(
-        dataset, "label_column_name", given, fits=lambda feature: isinstance(feature, ClassLabel), names=LABEL_NAMES
-    )
+    """Find the column of class labels; see `find_column`."""
+    return find_column(dataset, "label_column_name", given, fits=is_class, names=LABEL_NAMES)
+
+
+def pretrained_classes(config: PretrainedConfig | None) -> list[str]:
+    """Class names of a model, in the order of its outputs; empty without a config."""
+    id2label = (config.id2label or {}) if config else {}
+    return [str(name) for _, name in sorted(id2label.items())]
 
 
 def encode_labels(
@@ -54,20 +58,20 @@ def encode_labels(
 ) -> tuple[Splits, list[str]]:
     """Replace the labels of all splits by indices into one list of class names.
 
-    Classes are those of the training data: the names of a ClassLabel, or the sorted distinct values. Other splits are
-    matched by name, so a ClassLabel in another order, or numbers as strings, mean the same classes.
+    The classes are those of the training data: the names of a ClassLabel, or the sorted distinct values. Other splits are
+    matched by name, so that a ClassLabel in another order, or numbers stored as strings, mean the same classes.
 
     Args:
         column: the labels: ClassLabel, integers, strings or booleans.
         inputs: the columns to keep beside them.
-        order: class names in the order of a pretrained head; used where they are the same names.
-        hidden_test: leave out a test split without labels (none, or all -1), as on the Hub where they are withheld.
+        order: class names in the order of a pretrained head, which is kept if the names are the same.
+        hidden_test: drop a test split without labels (no column, or all null or -1): on the Hub they are often withheld.
 
     Returns:
         Splits with the columns `inputs` and `labels` (N,) int64 in [0, K); the K names, at least two.
 
     Raises:
-        TypeError: labels are real numbers (a regression) or lists (multi-label).
+        TypeError: labels are real numbers (regression) or lists (multi-label).
         ValueError: missing, negative or unseen labels, or a single class.
     """
     if hidden_test:
@@ -75,7 +79,8 @@ def encode_labels(
     found = {split: label_names(dataset, column, split) for split, dataset in splits.items()}
     if len(set(found["train"])) < 2:
         raise ValueError(
-            f"column {column!r} of the training data has a single class, {found['train'][0]!r}; training needs at least two"
+            f"label_column_name: column {column!r} of the training data has a single class, {found['train'][0]!r}; training "
+            "needs at least two"
         )
     names = class_names(splits["train"], column, found["train"])
     if sorted(order) == sorted(names):
@@ -85,10 +90,9 @@ def encode_labels(
     for split, dataset in splits.items():
         unseen = sorted(set(found[split]) - index.keys())
         if unseen:
-            listed = ", ".join(map(repr, unseen[:5])) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
             raise ValueError(
-                f"column {column!r} of the {split} data has labels that the training data lacks: {listed}; "
-                "drop these rows or add training data of these classes"
+                f"label_column_name: column {column!r} of the {split} data has labels that the training data lacks: "
+                f"{listed([repr(name) for name in unseen])}; drop these rows or add training data of these classes"
             )
         labels = np.array([index[name] for name in found[split]], dtype=np.int64)
         encoded[split] = dataset.select_columns(list(inputs)).add_column("labels", labels)
@@ -96,10 +100,10 @@ def encode_labels(
 
 
 def without_hidden_test(splits: Splits, column: str) -> Splits:
-    """Leave out a test split without labels (none, or all -1), with a warning."""
+    """Drop a test split without labels (no column, or all null or -1), with a warning."""
     if "test" not in splits or not _labels_hidden(splits["test"], column):
         return splits
-    logger.warning("the test data has no labels (withheld, it seems): it will not be evaluated")
+    logger.warning("the test data has no labels (they seem to be withheld): it will not be evaluated")
     return {split: dataset for split, dataset in splits.items() if split != "test"}
 
 
@@ -108,23 +112,27 @@ def _labels_hidden(dataset: Dataset, column: str) -> bool:
 
 
 def class_names(dataset: Dataset, column: str, found: Sequence[str]) -> list[str]:
-    """Names of all classes: those of a ClassLabel, or the sorted distinct ones that were found."""
+    """Names of all classes: those of a ClassLabel, else the distinct ones in `found`, sorted."""
     feature = dataset.features[column]
     if isinstance(feature, ClassLabel):
         return list(feature.names)
-    return sorted(set(found), key=int if feature.dtype.startswith(("int", "uint")) else None)
+    return sorted(set(found), key=int if is_integer(feature) else None)
 
 
 def label_names(dataset: Dataset, column: str, split: str) -> list[str]:
-    """The name of each row's class, after a look at the column's type and values; errors as in `encode_labels`."""
+    """Check a column of labels, and return the class name of each row.
+
+    Raises:
+        TypeError, ValueError: see `encode_labels`.
+    """
     check_column(dataset, column, "label_column_name", split)
     feature = dataset.features[column]
-    where = f"column {column!r} of the {split} data"
+    where = f"label_column_name: column {column!r} of the {split} data"
     if isinstance(feature, (list, List)):
         raise TypeError(f"{where} holds lists, which is multi-label; this task needs one class a row")
     if not isinstance(feature, (ClassLabel, Value)):
         raise TypeError(f"{where} is {type(feature).__name__}; labels must be class names, integers or strings")
-    check_not_missing(dataset, column, split)  # before the type: integers with gaps in them come out of a csv as floats
+    check_not_missing(dataset, column, split)  # before the type: integers with gaps are read from a csv as floats
     if feature.dtype.startswith(("float", "double", "decimal")):
         raise TypeError(
             f"{where} is {feature.dtype}, which is a regression; this task needs classes. If the numbers are classes, "
@@ -133,5 +141,7 @@ def label_names(dataset: Dataset, column: str, split: str) -> list[str]:
     values = read_column(dataset, column).to_pylist()
     if feature.dtype.startswith("int") and min(values) < 0:
         negative = sum(value < 0 for value in values)
-        raise ValueError(f"{where} has {negative} negative labels (the least is {min(values)}); drop or correct these rows")
+        raise ValueError(
+            f"{where} has {negative} negative labels (the smallest is {min(values)}); drop or correct these rows"
+        )
     return feature.int2str(values) if isinstance(feature, ClassLabel) else [str(value) for value in values]

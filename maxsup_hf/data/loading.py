@@ -1,4 +1,4 @@
-"""Where the rows come from: the Hub, files, folders or the embedded data set."""
+"""Loading rows from the Hub, from files or folders, or from the built-in data set."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetsError
 
 from maxsup_hf.data.arguments import DataArguments, data_flags
+from maxsup_hf.data.messages import listed
 
 Splits = dict[str, Dataset]
 SPLITS = ("train", "validation", "test")
 USUAL_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev", "eval"), "test": ("test",)}
 
-# Only an empty cell is a missing value: "NA" and "None" are words (a country code, an answer) to everyone but pandas.
+# Only an empty cell is a missing value. To pandas "NA" and "None" are missing too, but they are words: a country, an answer.
 CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", CSV_OPTIONS),
@@ -27,12 +28,12 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
-TEXT_FORMATS = {**FORMATS, ".txt": ("text", {"sample_by": "document"})}  # one text, in column `text`
+TEXT_FORMATS = {**FORMATS, ".txt": ("text", {"sample_by": "document"})}  # the file is one text, in the column `text`
 
 
 @contextmanager
 def loading(argument: str, value: Any, hint: str = "") -> Iterator[None]:
-    """Put the argument's name, and at the end a hint, on whatever goes wrong while its value is loaded.
+    """Name the argument, and end with a hint, in the error of whatever fails while its value is loaded.
 
     Raises:
         ValueError: in place of the libraries' own errors.
@@ -45,6 +46,9 @@ def loading(argument: str, value: Any, hint: str = "") -> Iterator[None]:
         raise ValueError(f"{argument}: {str(value)!r} could not be loaded: {reason}{hint}") from error
 
 
+# ---- splits ----
+
+
 def load_class_folders(argument: str, path: str) -> Dataset:
     """The images of a folder with a subfolder for each class. Columns: `image`, `label`.
 
@@ -52,50 +56,63 @@ def load_class_folders(argument: str, path: str) -> Dataset:
         argument: the flag that names the folder, for messages.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such folder, it holds splits in place of classes, or it cannot be loaded.
+        FileNotFoundError, ValueError: the folder does not exist, has a subfolder for each split instead of each class, or
+            cannot be loaded.
     """
     if not Path(path).is_dir():
-        raise FileNotFoundError(f"{argument}: there is no folder {path!r}; expected one with a subfolder of images a class")
-    inside = sorted(folder for folder in Path(path).iterdir() if folder.is_dir())
-    usual = [name for names in USUAL_NAMES.values() for name in names]
-    if inside and all(folder.name.lower() in usual and any(x.is_dir() for x in folder.iterdir()) for folder in inside):
-        raise ValueError(
-            f"{argument}: {path!r} holds a folder for each split ({', '.join(x.name for x in inside)}), not for each class; "
-            f"give one of them ({argument} {inside[0]}), or all as --dataset_name {path}"
+        raise FileNotFoundError(
+            f"{argument}: there is no folder {path!r}; expected one with a subfolder of images for each class"
         )
-    if not inside:
-        raise ValueError(
-            f"{argument}: {path!r} has no subfolders; put the images of each class into one of its own, as "
-            f"{Path(path) / 'cat' / '1.jpeg'}"
-        )
-    empty = [folder.name for folder in inside if not any(x.is_file() for x in folder.rglob("[!.]*"))]
-    if empty:
-        listed = ", ".join(empty[:5])
-        raise ValueError(f"{argument}: a class needs images, but there is none in {listed} of {path!r}; fill or remove it")
+    _check_class_folders(argument, path, sorted(folder for folder in Path(path).iterdir() if folder.is_dir()))
     with loading(argument, path):
-        # named as one split, or datasets would make its own of subfolders that are called train or test
+        # Named as one split: datasets would turn subfolders that are called train or test into splits.
         files = {"train": str(Path(path) / "**")}
         return load_dataset("imagefolder", data_files=files, split="train", drop_labels=False)
 
 
+def _check_class_folders(argument: str, path: str, folders: Sequence[Path]) -> None:
+    if not folders:
+        raise ValueError(
+            f"{argument}: {path!r} has no subfolders; put the images of each class into one of its own, as "
+            f"{Path(path) / 'cat' / '1.jpeg'}"
+        )
+    if all(_is_split_folder(folder) for folder in folders):
+        raise ValueError(
+            f"{argument}: {path!r} holds a folder for each split ({', '.join(x.name for x in folders)}), not for each "
+            f"class; give one of them (--{argument} {folders[0]}), or all as --dataset_name {path}"
+        )
+    empty = [folder.name for folder in folders if not any(x.is_file() for x in folder.rglob("[!.]*"))]
+    if empty:
+        raise ValueError(
+            f"{argument}: every class needs images, but there are none in {listed(empty)} of {path!r}; add some or remove "
+            "the folder"
+        )
+
+
+def _is_split_folder(folder: Path) -> bool:
+    """Whether a folder is called like a split, and holds folders itself."""
+    usual = [name for names in USUAL_NAMES.values() for name in names]
+    return folder.name.lower() in usual and any(x.is_dir() for x in folder.iterdir())
+
+
 def load_splits(
     args: DataArguments,
-    embedded: Callable[[], Dataset],
+    builtin: Callable[[], Dataset],
     load_folder: Callable[[str, str], Dataset] = load_class_folders,
     formats: Mapping[str, tuple[str, dict[str, Any]]] = FORMATS,
 ) -> Splits:
-    """The splits that the user brings, or the embedded data set.
+    """The splits of the user's data, or else the built-in data set as training data.
 
     Args:
-        embedded: makes the task's embedded data set.
-        load_folder: reads what `--train_dir` and its like name, from the flag and its value.
-        formats: extension of a file -> builder of `datasets` that reads it, with its options.
+        builtin: makes the task's built-in data set.
+        load_folder: reads the folder of `--train_dir` and its like, given the flag's name and its value.
+        formats: file extension -> builder of `datasets` that reads it, with its options.
 
     Returns:
-        `train`, and `validation` and `test` where there are any; none is empty.
+        `train`, and `validation` and `test` if given; none is empty.
 
     Raises:
-        ValueError: flags that contradict each other, or data that cannot be loaded, or is empty.
+        ValueError: the flags contradict each other, or the data cannot be loaded or is empty.
         FileNotFoundError: a file or folder does not exist.
     """
     flags = data_flags(args)
@@ -103,10 +120,9 @@ def load_splits(
     if len(kinds) > 1:
         raise ValueError(f"data must come from one kind of source, got {' and '.join(flags)}; keep one kind")
     if flags and kinds != {"name"} and not any(name.startswith("train_") for name in flags):
-        kind = kinds.pop()
-        raise ValueError(f"{flags[0]} is given without training data; give train_{kind} too")
+        raise ValueError(f"{flags[0]} is given without training data; give train_{kinds.pop()} too")
     if not flags:
-        splits = {"train": embedded()}
+        splits = {"train": builtin()}
     elif args.dataset_name:
         splits = _load_named(args)
     else:
@@ -118,6 +134,9 @@ def load_splits(
     return splits
 
 
+# ---- files ----
+
+
 def load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[str, Any]]] = FORMATS) -> Dataset:
     """The rows of a file.
 
@@ -126,47 +145,64 @@ def load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[st
         formats: as in `load_splits`.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it cannot be loaded, or is empty.
+        FileNotFoundError, ValueError: the file does not exist, cannot be loaded, or is empty.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{argument}: there is no file {path!r}")
     extension = Path(path).suffix.lower()
     if extension not in formats:
         raise ValueError(f"{argument}: {path!r} must end in one of {', '.join(formats)}; convert it to one of these")
-    builder, options = formats[extension]
-    empty = ValueError(f"{argument}: {path!r} is empty; it must have at least one row")
-    if Path(path).stat().st_size == 0:
-        raise empty
+    name, options = formats[extension]
     separator = {".csv": "commas", ".tsv": "tabs"}.get(extension)
-    try:
-        with loading(argument, path, f"; are its columns separated by {separator}?" if separator else ""):
-            found = load_dataset(builder, data_files={"train": path}, split="train", **options)
-    except ValueError as error:
-        if "corresponds to no data" in str(error):
-            raise empty from error
-        if "codec can't decode" in str(error):
-            raise ValueError(f"{argument}: {path!r} is not UTF-8; save it as that") from error
-        raise
+    rows = None
+    if Path(path).stat().st_size > 0:
+        try:
+            with loading(argument, path, f"; are its columns separated by {separator}?" if separator else ""):
+                rows = _build(name, path, options)
+        except ValueError as error:
+            if name != "parquet" and not _is_utf8(path):
+                raise ValueError(f"{argument}: {path!r} is not encoded in UTF-8; save it in that encoding") from error
+            raise
+    if rows is None:
+        raise ValueError(f"{argument}: {path!r} is empty; it must have at least one row")
     if separator:
-        _check_separated(argument, path, found.column_names, separator)
-    return found
+        _check_separated(argument, path, rows.column_names, separator)
+    return rows
+
+
+def _build(name: str, path: str, options: Mapping[str, Any]) -> Dataset | None:
+    """The rows of a file by a builder of `datasets`; `None` if there are none, which `load_dataset` raises an error for."""
+    builder = load_dataset_builder(name, data_files={"train": path}, **options)
+    builder.download_and_prepare()
+    return builder.as_dataset(split="train") if builder.info.splits["train"].num_examples else None
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            while file.read(2**20):
+                pass
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _check_separated(argument: str, path: str, columns: Sequence[str], separator: str) -> None:
-    """Raises:
-    ValueError: what pandas makes of other separators, and of texts that hold separators.
-    """
+    """Raise ValueError if pandas read a file with other separators, or with texts that contain separators."""
     if any(name.startswith("__index_level_") for name in columns):
         raise ValueError(
-            f"{argument}: {path!r} has rows with more cells than its first line has names; a text with {separator} in it "
-            "needs quotes around it"
+            f"{argument}: {path!r} has rows with more cells than its first line has names; put quotes around texts that "
+            f"contain {separator}"
         )
     if len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"):
         raise ValueError(f"{argument}: the columns of {path!r} must be separated by {separator}, got {columns[0]!r}")
 
 
+# ---- data sets with several splits ----
+
+
 def load_named(argument: str, name: str, configuration: str | None = None) -> DatasetDict:
-    """All splits of a data set on the Hub, or of a local folder; a single one that has no name is called train.
+    """All splits of a data set on the Hub, or of a local folder; a single one without a name is called train.
 
     Raises:
         ValueError: it cannot be loaded.
@@ -180,17 +216,18 @@ def load_named(argument: str, name: str, configuration: str | None = None) -> Da
 
 
 def _load_named(args: DataArguments) -> Splits:
+    """The splits of `--dataset_name`, under the names that the flags give or that are common."""
     name = args.dataset_name
     assert name is not None
-    found = load_named("dataset_name", name, args.dataset_config_name)
+    available = load_named("dataset_name", name, args.dataset_config_name)
     splits = {}
     for split in SPLITS:
         given = getattr(args, f"{split}_split_name")
-        source = given or next((usual for usual in USUAL_NAMES[split] if usual in found), None)
-        if source in found:
-            splits[split] = found[source]
+        source = given or next((usual for usual in USUAL_NAMES[split] if usual in available), None)
+        if source in available:
+            splits[split] = available[source]
         elif given or split == "train":
             raise ValueError(
-                f"{split}_split_name: {name!r} has no split {given or 'train'!r}; name one of these: {', '.join(found)}"
+                f"{split}_split_name: {name!r} has no split {given or 'train'!r}; name one of these: {', '.join(available)}"
             )
     return splits

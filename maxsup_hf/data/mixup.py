@@ -1,4 +1,4 @@
-"""Mixed examples and their soft labels (Mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899)."""
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): mixed images and their soft labels."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def mix_targets(
     Args:
         labels: (N,) integer class indices in [0, num_classes).
         num_classes: K.
-        lam: λ in [0, 1], the share of an example's own target; a number, or (N,) for one each.
+        lam: λ in [0, 1], the share of an example's own target: one number, or (N,) one for each example.
         pairing: `"flip"` mixes example i with N−1−i (timm), `"roll"` with i−1 (torchvision's references).
-        smoothing: label smoothing over all K classes, applied to the targets before mixing. Leave it at 0 when the loss
-            regularises: both together are two regularisers.
+        smoothing: label smoothing over all K classes, applied to the targets before mixing. Leave it at 0 if the loss
+            regularises already.
 
     Returns:
         (N, num_classes) float32, rows summing to 1.
@@ -50,34 +50,34 @@ class MixupCollator(TrainerCallback):
 
         MaxSupTrainer(..., data_collator=MixupCollator(num_classes=100, mixup_alpha=0.8, cutmix_alpha=1.0))
 
-    `MaxSupTrainer` mixes in training only: evaluation and prediction see whole images and hard labels. With a stock Trainer
-    pass it as a callback, which puts it on the training data alone, and let the soft labels take the place of the hard
-    ones, for a loss that knows them:
+    `MaxSupTrainer` mixes in training only: evaluation and prediction see unmixed images and hard labels. With a stock
+    Trainer, pass the collator as a callback, which applies it to the training data only, and let the soft labels replace
+    the hard ones, with a loss that supports them:
 
         mixup = MixupCollator(num_classes=100, mixup_alpha=0.8, soft_labels_as="labels")
         loss = compute_loss_func("maxsup", model=model)
         Trainer(model, args, compute_loss_func=loss, callbacks=[loss, mixup], ...)
 
-    Names, defaults and what is drawn follow timm's `Mixup`; random numbers come from torch's generator, which the Trainer
+    Names, defaults and distributions follow timm's `Mixup`. Random numbers come from torch's generator, which the Trainer
     seeds and restores.
 
     Args:
         num_classes: K.
-        mixup_alpha: λ of Mixup is drawn from Beta(α, α); 0: no Mixup. Default 1.
-        cutmix_alpha: the same for CutMix, whose λ is the area that is left. Default 0.
+        mixup_alpha: λ of Mixup is drawn from Beta(α, α); 0 turns Mixup off. Default 1.
+        cutmix_alpha: the same for CutMix, where λ is the share of the area outside the box. Default 0.
         prob: probability of mixing at all. Default 1.
-        switch_prob: probability of CutMix where both are on. Default 0.5.
+        switch_prob: probability of CutMix if both are on. Default 0.5.
         mode: `"batch"` draws once for a batch, `"pair"` for each pair, `"elem"` for each example.
-        label_smoothing: smoothing of the targets. Default 0: the loss regularises.
+        label_smoothing: smoothing of the targets. Default 0, because the loss regularises.
         collator: makes the batch that is mixed. Default transformers' `default_data_collator`.
-        transform: instead of all the above, a function (images, labels) -> (images, soft labels), such as torchvision's
+        transform: replaces all of the above: a function (images, labels) -> (images, soft labels), such as torchvision's
             `v2.MixUp`, `v2.CutMix` or a `v2.RandomChoice` of them.
-        image_key: name of the images (N, ..., H, W) in a batch. Default `"pixel_values"`.
-        soft_labels_as: name that the soft labels (N, K), float32, get: `"soft_labels"` beside the integer `labels`, or
-            `"labels"` in their place.
+        image_key: key of the images (N, ..., H, W) in a batch. Default `"pixel_values"`.
+        soft_labels_as: key under which the soft labels (N, K), float32, are stored: `"soft_labels"` beside the integer
+            `labels`, or `"labels"` in their place.
 
     Raises:
-        ValueError: an argument out of range, or (from a call) a batch without images or without integer labels.
+        ValueError: an argument is out of range, or (when called) a batch has no images or no integer labels.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class MixupCollator(TrainerCallback):
                 raise ValueError(f"{name} must be at least 0, got {alpha!r}")
         if transform is None and mixup_alpha == cutmix_alpha == 0:
             raise ValueError(
-                "mixup_alpha and cutmix_alpha are both 0, which mixes nothing: set one, or leave the collator out"
+                "mixup_alpha and cutmix_alpha are both 0, which mixes nothing; set one of them, or leave the collator out"
             )
         for name, share in (("prob", prob), ("switch_prob", switch_prob), ("label_smoothing", label_smoothing)):
             _check_share(name, share)
@@ -117,21 +117,23 @@ class MixupCollator(TrainerCallback):
         batch = dict(self.collator(examples))
         images, labels = batch.get(self.image_key), batch.get("labels")
         if not isinstance(images, Tensor) or images.ndim < 3:
-            raise ValueError(f"the batch has no images to mix under {self.image_key!r} (it has: {', '.join(batch)})")
+            raise ValueError(
+                f"the batch has no images to mix under {self.image_key!r} (it has: {', '.join(batch)}); set image_key"
+            )
         if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1:
-            raise ValueError("labels must be one integer class index for each image, to be mixed into soft labels")
+            raise ValueError("labels must be one integer class index for each image to be mixed into soft labels")
         if self.transform is not None:
             batch[self.image_key], batch[self.soft_labels_as] = self.transform(images, labels)
             return batch
-        kept = self._kept(len(images), *images.shape[-2:]).to(images.dtype)
+        kept = self._own_share(len(images), *images.shape[-2:]).to(images.dtype)
         kept = kept.reshape(len(images), *[1] * (images.ndim - 3), *images.shape[-2:])
         batch[self.image_key] = kept * images + (1 - kept) * images.flip(0)
         share = kept.flatten(1).float().mean(1).clamp(0, 1)
         batch[self.soft_labels_as] = mix_targets(labels, self.num_classes, share, smoothing=self.label_smoothing)
         return batch
 
-    def _kept(self, rows: int, height: int, width: int) -> Tensor:
-        """(N, H, W): what share of each pixel stays its own; the mean over a row is λ."""
+    def _own_share(self, rows: int, height: int, width: int) -> Tensor:
+        """(N, H, W): the share that each pixel keeps of its own image; its mean over an image is λ."""
         draws = {"batch": 1, "pair": (rows + 1) // 2, "elem": rows}[self.mode]
         cut = torch.rand(draws) < self.switch_prob
         if self.mixup_alpha == 0 or self.cutmix_alpha == 0:
@@ -143,20 +145,20 @@ class MixupCollator(TrainerCallback):
         lam = torch.where(torch.rand(draws) < self.prob, lam, 1)
         blended = lam[:, None, None].expand(draws, height, width)
         kept = torch.where(cut[:, None, None], _outside_boxes(lam, height, width), blended)
-        if self.mode == "pair":  # the two of a pair share what was drawn; with an odd number the middle one is its own
+        if self.mode == "pair":  # both images of a pair share a draw; the middle one of an odd number is its own partner
             return torch.cat([kept, kept[: rows // 2].flip(0)])
         return kept.expand(rows, height, width)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """As a callback: collate the training data alone, on top of the collator that it has."""
+        """As a callback: wrap the collator of the training data, and of that only."""
         loader = kwargs["train_dataloader"]
-        loader = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper reads from the one inside
+        loader = getattr(loader, "base_dataloader", loader)  # accelerate wraps the loader that holds the collator
         if loader.collate_fn is not self:
             self.collator, loader.collate_fn = loader.collate_fn, self
 
 
 def _outside_boxes(lam: Tensor, height: int, width: int) -> Tensor:
-    """(N, H, W): 0 in a box of area 1 − λ around a random pixel, cut off at the border, else 1."""
+    """(N, H, W): 0 in a box of area 1 − λ around a random pixel, clipped at the border, else 1."""
 
     def inside(size: int) -> Tensor:
         half = (size * (1 - lam).sqrt()).int() // 2

@@ -1,9 +1,9 @@
-"""Random augmentation that a resumed run repeats: what is drawn for a batch depends on the seed, the epoch and its rows.
+"""Random augmentation that a resumed run repeats: the random numbers of a batch depend on the seed, the epoch and its rows.
 
-The stock Trainer draws it from the generators that the model's dropout uses too. It skips the batches that were trained
-before a checkpoint without fetching them, and accelerate fetches one batch ahead; so after a resume masked tokens, Mixup and
-random crops are others than without the interruption (in the worker processes of a DataLoader too). Here fetching seeds the
-generators by itself, and leaves the model's alone.
+The stock Trainer draws them from the generators that dropout uses as well. On resuming it skips the batches before the
+checkpoint without fetching them, and accelerate fetches one batch ahead. So after a resume, masked tokens, Mixup and random
+crops differ from those of an uninterrupted run, also in the worker processes of a DataLoader. Here, fetching a batch seeds
+the generators first and restores them afterwards.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch.utils.data import Dataset, get_worker_info
 
 
 class SeededFetching(Dataset):
-    """A map-style data set that seeds Python's, NumPy's and torch's (CPU) generators before it reads a batch.
+    """A map-style data set that seeds the generators of Python, NumPy and torch (CPU) before it reads a batch.
 
     Args:
-        dataset: what is read.
-        seed: the run's.
+        dataset: a map-style data set.
+        seed: of the run.
 
     Attributes:
-        epoch: to be set before each one.
+        epoch: the current epoch; whoever trains sets it.
     """
 
     def __init__(self, dataset: Any, seed: int):
@@ -40,24 +40,24 @@ class SeededFetching(Dataset):
         return self.dataset[index]
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not yet there, while this is unpickled
+        if name == "dataset":  # not set yet while this object is unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """What a DataLoader calls for a batch, right before its collator."""
-        if get_worker_info() is None:  # the model draws from the same generators
+        """Read a batch; a DataLoader calls this right before its collator."""
+        if get_worker_info() is None:  # in the main process the model draws from the same generators
             self._before = random.getstate(), np.random.get_state(), torch.get_rng_state()
         key = repr((self.seed, self.epoch, [int(index) for index in indices]))
         number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
         random.seed(number)
         np.random.seed(number % 2**32)
-        torch.default_generator.manual_seed(number % 2**63)  # torch.manual_seed would reset the GPUs' too
+        torch.default_generator.manual_seed(number % 2**63)  # torch.manual_seed would also reset the generators of GPUs
         fetch = getattr(self.dataset, "__getitems__", None)
         return fetch(indices) if fetch else [self.dataset[index] for index in indices]
 
     def restore(self) -> None:
-        """Put the generators back, once the batch is collated."""
+        """Restore the generators once the batch is collated."""
         if self._before is not None:
             python, numpy, cpu = self._before
             self._before = None
@@ -67,7 +67,7 @@ class SeededFetching(Dataset):
 
 
 class RestoringCollator:
-    """A collator that ends what `SeededFetching` began."""
+    """A collator that restores the generators that `SeededFetching` seeded."""
 
     def __init__(self, collator: Callable[[list[Any]], Any], dataset: SeededFetching):
         self.collator, self.dataset = collator, dataset

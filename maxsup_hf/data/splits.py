@@ -1,4 +1,4 @@
-"""How rows are divided into training and validation data, and how many of them are used."""
+"""Dividing rows into training and validation data, and limiting how many of them are used."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ logger = logging.getLogger(__name__)
 SPLIT_SEED = 0
 
 
+def hold_out_and_limit(splits: Splits, args: DataArguments, label_column: str | None = None) -> Splits:
+    """Hold out validation data if there are none, then limit the number of rows: the splits that a run uses."""
+    return limit_rows(hold_out_validation(splits, args.train_val_split, label_column), args, label_column)
+
+
 def hold_out_validation(splits: Splits, share: float, label_column: str | None = None) -> Splits:
-    """Where there is no validation data, take a share of the training data, in proportion from every class.
+    """If there is no validation data, take a share of the training data, in proportion from every class.
 
     Args:
-        label_column: (N,) classes; `None` where rows have none.
+        label_column: (N,) classes; `None` if rows have no class.
 
     Raises:
         ValueError: the training data has a single row.
@@ -31,7 +36,9 @@ def hold_out_validation(splits: Splits, share: float, label_column: str | None =
         return splits
     train = splits["train"]
     if len(train) < 2:
-        raise ValueError(f"the training data has {len(train)} row, too few to hold one out for validation")
+        raise ValueError(
+            f"the training data has {len(train)} row, too few to hold one out for validation; add rows or validation data"
+        )
     count = min(max(1, round(len(train) * share)), len(train) - 1)
     held_out = stratified_indices(_classes(train, label_column), count)
     kept = np.setdiff1d(np.arange(len(train)), held_out)
@@ -42,11 +49,12 @@ def hold_out_validation(splits: Splits, share: float, label_column: str | None =
 def limit_rows(splits: Splits, args: DataArguments, label_column: str | None = None) -> Splits:
     """Cut the splits to `--max_train_samples`, `--max_eval_samples` and `--max_test_samples`; see `hold_out_validation`."""
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_test_samples}
+    limited = dict(splits)
     for split, dataset in splits.items():
         limit = limits[split]
         if limit is not None and limit < len(dataset):
-            splits = {**splits, split: dataset.select(stratified_indices(_classes(dataset, label_column), limit))}
-    return splits
+            limited[split] = dataset.select(stratified_indices(_classes(dataset, label_column), limit))
+    return limited
 
 
 def _classes(dataset: Dataset, label_column: str | None) -> NDArray:
@@ -54,16 +62,18 @@ def _classes(dataset: Dataset, label_column: str | None) -> NDArray:
 
 
 def stratified_indices(labels: ArrayLike, count: int, seed: int = SPLIT_SEED) -> NDArray[np.integer]:
-    """Draw `count` of N rows, so many of each class as its share asks for, up to rounding.
+    """Draw `count` of N rows, from each class in proportion to its size, up to rounding.
 
     Args:
         labels: (N,) values that can be sorted.
 
     Returns:
-        (count,) sorted indices; the same ones at every call, and however the classes are numbered.
+        (count,) sorted indices. They are the same at every call, and do not depend on how the classes are numbered.
     """
     labels = np.asarray(labels)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
+    # Group the shuffled rows by class, classes in the order in which they first appear, and take evenly spaced rows: each
+    # class gets its share up to one row.
     _, first_seen, class_of = np.unique(labels[shuffled], return_index=True, return_inverse=True)
     by_class = shuffled[np.argsort(first_seen[class_of], kind="stable")]
     position = np.arange(len(labels) + 1) * count // len(labels)

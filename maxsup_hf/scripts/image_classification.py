@@ -1,6 +1,6 @@
 """Train or fine-tune an image classifier.
 
-Without arguments: a tiny ResNet on scikit-learn's handwritten digits, with nothing downloaded.
+Without arguments: a tiny ResNet on scikit-learn's handwritten digits. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.mixup import MixupCollator
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
-from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor
+from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor, transform_on_reading
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
 from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from maxsup_hf.trainer.trainer import MaxSupTrainer
@@ -35,28 +35,16 @@ from maxsup_hf.trainer.trainer import MaxSupTrainer
 TASK = "image-classification"
 IMAGE_NAMES = ("image", "img", "image_path", "image_file", "path", "file", "file_name", "filename")
 
-EVERY_EPOCH = {**recipes.EVERY_EPOCH, "logging_steps": 20}
 FROM_SCRATCH = {
-    **EVERY_EPOCH,
-    "num_train_epochs": 10,
+    **recipes.FROM_SCRATCH,
+    "logging_steps": 20,
     "per_device_train_batch_size": 64,
-    "per_device_eval_batch_size": 256,
-    "learning_rate": 1e-3,
     "weight_decay": 0.05,
-    "warmup_steps": 0.1,
     "lr_scheduler_type": "cosine",
 }
-EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 8}
-FINE_TUNING = {
-    **EVERY_EPOCH,
-    "num_train_epochs": 3,
-    "per_device_train_batch_size": 32,
-    "per_device_eval_batch_size": 64,
-    "learning_rate": 5e-5,
-    "weight_decay": 0.01,
-    "warmup_steps": 0.1,
-}
-RECIPES = recipes.Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
+BUILTIN = {**FROM_SCRATCH, "num_train_epochs": 8}
+FINE_TUNING = {**recipes.FINE_TUNING, "logging_steps": 20, "per_device_eval_batch_size": 64}
+RECIPES = recipes.Recipes(BUILTIN, FROM_SCRATCH, FINE_TUNING)
 
 
 @dataclass
@@ -65,11 +53,11 @@ class ImageClassificationArguments(ImageArguments):
 
     train_dir: str | None = flag("Training data: a folder with a subfolder of images for each class.")
     log_feature_geometry: bool = flag(run.GEOMETRY_HELP, False)
-    mixup_alpha: float = flag("Mix images in training, with shares drawn from Beta(alpha, alpha) (Mixup); 0 is off.", 0.0)
+    mixup_alpha: float = flag("Mix images in training, with shares from Beta(alpha, alpha) (Mixup); 0 turns it off.", 0.0)
     cutmix_alpha: float = flag("Paste boxes of one image into another in training (CutMix), as --mixup_alpha.", 0.0)
-    mixup_prob: float = flag("Probability of mixing, where it is on.", 1.0)
-    mixup_switch_prob: float = flag("Probability of CutMix, where both are on.", 0.5)
-    mixup_mode: str = flag("Draw once for each batch, pair or elem(ent).", "batch")
+    mixup_prob: float = flag("Probability of mixing, if Mixup or CutMix is on.", 1.0)
+    mixup_switch_prob: float = flag("Probability of CutMix, if both are on.", 0.5)
+    mixup_mode: str = flag("Draw the shares once for each batch, pair or elem(ent).", "batch")
 
 
 def prepare(argv: Sequence[str] | None = None) -> run.Job:
@@ -78,24 +66,25 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(ImageClassificationArguments, argv, TASK, RECIPES)
+    args, training_args = parse(ImageClassificationArguments, argv, TASK, RECIPES, classifies=True)
     config = load_config(args)
     with training_args.main_process_first(desc="loading the data"):
         splits, image_column, names = _load_images(args, config)
     config = set_classes(config or _default_config(), names)
     if getattr(config, "num_channels", 3) != 3:
-        raise ValueError(f"config_name: the model must take 3 channels (RGB), got num_channels={config.num_channels}")
+        raise ValueError(
+            f"config_name: the model must take 3 channels (RGB), got num_channels={config.num_channels}; set it to 3"
+        )
     collator = _collator(args, len(names))
     model = build_model(AutoModelForImageClassification, config, args, training_args.seed)
     processor = _image_processor(args, config)
     transform = partial(to_pixels, column=image_column, processor=processor)
-    datasets = {split: dataset.with_transform(transform) for split, dataset in splits.items()}
-    training_args.remove_unused_columns = False  # the image column is no argument of the model, but becomes one
+    splits = transform_on_reading(splits, transform, training_args)
     trainer = MaxSupTrainer(
         model,
         training_args,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets["validation"],
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
         processing_class=processor,
         data_collator=collator,
         compute_metrics=run.classification_metrics,
@@ -103,20 +92,14 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )
     if args.log_feature_geometry:
         trainer.add_callback(FeatureGeometryCallback(trainer))
-    return run.Job(trainer, datasets.get("test"), run.card(args, TASK, "handwritten digits of scikit-learn"), args.dry_run)
+    return run.make_job(args, trainer, splits, TASK, "handwritten digits of scikit-learn")
 
 
 def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, str, list[str]]:
     splits = load_splits(args, digits)
     label_column = find_label_column(splits["train"], args.label_column_name)
-    column = find_column(
-        splits["train"],
-        "image_column_name",
-        args.image_column_name,
-        fits=is_image,
-        names=IMAGE_NAMES,
-        taken=[label_column],
-    )
+    given, taken = args.image_column_name, [label_column]
+    column = find_column(splits["train"], "image_column_name", given, fits=is_image, names=IMAGE_NAMES, taken=taken)
     for split, dataset in splits.items():
         splits[split] = as_images(dataset, column, "image_column_name", split)
         check_images(splits[split], column, "image_column_name", split)
@@ -136,10 +119,11 @@ def _image_processor(args: ImageClassificationArguments, config: PretrainedConfi
         return processor
     size = getattr(config, "image_size", args.image_size)
     height, width = (size, size) if isinstance(size, int) else size
-    return ViTImageProcessorPil(size={"height": height, "width": width})  # without torchvision, as it always is there
+    return ViTImageProcessorPil(size={"height": height, "width": width})  # the one that does not need torchvision
 
 
 def to_pixels(batch: dict[str, list[Any]], column: str, processor: Any) -> dict[str, Any]:
+    """The model's inputs for a batch of rows: a transform of `datasets`."""
     images = [to_rgb(image) for image in batch[column]]
     return {**processor(images, return_tensors="pt"), "labels": batch["labels"]}
 

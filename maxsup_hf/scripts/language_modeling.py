@@ -1,6 +1,6 @@
 """Train or fine-tune a language model, causal or masked (--mlm).
 
-Without arguments: a tiny Llama (with --mlm: a tiny BERT) on the reference of the Python language, with nothing downloaded.
+Without arguments: a tiny Llama (with --mlm: a tiny BERT) on the Python language reference. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import python_documentation
-from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column
+from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column, read_texts
 from maxsup_hf.data.loading import TEXT_FORMATS, Splits, load_splits
 from maxsup_hf.data.splits import SPLIT_SEED, limit_rows
 from maxsup_hf.metrics import perplexity
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
-from maxsup_hf.scripts.common.generators import build_generator_tokenizer, build_mask_tokenizer
+from maxsup_hf.scripts.common.lm_tokenizers import build_generator_tokenizer, build_mask_tokenizer
 from maxsup_hf.scripts.common.models import build_model, load_config
-from maxsup_hf.scripts.common.tokenizers import NO_LIMIT, TextArguments, default_config
+from maxsup_hf.scripts.common.tokenizers import TextArguments, default_config, length_limit
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 logger = logging.getLogger(__name__)
@@ -51,24 +51,23 @@ FROM_SCRATCH = {
     "per_device_eval_batch_size": 32,
     "lr_scheduler_type": "cosine",
 }
-EMBEDDED = FROM_SCRATCH
 FINE_TUNING = {**recipes.FINE_TUNING, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8}
-RECIPES = recipes.Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
+RECIPES = recipes.Recipes(FROM_SCRATCH, FROM_SCRATCH, FINE_TUNING)
 
 VOCABULARY_SIZE = 2_000
-DEFAULT_BLOCK = 128  # of the default models
-LONGEST_BLOCK = 1024  # of a model that takes more, unless asked for: memory grows with it
+DEFAULT_BLOCK = 128  # for the default models
+LONGEST_BLOCK = 1024  # for models that take more, unless --block_size asks for it: memory grows with it
 
 
 @dataclass
 class LanguageModelingArguments(TextArguments):
-    """Flags of language modelling."""
+    """Flags of language modeling."""
 
     mlm: bool = flag("Train a masked language model (BERT) instead of a causal one (GPT).", False)
-    mlm_probability: float = flag("Share of the tokens that are to be predicted, with --mlm.", 0.15)
+    mlm_probability: float = flag("Share of the tokens to predict, with --mlm.", 0.15)
     text_column_name: str | None = flag("Column of the texts (default: found by its type or name).")
     block_size: int | None = flag(
-        "Texts are joined and cut into blocks of so many tokens (default: what the model takes, at most 1024)."
+        "Texts are joined and cut into blocks of this many tokens (default: what the model takes, at most 1024)."
     )
     label_column_name: str | None = no_flag()
     max_seq_length: int | None = no_flag()
@@ -93,9 +92,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         _check_causal(config, args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, column = _load_texts(args)
-        texts = read_column(splits["train"], column).to_pylist()
         build = build_mask_tokenizer if args.mlm else build_generator_tokenizer
-        tokenizer = build(args, config, texts, vocabulary_size=VOCABULARY_SIZE)
+        tokenizer = build(args, config, read_texts(splits["train"], [column]), vocabulary_size=VOCABULARY_SIZE)
         block = _block_size(args, config, tokenizer)
         config = config or (default_config(tokenizer) if args.mlm else _default_config(tokenizer, block))
         splits = {split: _pack(dataset, column, tokenizer, block, split) for split, dataset in splits.items()}
@@ -111,12 +109,12 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         processing_class=tokenizer,
         data_collator=_masking_collator(tokenizer, args) if args.mlm else causal_collator,
     )
-    card = run.card(args, "fill-mask" if args.mlm else "text-generation", "reference of the Python language")
-    return run.Job(trainer, splits.get("test"), card, args.dry_run)
+    task = "fill-mask" if args.mlm else "text-generation"
+    return run.make_job(args, trainer, splits, task, "reference of the Python language")
 
 
 class LanguageModelTrainer(MaxSupTrainer):
-    """Reports the perplexity beside the loss of an evaluation."""
+    """Adds the perplexity to the metrics of an evaluation."""
 
     def evaluation_loop(
         self,
@@ -145,16 +143,20 @@ def _load_texts(args: LanguageModelingArguments) -> tuple[Splits, str]:
 
 
 def _pack(dataset: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, block: int, split: str) -> Dataset:
-    """Join all texts, each with its end token, and cut them into blocks; what is left at the end is dropped.
+    """Join all texts, each with an end token, and cut them into blocks; an incomplete block at the end is dropped.
 
     Returns:
         One column `input_ids` of `block` tokens a row.
     """
     end = tokenizer.eos_token_id
 
+    def with_end(ids: list[int]) -> list[int]:
+        return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        texts = tokenizer(batch[column], verbose=False)["input_ids"]  # longer than the model takes: they will be cut
-        return {"input_ids": [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in texts]}
+        # verbose=False: texts longer than the model takes need no warning, because they are cut into blocks.
+        texts = tokenizer(batch[column], verbose=False)["input_ids"]
+        return {"input_ids": [with_end(ids) for ids in texts]}
 
     tokenized = dataset.map(encode, batched=True, remove_columns=[column], desc="tokenizing")
     tokens = pc.list_flatten(read_column(tokenized, "input_ids")).cast(pa.int32()).to_numpy()
@@ -162,22 +164,24 @@ def _pack(dataset: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, blo
     if count == 0:
         raise ValueError(
             f"block_size: the {split} data has {len(tokens)} tokens, too few for one block of {block}; lower --block_size "
-            "or bring more text"
+            "or add text"
         )
     blocks = pa.FixedSizeListArray.from_arrays(pa.array(tokens[: count * block]), block)
     return Dataset(pa.table({"input_ids": blocks.cast(pa.list_(pa.int32()))}))
 
 
 def _hold_out_the_end(splits: Splits, share: float) -> Splits:
-    """Where there is no validation data, the last blocks become it: drawn at random, they would stand between training
-    blocks of the same text, and a data set may be a single text."""
+    """If there is no validation data, take the last blocks of the training data.
+
+    Not random ones: their neighbours, blocks of the same text, would be trained on, and a data set may be a single text.
+    """
     if "validation" in splits:
         return splits
     train = splits["train"]
     if len(train) < 2:
         raise ValueError(
             "block_size: the training data is one block, too little to hold one out for validation; lower --block_size, or "
-            "bring more text or validation data"
+            "add text or validation data"
         )
     cut = min(max(1, round(len(train) * (1 - share))), len(train) - 1)
     logger.info("no validation data: held out the last %d of %d blocks (train_val_split)", len(train) - cut, len(train))
@@ -185,7 +189,7 @@ def _hold_out_the_end(splits: Splits, share: float) -> Splits:
 
 
 def _mask(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: LanguageModelingArguments) -> Dataset:
-    """Mask evaluation data once, always the same tokens: otherwise no two evaluations could be compared."""
+    """Mask evaluation data once and always alike, so that evaluations can be compared."""
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mlm_probability, seed=SPLIT_SEED)
 
     def mask(batch: dict[str, list[list[int]]]) -> dict[str, Any]:
@@ -196,12 +200,13 @@ def _mask(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: LanguageMo
 
 
 def _masking_collator(tokenizer: PreTrainedTokenizerBase, args: LanguageModelingArguments) -> Callable[[list[Any]], Any]:
+    """Mask training data when a batch is made; evaluation data are masked already."""
     mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mlm_probability)
     return lambda rows: default_data_collator(rows) if "labels" in rows[0] else mask(rows)
 
 
 def causal_collator(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Blocks are full, so that every token is a label: the usual collator would ignore end tokens that also pad."""
+    """Use every token as a label. The usual collator would ignore end tokens that are also used for padding."""
     batch = default_data_collator(rows)
     return {**batch, "labels": batch["input_ids"].clone()}
 
@@ -210,28 +215,29 @@ def causal_collator(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _check_causal(config: PretrainedConfig, args: LanguageModelingArguments) -> None:
-    """Encoders with a language head see the token that they are to predict; they would learn to copy it."""
+    """Raise ValueError for a model that sees the token it is to predict, because it would learn to copy it."""
     reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
     if reads_both_ways and not getattr(config, "is_decoder", False):
-        source = args.model_name_or_path or args.config_name
+        argument = "model_name_or_path" if args.model_name_or_path else "config_name"
+        source = getattr(args, argument)
         raise ValueError(
-            f"{source!r} ({config.model_type}) is a masked language model: add --mlm, or set is_decoder to true in its "
-            "config to train it as a causal one"
+            f"{argument}: {source!r} ({config.model_type}) is a masked language model; add --mlm, or set is_decoder to true "
+            "in its config to train it as a causal one"
         )
 
 
 def _block_size(args: LanguageModelingArguments, config: PretrainedConfig | None, tokenizer: PreTrainedTokenizerBase) -> int:
-    if config is None:
-        stated = [default_config(tokenizer).max_position_embeddings] if args.mlm else []
-        default = DEFAULT_BLOCK
-    else:
-        stated = [tokenizer.model_max_length] if tokenizer.name_or_path else []  # a trained one has no limit of its own
-        stated += [getattr(config, "max_position_embeddings", None)]
+    stated: list[int | None] = []
+    default = DEFAULT_BLOCK
+    if config is not None:
+        stated = [getattr(config, "max_position_embeddings", None)]
         default = LONGEST_BLOCK
-    limit = min((n for n in stated if n and n < NO_LIMIT), default=NO_LIMIT)
-    if args.block_size and args.block_size > limit:
-        raise ValueError(f"block_size: {args.block_size} tokens are more than the {limit} that the model takes")
-    return args.block_size or min(limit, default)
+        if tokenizer.name_or_path:  # a loaded one: one that was trained here has no limit of its own
+            stated.append(tokenizer.model_max_length)
+    elif args.mlm:
+        stated = [default_config(tokenizer).max_position_embeddings]
+    limit = length_limit("block_size", args.block_size, stated)
+    return args.block_size or min(limit or default, default)
 
 
 def _default_config(tokenizer: PreTrainedTokenizerBase, block: int) -> PretrainedConfig:

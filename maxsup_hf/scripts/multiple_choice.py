@@ -1,6 +1,6 @@
 """Train or fine-tune a model that picks one of several choices.
 
-Without arguments: a tiny transformer that picks the one name of a given kind, with nothing downloaded.
+Without arguments: a tiny transformer that picks the only name of a given kind. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoi
 
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import choices_of_names
-from maxsup_hf.data.choices import check_choices, find_columns
-from maxsup_hf.data.columns import read_column
+from maxsup_hf.data.choices import check_choices, find_choice_columns
+from maxsup_hf.data.columns import read_texts
 from maxsup_hf.data.labels import without_hidden_test
 from maxsup_hf.data.loading import Splits, load_splits
-from maxsup_hf.data.splits import hold_out_validation, limit_rows
+from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config
-from maxsup_hf.scripts.common.tokenizers import TextArguments, build_tokenizer, default_config, max_length
+from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "multiple-choice"
-EMBEDDED = {**recipes.EMBEDDED, "num_train_epochs": 3, "per_device_train_batch_size": 16}
+BUILTIN = {**recipes.BUILTIN, "num_train_epochs": 3, "per_device_train_batch_size": 16}
 
 
 @dataclass
@@ -34,14 +34,14 @@ class MultipleChoiceArguments(TextArguments):
     """Flags of multiple choice."""
 
     question_column_name: str | None = flag(
-        "Column of what the choices continue or answer (default: found by its type or name)."
+        "Column of the questions, or of the beginnings that the choices continue (default: found by its type or name)."
     )
     choices_column_name: str | None = flag(
-        "Column of the choices, a list in each row; or the names of one column for each choice with commas between them "
-        "(default: found by its type or name)."
+        "Column of the choices, a list in each row; or one column for each choice, comma-separated (default: found by its "
+        "type or name)."
     )
     label_column_name: str | None = flag(
-        "Column of the right choice: its number from 0, or its text (default: found by its type or name)."
+        "Column of the right choice: its index from 0, or its text (default: found by its type or name)."
     )
 
 
@@ -51,16 +51,12 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(MultipleChoiceArguments, argv, TASK, recipes.TEXTS._replace(embedded=EMBEDDED))
+    args, training_args = parse(MultipleChoiceArguments, argv, TASK, recipes.TEXTS._replace(builtin=BUILTIN))
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits = _load_choices(args)
-        train = splits["train"]
-        choices = (text for row in read_column(train, "choices").to_pylist() for text in row)
-        texts = (text for texts in (read_column(train, "question").to_pylist(), choices) for text in texts)
-        tokenizer = build_tokenizer(args, config, texts)
-        config = config or default_config(tokenizer)
-        length = max_length(args, config, tokenizer)
+        texts = read_texts(splits["train"], ["question", "choices"])
+        tokenizer, config, length = set_up_text_task(args, config, texts)
         splits = {split: _tokenize(dataset, tokenizer, length) for split, dataset in splits.items()}
     model = build_model(AutoModelForMultipleChoice, config, args, training_args.seed)
     trainer = MaxSupTrainer(
@@ -73,22 +69,20 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=run.classification_metrics,
         preprocess_logits_for_metrics=run.only_logits,
     )
-    return run.Job(
-        trainer, splits.get("test"), run.card(args, TASK, "choices of names in 20 languages, Unicode CLDR"), args.dry_run
-    )
+    return run.make_job(args, trainer, splits, TASK, "choices of names in 20 languages, Unicode CLDR")
 
 
 def _load_choices(args: MultipleChoiceArguments) -> Splits:
     splits = load_splits(args, choices_of_names)
-    columns = find_columns(splits["train"], args.question_column_name, args.choices_column_name, args.label_column_name)
+    given = args.question_column_name, args.choices_column_name, args.label_column_name
+    columns = find_choice_columns(splits["train"], *given)
     if args.dataset_name is not None:
         splits = without_hidden_test(splits, columns[-1])
-    splits = check_choices(splits, *columns)
-    return limit_rows(hold_out_validation(splits, args.train_val_split, "labels"), args, "labels")
+    return hold_out_and_limit(check_choices(splits, *columns), args, "labels")
 
 
 def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
-    """For each row C lists of token ids: the question with each of its choices. Of a long pair the longer text is cut."""
+    """For each row, C lists of token ids: the question with each choice. If a pair is too long, its longer text is cut."""
     count = len(dataset[0]["choices"])
 
     def encode(batch: dict[str, list[Any]]) -> Any:

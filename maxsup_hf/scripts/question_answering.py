@@ -1,6 +1,6 @@
-"""Train or fine-tune a model that answers questions by a span of a given context.
+"""Train or fine-tune a model that answers questions with a span of a given context.
 
-Without arguments: a tiny transformer that finds the name of the right kind in a list, with nothing downloaded.
+Without arguments: a tiny transformer that finds the name of the right kind in a list. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, EvalPrediction
 
-from maxsup_hf.data.answers import answer_metrics, check_answers, is_squad, predict_answers, windows
+from maxsup_hf.data.answers import answer_metrics, check_answers, cut_into_windows, is_squad, predict_answers
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import questions_about_names
-from maxsup_hf.data.columns import find_column, is_string, read_column
+from maxsup_hf.data.columns import find_column, is_string, read_texts
 from maxsup_hf.data.loading import Splits, load_splits
-from maxsup_hf.data.splits import hold_out_validation, limit_rows
+from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config
-from maxsup_hf.scripts.common.tokenizers import TextArguments, build_tokenizer, default_config, max_length
+from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "question-answering"
-EMBEDDED = {**recipes.EMBEDDED, "per_device_train_batch_size": 16}
+BUILTIN = {**recipes.BUILTIN, "per_device_train_batch_size": 16}
 QUESTION_NAMES = ("question", "query")
 CONTEXT_NAMES = ("context", "passage", "paragraph", "document", "text")
 ANSWER_NAMES = ("answers", "answer", "label")
@@ -38,14 +38,14 @@ class QuestionAnsweringArguments(TextArguments):
     """Flags of question answering."""
 
     question_column_name: str | None = flag("Column of the questions (default: found by its type or name).")
-    context_column_name: str | None = flag("Column of the texts that hold the answers (default: found by its type or name).")
+    context_column_name: str | None = flag("Column of the texts with the answers (default: found by its type or name).")
     label_column_name: str | None = flag(
-        "Column of the answers: strings, of which the first occurrence in the context counts, or the lists text and "
-        "answer_start as in SQuAD; empty where the context has no answer (default: found by its type or name)."
+        "Column of the answers: strings, whose first occurrence in the context is meant, or the lists text and "
+        "answer_start as in SQuAD; empty if the context has no answer (default: found by its type or name)."
     )
     max_seq_length: int | None = flag(
-        "Longest question and context in tokens; a longer context is cut into windows (default: what the model takes, "
-        "else 512)."
+        "Maximum length of question and context in tokens; a longer context is cut into windows (default: what the model "
+        "takes, else 512)."
     )
     doc_stride: int | None = flag(
         "Tokens that neighbouring windows of a long context share (default: a quarter of a window)."
@@ -58,7 +58,7 @@ class QuestionAnsweringArguments(TextArguments):
 
 
 class AnswerTrainer(MaxSupTrainer):
-    """Evaluates the texts of the answers, which takes more of the data set than the model gets to see."""
+    """Evaluates the texts of the answers, for which the metrics need columns that the model does not get."""
 
     may_be_none = False
 
@@ -68,7 +68,7 @@ class AnswerTrainer(MaxSupTrainer):
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
-        return SequentialSampler(eval_dataset)  # windows in their order, also where training groups them by length
+        return SequentialSampler(eval_dataset)  # windows in order, even if training groups them by length
 
 
 def prepare(argv: Sequence[str] | None = None) -> run.Job:
@@ -77,20 +77,17 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(QuestionAnsweringArguments, argv, TASK, recipes.TEXTS._replace(embedded=EMBEDDED))
+    args, training_args = parse(QuestionAnsweringArguments, argv, TASK, recipes.TEXTS._replace(builtin=BUILTIN))
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits = _load_questions(args)
         may_be_none = -1 in splits["train"].unique("start")
-        train = splits["train"]
-        texts = (text for column in ("question", "context") for text in read_column(train, column).to_pylist())
-        tokenizer = build_tokenizer(args, config, texts, offsets=True)
-        tokenizer.padding_side = "right"  # answers are positions, which padding on the left would move
-        config = config or default_config(tokenizer)
-        config.num_labels = 2  # the two ends
-        length = max_length(args, config, tokenizer)
+        texts = read_texts(splits["train"], ["question", "context"])
+        tokenizer, config, length = set_up_text_task(args, config, texts, offsets=True)
+        tokenizer.padding_side = "right"  # answers are positions, which padding on the left would shift
         stride = length // 4 if args.doc_stride is None else args.doc_stride
-        splits = {split: windows(dataset, tokenizer, length, stride, split) for split, dataset in splits.items()}
+        splits = {split: cut_into_windows(dataset, tokenizer, length, stride, split) for split, dataset in splits.items()}
+    config.num_labels = 2  # start and end
     model = build_model(AutoModelForQuestionAnswering, config, args, training_args.seed)
     trainer = AnswerTrainer(
         model,
@@ -102,12 +99,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         preprocess_logits_for_metrics=_both_ends,
     )
     trainer.may_be_none = may_be_none
-    return run.Job(
-        trainer,
-        splits.get("test"),
-        run.card(args, TASK, "questions about names in 20 languages, Unicode CLDR"),
-        args.dry_run,
-    )
+    return run.make_job(args, trainer, splits, TASK, "questions about names in 20 languages, Unicode CLDR")
 
 
 def _load_questions(args: QuestionAnsweringArguments) -> Splits:
@@ -117,27 +109,23 @@ def _load_questions(args: QuestionAnsweringArguments) -> Splits:
     question = find_column(
         train, "question_column_name", args.question_column_name, fits=is_string, names=QUESTION_NAMES, taken=[answers]
     )
+    taken = [answers, question]
     context = find_column(
-        train,
-        "context_column_name",
-        args.context_column_name,
-        fits=is_string,
-        names=CONTEXT_NAMES,
-        taken=[answers, question],
+        train, "context_column_name", args.context_column_name, fits=is_string, names=CONTEXT_NAMES, taken=taken
     )
     splits = {split: check_answers(dataset, question, context, answers, split) for split, dataset in splits.items()}
-    return limit_rows(hold_out_validation(splits, args.train_val_split), args)
+    return hold_out_and_limit(splits, args)
 
 
 def metrics(prediction: EvalPrediction, dataset: Dataset, may_be_none: bool) -> dict[str, float]:
-    """Exact match and F1 of the answers that the logits of all windows of a data set amount to."""
+    """Exact match and F1 of the answers predicted from the logits of all windows of a data set."""
     logits: Any = prediction.predictions
     start_logits, end_logits = logits
     return answer_metrics(predict_answers(start_logits, end_logits, dataset, may_be_none), dataset)
 
 
 def _both_ends(outputs: Any, labels: Any) -> Any:
-    """`preprocess_logits_for_metrics`: encoder-decoders return hidden states too, which would fill the memory."""
+    """`preprocess_logits_for_metrics`: keep the two logits only, as `run.only_logits` does for one."""
     return outputs[:2]
 
 

@@ -1,6 +1,6 @@
-"""Train or fine-tune a model that tells the class of every pixel.
+"""Train or fine-tune a model that predicts the class of every pixel.
 
-Without arguments: a tiny SegFormer on pictures of handwritten digits, with nothing downloaded.
+Without arguments: a tiny SegFormer on pictures of handwritten digits. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -25,40 +25,36 @@ from transformers import (
 from maxsup_hf.data.arguments import data_flags, flag
 from maxsup_hf.data.builtin_scenes import SCENE_CLASSES, digit_scenes
 from maxsup_hf.data.images import as_images, check_images, to_rgb
+from maxsup_hf.data.labels import pretrained_classes
 from maxsup_hf.data.loading import Splits, load_splits
-from maxsup_hf.data.masks import count_classes, find_columns, load_pair_folder, to_array
-from maxsup_hf.data.splits import hold_out_validation, limit_rows
+from maxsup_hf.data.masks import check_masks, find_mask_columns, load_pair_folder, to_array
+from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
-from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor
+from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor, transform_on_reading
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "semantic-segmentation"
 
-EVERY_EPOCH = {**recipes.EVERY_EPOCH, "logging_steps": 20}
 FROM_SCRATCH = {
-    **EVERY_EPOCH,
-    "num_train_epochs": 10,
+    **recipes.FROM_SCRATCH,
+    "logging_steps": 20,
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 32,
     "learning_rate": 2e-3,
-    "weight_decay": 0.01,
-    "warmup_steps": 0.1,
     "lr_scheduler_type": "cosine",
 }
-EMBEDDED = FROM_SCRATCH
 FINE_TUNING = {
-    **EVERY_EPOCH,
+    **recipes.FINE_TUNING,
+    "logging_steps": 20,
     "num_train_epochs": 10,
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 8,
     "learning_rate": 6e-5,
-    "weight_decay": 0.01,
-    "warmup_steps": 0.1,
 }
-RECIPES = recipes.Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
+RECIPES = recipes.Recipes(FROM_SCRATCH, FROM_SCRATCH, FINE_TUNING)
 
 
 @dataclass
@@ -67,13 +63,13 @@ class SemanticSegmentationArguments(ImageArguments):
 
     train_dir: str | None = flag("Training data: a folder with the subfolders images and masks, whose file names agree.")
     label_column_name: str | None = flag(
-        "Column of the masks, or of paths to them: images of one channel whose values are classes, 255 where a pixel is to "
-        "be ignored (default: found by its type or name)."
+        "Column of the masks, or of paths to them: images of one channel whose values are classes, or 255 for pixels to "
+        "ignore (default: found by its type or name)."
     )
     class_names: str | None = flag(
-        "Names of the classes 0, 1, …, with commas between them (default: as many as the training masks have)."
+        "Comma-separated names of the classes 0, 1, … (default: one class for each value in the training masks)."
     )
-    image_size: int = flag("Height and width in pixels that the default model takes; images and masks are resized.", 40)
+    image_size: int = flag("Height and width in pixels for the default model; images and masks are resized to it.", 40)
 
 
 def prepare(argv: Sequence[str] | None = None) -> run.Job:
@@ -82,9 +78,9 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(SemanticSegmentationArguments, argv, TASK, RECIPES)
+    args, training_args = parse(SemanticSegmentationArguments, argv, TASK, RECIPES, classifies=True)
     config = load_config(args) or _default_config()
-    # UPerNet calls it otherwise; the Trainer, which counts the pixels of a batch, reads the usual name
+    # UPerNet has another name for it; the Trainer, which counts the pixels of a batch, reads the usual one.
     ignore_index = getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", 255))
     config.semantic_loss_ignore_index = ignore_index
     with training_args.main_process_first(desc="loading the data"):
@@ -93,22 +89,19 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     model = build_model(AutoModelForSemanticSegmentation, config, args, training_args.seed)
     processor = _image_processor(args)
     transform = partial(_to_pixels, columns=columns, processor=processor)
-    datasets = {split: dataset.with_transform(transform) for split, dataset in splits.items()}
-    training_args.remove_unused_columns = False  # the image column is no argument of the model, but becomes one
-    training_args.batch_eval_metrics = True  # the predictions of a whole data set would fill the memory
+    splits = transform_on_reading(splits, transform, training_args)
+    training_args.batch_eval_metrics = True  # the predictions for a whole data set would fill the memory
     trainer = MaxSupTrainer(
         model,
         training_args,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets["validation"],
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
         processing_class=processor,
         data_collator=default_data_collator,
         compute_metrics=SegmentationMetrics(len(names), ignore_index),
         preprocess_logits_for_metrics=predicted_classes,
     )
-    return run.Job(
-        trainer, datasets.get("test"), run.card(args, "image-segmentation", "scenes of scikit-learn's digits"), args.dry_run
-    )
+    return run.make_job(args, trainer, splits, "image-segmentation", "scenes of scikit-learn's digits")
 
 
 # ---- data ----
@@ -118,26 +111,26 @@ def _load_images(
     args: SemanticSegmentationArguments, config: PretrainedConfig, ignore_index: int
 ) -> tuple[Splits, tuple[str, str], list[str]]:
     splits = load_splits(args, digit_scenes, load_pair_folder)
-    image, mask = find_columns(splits["train"], args.image_column_name, args.label_column_name)
+    image, mask = find_mask_columns(splits["train"], args.image_column_name, args.label_column_name)
     for split, dataset in splits.items():
         dataset = as_images(dataset, image, "image_column_name", split)
         check_images(dataset, image, "image_column_name", split)
         splits[split] = as_images(dataset, mask, "label_column_name", split).select_columns([image, mask])
     names = _class_names(args)
-    count = count_classes(splits, image, mask, names, ignore_index)
-    pretrained = [str(name) for _, name in sorted((config.id2label or {}).items())]
-    if not names and len(pretrained) == count:
-        names = pretrained
-    splits = limit_rows(hold_out_validation(splits, args.train_val_split), args)
-    return splits, (image, mask), names or [str(i) for i in range(count)]
+    count = check_masks(splits, image, mask, names, ignore_index)
+    pretrained = pretrained_classes(config)
+    if not names:
+        names = pretrained if len(pretrained) == count else [str(i) for i in range(count)]
+    return hold_out_and_limit(splits, args), (image, mask), names
 
 
 def _class_names(args: SemanticSegmentationArguments) -> list[str]:
+    """The names that are known before the masks are read; empty if there are none."""
     if args.class_names is None:
         return [] if data_flags(args) else list(SCENE_CLASSES)
     names = [name.strip() for name in args.class_names.split(",")]
     if len(set(names)) < len(names) or not all(names):
-        raise ValueError(f"class_names must be different names with commas between them, got {args.class_names!r}")
+        raise ValueError(f"class_names must be different names, comma-separated, got {args.class_names!r}")
     return names
 
 
@@ -152,7 +145,7 @@ def _to_pixels(batch: dict[str, list[Any]], columns: tuple[str, str], processor:
 
 
 def _default_config() -> PretrainedConfig:
-    """Half the usual strides, for small images."""
+    """A tiny SegFormer with half the usual strides, for small images."""
     return SegformerConfig(
         num_encoder_blocks=3,
         depths=[1, 1, 1],
@@ -172,30 +165,30 @@ def _image_processor(args: SemanticSegmentationArguments) -> Any:
     if processor is None:
         size = {"height": args.image_size, "width": args.image_size}
         try:
-            return SegformerImageProcessorPil(size=size)  # of the two the one that is always there
+            return SegformerImageProcessorPil(size=size)  # the one that does not need torchvision
         except ImportError as error:
             raise ValueError(
-                "image_processor_name: before transformers 5.21 SegFormer's needs torchvision: pip install torchvision, or "
-                "a newer transformers (Python 3.11), or name a processor that takes masks"
+                "image_processor_name: before transformers 5.21 the default one, SegFormer's, needs torchvision; install "
+                "torchvision or a newer transformers (Python 3.11), or name a processor that takes masks"
             ) from error
     if "segmentation_maps" not in inspect.signature(processor.preprocess).parameters:
         raise ValueError(
             f"{argument}: the image processor of {getattr(args, argument)!r}, {type(processor).__name__}, does not take "
             "masks; name one of a segmentation model with --image_processor_name"
         )
-    processor.do_reduce_labels = False  # masks mean what they were checked for
+    processor.do_reduce_labels = False  # it would shift the classes, which were checked as they are
     return processor
 
 
 def predicted_classes(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """`preprocess_logits_for_metrics`: (N, K, h, w) logits, scaled up to the masks, become (N, H, W) classes."""
+    """`preprocess_logits_for_metrics`: turn (N, K, h, w) logits, scaled up to the masks, into (N, H, W) classes."""
     logits = run.only_logits(outputs, labels)
     scaled = torch.nn.functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
     return scaled.argmax(1)
 
 
 class SegmentationMetrics:
-    """`compute_metrics` that adds up one confusion matrix over the batches of an evaluation."""
+    """`compute_metrics` that sums the confusion matrix over the batches of an evaluation."""
 
     def __init__(self, num_classes: int, ignore_index: int):
         self.num_classes, self.ignore_index = num_classes, ignore_index
@@ -206,8 +199,8 @@ class SegmentationMetrics:
         self.confusion += confusion_matrix(predictions, labels, self.num_classes, self.ignore_index)
         if not compute_result:
             return {}
-        whole, self.confusion = self.confusion, np.zeros_like(self.confusion)
-        return {"mean_iou": mean_iou(whole), "pixel_accuracy": pixel_accuracy(whole)}
+        total, self.confusion = self.confusion, np.zeros_like(self.confusion)  # start over for the next evaluation
+        return {"mean_iou": mean_iou(total), "pixel_accuracy": pixel_accuracy(total)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

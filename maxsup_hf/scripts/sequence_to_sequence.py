@@ -1,6 +1,6 @@
-"""Train or fine-tune an encoder-decoder that writes a text for a text: translation, summarisation.
+"""Train or fine-tune an encoder-decoder that turns one text into another: translation, summarisation.
 
-Without arguments: a tiny T5 that translates names, dates and amounts from English to German, with nothing downloaded.
+Without arguments: a tiny T5 that translates names, dates and amounts from English to German. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from transformers import (
 
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import translated_phrases
-from maxsup_hf.data.columns import check_column, check_strings, find_column, is_string, read_column
+from maxsup_hf.data.columns import check_column, check_strings, find_column, is_string, read_texts
 from maxsup_hf.data.loading import Splits, load_splits
-from maxsup_hf.data.splits import hold_out_validation, limit_rows
+from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.losses import IGNORE_INDEX
 from maxsup_hf.metrics import chrf
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
-from maxsup_hf.scripts.common.generators import build_generator_tokenizer
+from maxsup_hf.scripts.common.lm_tokenizers import build_generator_tokenizer
 from maxsup_hf.scripts.common.models import build_model, load_config
 from maxsup_hf.scripts.common.tokenizers import TextArguments, max_length
 from maxsup_hf.trainer.trainer import MaxSupSeq2SeqTrainer
@@ -43,28 +43,28 @@ TASK = "sequence-to-sequence"
 SOURCE_NAMES = ("source", "src", "document", "article", "dialogue", "input", "text")
 TARGET_NAMES = ("target", "tgt", "summary", "highlights", "abstract", "output")
 
-VOCABULARY_SIZE = 1_000  # of the default model: names that are rare are spelled out
+VOCABULARY_SIZE = 1_000  # of the default model: rare names are spelled out
 
-WRITES = {"predict_with_generate": True}
-FROM_SCRATCH = {**recipes.FROM_SCRATCH, **WRITES, "learning_rate": 3e-3}
-EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 4, "max_target_length": 48}
-FINE_TUNING = {**recipes.FINE_TUNING, **WRITES, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 32}
-RECIPES = recipes.Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
+GENERATE = {"predict_with_generate": True}
+FROM_SCRATCH = {**recipes.FROM_SCRATCH, **GENERATE, "learning_rate": 3e-3}
+BUILTIN = {**FROM_SCRATCH, "num_train_epochs": 4, "max_target_length": 48}
+FINE_TUNING = {**recipes.FINE_TUNING, **GENERATE, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 32}
+RECIPES = recipes.Recipes(BUILTIN, FROM_SCRATCH, FINE_TUNING)
 
 
 @dataclass
 class SequenceToSequenceArguments(TextArguments):
-    """Flags of sequence to sequence."""
+    """Flags of sequence-to-sequence tasks."""
 
     source_column_name: str | None = flag("Column of the texts to read (default: --source_lang, or found by its name).")
-    target_column_name: str | None = flag("Column of the texts to write (default: --target_lang, or found by its name).")
-    source_lang: str | None = flag("Language to translate from, as a column or a `translation` column of the Hub calls it.")
+    target_column_name: str | None = flag("Column of the texts to generate (default: --target_lang, or found by its name).")
+    source_lang: str | None = flag("Language to translate from: a column, or a key of the Hub's `translation` columns.")
     target_lang: str | None = flag("Language to translate to, as --source_lang.")
-    source_prefix: str = flag("Put before every source text: T5 expects its task there, 'summarize: '.", "")
+    source_prefix: str = flag("Text to put before every source: T5 expects its task there, 'summarize: '.", "")
     max_seq_length: int | None = flag(
-        "Longest source in tokens; the rest is cut off (default: what the model takes, else 512)."
+        "Maximum length of a source in tokens; the rest is cut off (default: what the model takes, else 512)."
     )
-    max_target_length: int = flag("Longest target in tokens; the rest is cut off. No longer text is generated.", 128)
+    max_target_length: int = flag("Maximum length of a target in tokens, also of generated ones; the rest is cut off.", 128)
     label_column_name: str | None = no_flag()
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, columns = _load_pairs(args)
-        texts = (text for column in columns for text in read_column(splits["train"], column).to_pylist())
+        texts = read_texts(splits["train"], columns)
         tokenizer = build_generator_tokenizer(args, config, texts, vocabulary_size=VOCABULARY_SIZE, ends=True)
         config = config or _default_config(tokenizer)
         length = max_length(args, config, tokenizer)
@@ -97,15 +97,11 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         processing_class=tokenizer,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),  # without the model: it makes decoder inputs from the labels
+        data_collator=DataCollatorForSeq2Seq(tokenizer),  # without model=: the model makes decoder inputs from the labels
         compute_metrics=_text_metrics(tokenizer) if training_args.predict_with_generate else None,
     )
-    return run.Job(
-        trainer,
-        splits.get("test"),
-        run.card(args, "text2text-generation", "names, dates and amounts of Unicode CLDR, en to de"),
-        args.dry_run,
-    )
+    builtin = "names, dates and amounts of Unicode CLDR, en to de"
+    return run.make_job(args, trainer, splits, "text2text-generation", builtin)
 
 
 # ---- data ----
@@ -127,17 +123,17 @@ def _load_pairs(args: SequenceToSequenceArguments) -> tuple[Splits, tuple[str, s
         check_strings(dataset, source, "source_column_name", split)
         check_strings(dataset, target, "target_column_name", split)
     splits = {split: dataset.select_columns([source, target]) for split, dataset in splits.items()}
-    return limit_rows(hold_out_validation(splits, args.train_val_split), args), (source, target)
+    return hold_out_and_limit(splits, args), (source, target)
 
 
 def _flatten(dataset: Dataset) -> Dataset:
-    """The Hub keeps translations as a dict in one column, `translation`: here `translation.en`, `translation.de`, …"""
+    """Split the `translation` column of the Hub's data sets, a dict, into `translation.en`, `translation.de`, …"""
     nested = any(isinstance(feature, dict | Translation) for feature in dataset.features.values())
     return dataset.flatten() if nested else dataset
 
 
 def _column_of(dataset: Dataset, language: str | None) -> str | None:
-    """The column that is called by a language, also inside of a dict."""
+    """The column named after a language, also if it comes from a dict; else the language itself."""
     found = [name for name in dataset.column_names if language and name.rpartition(".")[2] == language]
     return found[0] if len(found) == 1 else language
 
@@ -149,7 +145,7 @@ def _tokenize(
     args: SequenceToSequenceArguments,
     length: int,
 ) -> Dataset:
-    """Token ids of the sources, and of the targets as labels. Padding is left to the collator."""
+    """Replace the sources by token ids, and the targets by labels. Padding is left to the collator."""
     source, target = columns
 
     def encode(batch: dict[str, list[str]]) -> Any:
@@ -181,18 +177,20 @@ def _default_config(tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
 
 
 def _text_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
-    """`compute_metrics` of generated texts: chrF and exact match, and BLEU (in percent) where sacrebleu is installed."""
+    """`compute_metrics` of generated texts: chrF and exact match, and BLEU (in percent) if sacrebleu is installed."""
     has_sacrebleu = find_spec("sacrebleu") is not None
     if not has_sacrebleu:
-        logger.info("sacrebleu is not installed: texts are scored by chrF and exact match, without BLEU")
+        logger.info("sacrebleu is not installed: generated texts are scored by chrF and exact match, without BLEU")
 
     def decode(ids: Any) -> list[str]:
         kept = np.where(ids == IGNORE_INDEX, tokenizer.pad_token_id, ids)
         return [text.strip() for text in tokenizer.batch_decode(kept, skip_special_tokens=True)]
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
-        written = prediction.predictions
-        found, wanted = decode(written[0] if isinstance(written, tuple) else written), decode(prediction.label_ids)
+        generated = prediction.predictions
+        if isinstance(generated, tuple):
+            generated = generated[0]
+        found, wanted = decode(generated), decode(prediction.label_ids)
         scores = {"chrf": chrf(found, wanted), "exact_match": float(np.mean(np.array(found) == np.array(wanted)))}
         if has_sacrebleu:
             from sacrebleu import corpus_bleu

@@ -1,6 +1,6 @@
 """Train or fine-tune a text classifier, of single texts or of pairs.
 
-Without arguments: a tiny transformer that tells in which language a name is, with nothing downloaded.
+Without arguments: a tiny transformer that tells which language a name is in. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ from transformers import (
 
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin import names_in_languages
-from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column
+from maxsup_hf.data.columns import check_strings, find_column, is_string, read_texts
 from maxsup_hf.data.labels import classification_splits, find_label_column
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
-from maxsup_hf.scripts.common.tokenizers import TextArguments, build_tokenizer, default_config, max_length, train_tokenizer
+from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
 from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from maxsup_hf.trainer.trainer import MaxSupTrainer
-
-__all__ = ["TextClassificationArguments", "main", "prepare", "train_tokenizer"]
 
 TASK = "text-classification"
 TEXT_NAMES = ("text", "sentence", "content", "review", "utterance", "query", "question", "title", "premise")
@@ -40,7 +38,7 @@ class TextClassificationArguments(TextArguments):
     """Flags of text classification."""
 
     text_column_name: str | None = flag(
-        "Column of the texts; two names with a comma between them for pairs (default: found by its type or name)."
+        "Column of the texts, or two comma-separated columns for pairs (default: found by its type or name)."
     )
     log_feature_geometry: bool = flag(run.GEOMETRY_HELP, False)
 
@@ -51,15 +49,13 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(TextClassificationArguments, argv, TASK, recipes.TEXTS)
+    args, training_args = parse(TextClassificationArguments, argv, TASK, recipes.TEXTS, classifies=True)
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, columns, names = _load_texts(args, config)
-        texts = (text for column in columns for text in read_column(splits["train"], column).to_pylist())
-        tokenizer = build_tokenizer(args, config, texts)
-        config = set_classes(config or default_config(tokenizer), names)
-        length = max_length(args, config, tokenizer)
+        tokenizer, config, length = set_up_text_task(args, config, read_texts(splits["train"], columns))
         splits = {split: tokenize(dataset, columns, tokenizer, length) for split, dataset in splits.items()}
+    config = set_classes(config, names)
     model = build_model(AutoModelForSequenceClassification, config, args, training_args.seed)
     trainer = MaxSupTrainer(
         model,
@@ -73,9 +69,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )
     if args.log_feature_geometry:
         trainer.add_callback(FeatureGeometryCallback(trainer))
-    return run.Job(
-        trainer, splits.get("test"), run.card(args, TASK, "names in 20 languages from Unicode CLDR"), args.dry_run
-    )
+    return run.make_job(args, trainer, splits, TASK, "names in 20 languages from Unicode CLDR")
 
 
 def _load_texts(args: TextClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str], list[str]]:
@@ -93,7 +87,7 @@ def text_columns(train: Dataset, given: str | None, label_column: str) -> list[s
     """The column of the texts, or the two columns of a pair."""
     named: list[str | None] = [name.strip() for name in given.split(",")] if given else [None]
     if len(named) > 2:
-        raise ValueError(f"text_column_name: expected one column or two with a comma between them, got {given!r}")
+        raise ValueError(f"text_column_name: expected one column or two comma-separated columns, got {given!r}")
     return [
         find_column(train, "text_column_name", name, fits=is_string, names=TEXT_NAMES, taken=[label_column])
         for name in named
@@ -101,7 +95,7 @@ def text_columns(train: Dataset, given: str | None, label_column: str) -> list[s
 
 
 def tokenize(dataset: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
-    """Token ids beside the labels. Padding is left to the collator, which pads to the longest text of a batch."""
+    """Replace the texts by token ids. Padding is left to the collator, which pads to the longest text of a batch."""
 
     def encode(batch: dict[str, list[str]]) -> Any:
         return tokenizer(*(batch[column] for column in columns), truncation=True, max_length=length)

@@ -1,6 +1,6 @@
 """Train or fine-tune a tagger of words: named entities, parts of speech.
 
-Without arguments: a tiny transformer that finds territories, languages and currencies in lists of names, with nothing
+Without arguments: a tiny transformer that finds territories, languages and currencies in lists of names. Nothing is
 downloaded.
 """
 
@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
+from numpy.typing import NDArray
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AutoModelForTokenClassification,
@@ -25,15 +26,16 @@ from transformers import (
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import tagged_names
 from maxsup_hf.data.columns import read_column
+from maxsup_hf.data.labels import pretrained_classes
 from maxsup_hf.data.loading import Splits, load_splits
-from maxsup_hf.data.splits import hold_out_validation, limit_rows
-from maxsup_hf.data.tags import encode_tags, find_columns
+from maxsup_hf.data.splits import hold_out_and_limit
+from maxsup_hf.data.tags import encode_tags, find_tag_columns
 from maxsup_hf.losses import IGNORE_INDEX
 from maxsup_hf.metrics import entity_f1, is_bio
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
-from maxsup_hf.scripts.common.tokenizers import TextArguments, build_tokenizer, default_config, max_length
+from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class TokenClassificationArguments(TextArguments):
 
     tokens_column_name: str | None = flag("Column of the words, a list in each row (default: found by its type or name).")
     label_column_name: str | None = flag(
-        "Column of the tags, a list of names or numbers in each row (default: found by its type or name)."
+        "Column of the tags, a list of names or indices in each row (default: found by its type or name)."
     )
 
 
@@ -57,15 +59,14 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     Raises:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
-    args, training_args = parse(TokenClassificationArguments, argv, TASK, recipes.TEXTS)
+    args, training_args = parse(TokenClassificationArguments, argv, TASK, recipes.TEXTS, classifies=True)
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, names = _load_sentences(args, config)
         texts = (" ".join(words) for words in read_column(splits["train"], "tokens").to_pylist())
-        tokenizer = build_tokenizer(args, config, texts, offsets=True)
-        config = set_classes(config or default_config(tokenizer), names)
-        length = max_length(args, config, tokenizer)
+        tokenizer, config, length = set_up_text_task(args, config, texts, offsets=True)
         splits = {split: _tokenize(dataset, tokenizer, length, split) for split, dataset in splits.items()}
+    config = set_classes(config, names)
     model = build_model(AutoModelForTokenClassification, config, args, training_args.seed)
     trainer = MaxSupTrainer(
         model,
@@ -77,24 +78,21 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=partial(metrics, names=names),
         preprocess_logits_for_metrics=run.only_logits,
     )
-    return run.Job(
-        trainer, splits.get("test"), run.card(args, TASK, "tagged names in 20 languages from Unicode CLDR"), args.dry_run
-    )
+    return run.make_job(args, trainer, splits, TASK, "tagged names in 20 languages from Unicode CLDR")
 
 
 def _load_sentences(args: TokenClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str]]:
     splits = load_splits(args, tagged_names)
-    columns = find_columns(splits["train"], args.tokens_column_name, args.label_column_name)
-    order = [str(name) for _, name in sorted((config.id2label or {}).items())] if config else []
-    splits, names = encode_tags(splits, *columns, order)
-    return limit_rows(hold_out_validation(splits, args.train_val_split), args), names
+    columns = find_tag_columns(splits["train"], args.tokens_column_name, args.label_column_name)
+    splits, names = encode_tags(splits, *columns, pretrained_classes(config))
+    return hold_out_and_limit(splits, args), names
 
 
 def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, split: str) -> Dataset:
-    """Token ids and labels of the same length: the first token of a word has its tag, the others are ignored."""
+    """Token ids, and labels of the same length: the first token of a word has its tag, the others are ignored."""
     pre_tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer).pre_tokenizer
     if isinstance(pre_tokenizer, ByteLevel):
-        pre_tokenizer.add_prefix_space = True  # or every word would look like the first one of a text
+        pre_tokenizer.add_prefix_space = True  # otherwise every word is encoded like the first one of a text
 
     def encode(batch: dict[str, list[Any]]) -> Any:
         encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=length)
@@ -102,36 +100,41 @@ def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
         return encoded
 
     tokenized = dataset.map(encode, batched=True, remove_columns=["tokens"], desc="tokenizing")
-    given, kept = (sum(len(tags) - tags.count(IGNORE_INDEX) for tags in data["labels"]) for data in (dataset, tokenized))
+    given, kept = _count_labelled(dataset), _count_labelled(tokenized)
     if kept == 0:
         raise ValueError(f"max_seq_length: no word of the {split} data is left in texts of {length} tokens; raise it")
     if kept < given:
         logger.warning(
-            "%d of the %d words of the %s data have no token (cut off, or nothing to the tokenizer): they are neither "
-            "trained on nor evaluated", given - kept, given, split,
+            "%d of the %d words of the %s data have no token (they are cut off, or the tokenizer drops them): they are "
+            "neither trained on nor evaluated", given - kept, given, split,
         )  # fmt: skip
     return tokenized
 
 
+def _count_labelled(dataset: Dataset) -> int:
+    return sum(len(tags) - tags.count(IGNORE_INDEX) for tags in dataset["labels"])
+
+
 def _align(tags: Sequence[int], words: Sequence[int | None]) -> list[int]:
-    """(L,) labels of tokens, from the tags of words and each token's word."""
+    """(L,) labels of tokens, given the tags of the words and the word that each token belongs to."""
     previous = [None, *words]
     return [IGNORE_INDEX if word is None or word == previous[i] else tags[word] for i, word in enumerate(words)]
 
 
 def metrics(prediction: EvalPrediction, names: Sequence[str]) -> dict[str, float]:
-    """`compute_metrics`: those of classification over the words, and of entities where the tags are BIO tags."""
+    """`compute_metrics`: those of classification over the words, and of entities if the tags are BIO tags."""
     logits: Any = prediction.predictions
     labels: Any = prediction.label_ids
     counted = labels != IGNORE_INDEX
     found = run.classification_metrics(EvalPrediction(logits[counted], labels[counted]))
     if is_bio(names):
-        guesses, truths = (
-            [[names[i] for i in row[mask]] for row, mask in zip(rows, counted, strict=True)]
-            for rows in (logits.argmax(-1), labels)
-        )
-        found |= entity_f1(guesses, truths)
+        found |= entity_f1(_tags(logits.argmax(-1), counted, names), _tags(labels, counted, names))
     return found
+
+
+def _tags(rows: NDArray, counted: NDArray, names: Sequence[str]) -> list[list[str]]:
+    """The names of the tags that count, row by row."""
+    return [[names[i] for i in row[mask]] for row, mask in zip(rows, counted, strict=True)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

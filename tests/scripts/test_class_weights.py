@@ -6,10 +6,10 @@ import torch
 from maxsup_hf.cli import main
 from maxsup_hf.scripts import image_classification, semantic_segmentation, text_classification, token_classification
 from maxsup_hf.scripts.common import run
-from maxsup_hf.scripts.common.arguments import CLASSIFYING
 from maxsup_hf.trainer.class_weights import weights_for_training
 from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER, image_folder, texts
 
+CLASSIFYING = ("image-classification", "text-classification", "token-classification", "semantic-segmentation")
 TASKS = (*CLASSIFYING, "language-modeling", "question-answering", "multiple-choice", "sequence-to-sequence")
 
 
@@ -34,7 +34,7 @@ def test_refused_where_there_are_no_classes_before_data_are_read(task, how, caps
         main(["train", task, *given, "--train_file", "missing.csv"])
     said = capsys.readouterr().err.strip()
     assert stop.value.code == 2 and len(said.splitlines()) == 1
-    assert "error: class_weights are for tasks that tell classes apart" in said and f"{task} does not" in said
+    assert "error: class_weights are for tasks that classify" in said and f"{task} does not" in said
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_image_folders_with_a_test_set(tmp_path):
 
 
 def test_a_folder_of_splits_is_not_one_of_classes(tmp_path):
-    """The classes are found below, so that training would go on data with the validation set in it."""
+    """Its classes are one level below: read as a folder of classes, it would train on the validation images too."""
     for split in ("train", "validation"):
         image_folder(tmp_path / "photos" / split, ("cat", "dog"))
     photos = str(tmp_path / "photos")
@@ -183,7 +183,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         image_classification.main([*flags, "--max_steps", "2", "--eval_strategy", "no"])
     assert end.value.code == 130
-    assert "interrupted: go on from out/checkpoint-2 with --resume_from_checkpoint true" in capsys.readouterr().err
+    assert "interrupted: continue from out/checkpoint-2 with --resume_from_checkpoint true" in capsys.readouterr().err
 
 
 def test_bad_folders(tmp_path):
@@ -194,7 +194,7 @@ def test_bad_folders(tmp_path):
     for argv, error, message in (
         (["--train_dir", "nowhere"], FileNotFoundError, "train_dir: there is no folder 'nowhere'"),
         (["--train_dir", "none"], ValueError, "train_dir: 'none' has no subfolders; put the images of each class"),
-        (["--train_dir", "half"], ValueError, "there is none in zebra of 'half'; fill or remove"),
+        (["--train_dir", "half"], ValueError, "there are none in zebra of 'half'; add some or remove"),
         (["--train_dir", image_folder(tmp_path / "one", ("cat",))], ValueError, "single class, 'cat'"),
     ):
         with pytest.raises(error, match=message):

@@ -4,7 +4,6 @@ import datasets
 import pytest
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-from maxsup_hf.data.builtin_names import choices_of_names
 from maxsup_hf.scripts import multiple_choice
 from maxsup_hf.scripts.multiple_choice import prepare
 from tests.scripts.conftest import results, write
@@ -104,8 +103,3 @@ def test_splits_must_agree_on_the_number_of_choices(capsys, tmp_path):
     assert exit.value.code == 2
     assert "row 0 of the validation data has 3 choices, row 0 of the train data has 2" in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
-
-
-def test_embedded_choices():
-    rows = choices_of_names(500)
-    assert {len(choices) for choices in rows["choices"]} == {4} and set(rows["label"]) == {0, 1, 2, 3}

@@ -6,7 +6,6 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from maxsup_hf.data.answers import answer_metrics, predict_answers
-from maxsup_hf.data.builtin_names import questions_about_names
 from maxsup_hf.scripts import question_answering
 from maxsup_hf.scripts.question_answering import prepare
 from tests.scripts.conftest import results, write
@@ -187,10 +186,3 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path):
         assert exit.value.code == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
-
-
-def test_embedded_questions():
-    rows = questions_about_names(300)
-    for row in rows:
-        (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
-        assert row["context"][start : start + len(text)] == text

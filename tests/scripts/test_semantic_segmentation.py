@@ -132,7 +132,7 @@ def test_metrics_of_batches_are_those_of_the_whole():
     labels[:, 0] = 255
     metrics = semantic_segmentation.SegmentationMetrics(3, 255)
     whole = confusion_matrix(predictions, labels, 3)
-    for _ in range(2):  # it starts anew after each evaluation
+    for _ in range(2):  # it starts over after each evaluation
         assert metrics(EvalPrediction(torch.tensor(predictions[:3]), torch.tensor(labels[:3])), False) == {}
         found = metrics(EvalPrediction(torch.tensor(predictions[3:]), torch.tensor(labels[3:])), True)
         assert found == {"mean_iou": mean_iou(whole), "pixel_accuracy": pixel_accuracy(whole)}
@@ -200,11 +200,3 @@ def test_processor_without_masks():
     ViTImageProcessorPil().save_pretrained("vit")
     with pytest.raises(ValueError, match="image_processor_name: the image processor of 'vit', .* does not take masks"):
         prepare("--train_file", table([mask(0), mask(1)]), "--image_processor_name", "vit")
-
-
-def test_embedded_scenes():
-    data = digit_scenes()
-    values = np.stack(data["mask"])
-    assert set(np.unique(values)) == {*range(11), 255}
-    assert values.shape == (449, 40, 40)
-    assert all((values == c).any((1, 2)).sum() > 100 for c in range(11)), "every class is in many images"

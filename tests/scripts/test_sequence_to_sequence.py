@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BertConfig, EvalPrediction
 
-from maxsup_hf.data.builtin_texts import translated_phrases
 from maxsup_hf.scripts import sequence_to_sequence
 from tests.scripts.conftest import results, write
 
@@ -149,11 +148,3 @@ def test_bleu_where_sacrebleu_is_installed(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "sacrebleu", bleu)
     scores = sequence_to_sequence._text_metrics(trainer.processing_class)(EvalPrediction((ids,), labels))
     assert scores == {**plain, "bleu": 100.0}
-
-
-def test_embedded_phrases():
-    data = translated_phrases()
-    assert len(set(data["source"])) == len(data) > 5_000
-    phrases = dict(zip(data["source"], data["target"], strict=True))
-    assert phrases["Germany"] == "Deutschland"
-    assert data["source"][:] == translated_phrases()["source"][:]

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
 
 from maxsup_hf.scripts import text_classification
-from maxsup_hf.scripts.text_classification import train_tokenizer
+from maxsup_hf.scripts.common.tokenizers import max_length, train_tokenizer
 from tests.scripts.conftest import MOODS, TEXTS, results, texts, write
 
 SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--max_eval_samples", "20", "--disable_tqdm", "true"]
@@ -122,7 +122,7 @@ def test_length_limit(stated, positions, asked, length):
     )
     if positions:
         config.max_position_embeddings = positions
-    assert text_classification.max_length(args, config, tokenizer) == length
+    assert max_length(args, config, tokenizer) == length
 
 
 def test_tokenizer_knows_every_text():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction, PreTrainedTokenizerFast, RobertaConfig, RobertaForTokenClassification, pipeline
 
-from maxsup_hf.data.builtin_names import TAGS, tagged_names
+from maxsup_hf.data.builtin_names import TAGS
 from maxsup_hf.scripts import token_classification
 from maxsup_hf.scripts.common.tokenizers import train_tokenizer
 from maxsup_hf.scripts.token_classification import metrics, prepare
@@ -112,9 +112,9 @@ def test_tags_that_are_numbers_or_classes_without_entities():
         ({"tokens": [["a"], ["b"]], "tags": [["O"], ["O"]]}, ValueError, "has a single class, 'O'"),
         ({"tokens": [["a"], ["b"]], "tags": [[0], [-1]]}, ValueError, "negative labels"),
         ({"tokens": [["a"], ["b"]], "tags": [[0.5], [1.0]]}, TypeError, "is double|is float"),
-        ({"tokens": [[1], [2]], "tags": [["O"], ["X"]]}, TypeError, "tokens_column_name.*must hold words"),
+        ({"tokens": [[1], [2]], "tags": [["O"], ["X"]]}, TypeError, "tokens_column_name.*not list of int64"),
         ({"tokens": ["a b", "c"], "tags": [["O"], ["X"]]}, TypeError, "must hold lists, not string; csv and tsv"),
-        ({"a": [["x"]], "b": [["O"]]}, ValueError, r"label_column_name: .*Columns: a \(List\), b \(List\)"),
+        ({"a": [["x"]], "b": [["O"]]}, ValueError, r"label_column_name: .*Columns: a \(list of string\), b \("),
     ],
 )  # fmt: skip
 def test_bad_rows(rows, error, message):
@@ -126,7 +126,7 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path):
     train, validation = sentences(), sentences("validation.jsonl", [["Ann"]], [["B-ORG"]])
     for argv, message in [
         (["--validation_file", validation], "labels that the training data lacks: 'B-ORG'"),
-        (["--tokens_column_name", "token"], "no column 'token'. Columns: tokens (List), tags (List)"),
+        (["--tokens_column_name", "token"], "no column 'token'. Columns: tokens (list of string), tags (list of string)"),
     ]:
         with pytest.raises(SystemExit) as exit:
             token_classification.main(["--train_file", train, *argv])
@@ -145,12 +145,3 @@ def test_metrics_look_at_counted_words_alone():
     found = metrics(EvalPrediction(logits, labels), names)
     assert found["accuracy"] == pytest.approx(2 / 3) and found["f1"] == 0
     assert "f1" not in metrics(EvalPrediction(logits, labels), ["X", "Y", "Z"])
-
-
-def test_embedded_sentences():
-    rows = tagged_names()
-    assert len(rows) > 5_000
-    first = rows[0]
-    assert len(first["tokens"]) == len(first["tags"])
-    counts = np.bincount(np.concatenate(list(rows["tags"])))
-    assert len(counts) == len(TAGS) and counts.min() > 1_000

@@ -1,1 +1,1 @@
-"""What every training script does: read its arguments, load and check its data, train, evaluate and save."""
+"""Code that the training scripts share: arguments, model, tokenizer or image processor, recipes, and the run itself."""

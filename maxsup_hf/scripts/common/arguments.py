@@ -1,4 +1,4 @@
-"""Flags of a training script: the script's own, those of the training arguments, and a file that may hold any of them."""
+"""Parsing the flags of a training script, from the command line and from a `--config` file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -24,33 +24,30 @@ from maxsup_hf.scripts.common.recipes import Recipes
 from maxsup_hf.trainer.checkpointing import damage, last_checkpoint
 from maxsup_hf.trainer.training_args import MaxSupTrainingArguments
 
-# Tasks whose logits have one column for each class, so that class weights mean something.
-CLASSIFYING = ("image-classification", "text-classification", "token-classification", "semantic-segmentation")
-
 
 @dataclass
 class ModelArguments:
     """The model of a run."""
 
-    config: str | None = flag("YAML or JSON file whose keys are any of these flags; the command line wins over it.")
+    config: str | None = flag("YAML or JSON file with any of these flags as keys; the command line overrides it.")
     model_name_or_path: str | None = flag("Model to fine-tune: a Hub id or a folder.")
     config_name: str | None = flag("Model to train from random weights: a Hub id, a folder or a config.json.")
     model_revision: str = flag("Branch, tag or commit of the model on the Hub.", "main")
-    dtype: str = flag("Type that the weights are held in, as torch names it (float32, bfloat16), or auto.", "float32")
+    dtype: str = flag("Type of the weights, as torch names it (float32, bfloat16), or auto.", "float32")
     trust_remote_code: bool = flag("Run model code that comes with a model on the Hub.", False)
 
 
 @dataclass
 class ScriptArguments(DataArguments, ModelArguments):
-    """Model and data of a run. Each task derives from it and adds its columns."""
+    """Model and data of a run. Each task derives from this class and adds its own flags."""
 
-    dry_run: bool = flag("Read and check everything, say what would be trained, and stop; nothing is written.", False)
+    dry_run: bool = flag("Read and check everything, print what would be trained, and stop; nothing is written.", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model_name_or_path and self.config_name:
             raise ValueError(
-                "model_name_or_path (fine-tune) and config_name (random weights) exclude each other: "
+                "model_name_or_path (fine-tuning) and config_name (random weights) exclude each other, "
                 f"got {self.model_name_or_path!r} and {self.config_name!r}; keep one"
             )
 
@@ -64,38 +61,31 @@ def parse(
     task: str,
     recipes: Recipes,
     training_class: type[Any] = MaxSupTrainingArguments,
+    *,
+    classifies: bool = False,
 ) -> tuple[Arguments, Any]:
-    """Read the flags of a script.
+    """Parse the flags of a script.
 
-    A value comes from the command line, else from the `--config` file, else from the recipe that fits the run, else from
+    A value comes from the command line, else from the `--config` file, else from the recipe for this kind of run, else from
     the dataclass.
 
     Args:
         arguments_class: the script's own flags.
-        argv: the command line without the program; `None` is `sys.argv[1:]`.
-        task: `"image-classification"`; names the program in `--help` and the default output folder.
-        recipes: of the task.
+        argv: the command line without the program; `None` means `sys.argv[1:]`.
+        task: such as `"image-classification"`; names the program in `--help` and the default output folder.
+        recipes: default training arguments of the task.
         training_class: the dataclass of the training arguments.
+        classifies: whether the logits have one column for each class, so that `--class_weights` apply.
 
     Returns:
         The script's arguments and the training arguments, whose `resume_from_checkpoint` is a folder or `None`.
 
     Raises:
-        ValueError, TypeError: an unknown flag or key (the message names the nearest), or a bad value.
+        ValueError, TypeError: an unknown flag or key (the message suggests the closest one), or a bad value.
         OSError: the config file or the checkpoint does not exist, or the output folder is in use.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(
-        [arguments_class, training_class],  # type: ignore[list-item]
-        prog=f"maxsup-hf train {task}",
-        allow_abbrev=False,  # an abbreviated or misspelled flag must not pass for another one
-        usage="%(prog)s [flags]",
-        description="From --output_dir on these are the training arguments of transformers, with --loss and --loss_kwargs. "
-        "Defaults are those of the run that is asked for: behind the flags of your data or model, --help shows others.",
-    )
-    # Without an accelerator: pinned memory only warns, and ranks that were not told use_cpu would each train alone.
-    has_accelerator = torch.accelerator.is_available()
-    parser.set_defaults(output_dir=None, dataloader_pin_memory=has_accelerator, use_cpu=not has_accelerator)
+    parser = _build_parser([arguments_class, training_class], task)
     without_help = [word for word in argv if word not in ("-h", "--help")]
     given, _ = parser.parse_known_args(without_help)
     config = _read_config(given.config, parser) if given.config else {}
@@ -103,36 +93,53 @@ def parse(
     given, unknown = parser.parse_known_args(without_help)
     if unknown:
         _raise_unknown("argument", unknown[0], parser._option_string_actions)
-    on_own_data = recipes.fine_tuning if given.model_name_or_path else recipes.from_scratch
-    recipe = on_own_data if given.model_name_or_path or data_flags(given) else recipes.embedded
     output_dir, checkpoint = _output_dir(given.output_dir, given.resume_from_checkpoint, f"outputs/{task}")
-    parser.set_defaults(**{**recipe, **config, "output_dir": output_dir})
+    parser.set_defaults(**{**_recipe(recipes, given), **config, "output_dir": output_dir})
     args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     training_args.resume_from_checkpoint = checkpoint
-    if training_args.class_weights is not None and task not in CLASSIFYING:
-        raise ValueError(
-            f"class_weights are for tasks that tell classes apart ({', '.join(CLASSIFYING)}), and {task} does not: leave "
-            "class_weights out"
-        )
+    if training_args.class_weights is not None and not classifies:
+        raise ValueError(f"class_weights are for tasks that classify, and {task} does not; leave class_weights out")
     _set_up_logging(training_args)
     if training_args.push_to_hub and not constants.is_offline_mode() and training_args.process_index == 0:
-        prepare(destination(training_args))  # a token that cannot push is found out before data are read
+        prepare(destination(training_args))  # before the data are read, so that an invalid token is noticed at once
     return args, training_args
+
+
+def _recipe(recipes: Recipes, given: Any) -> Mapping[str, Any]:
+    """The recipe for the model and the data that the flags name."""
+    if given.model_name_or_path:
+        return recipes.fine_tuning
+    return recipes.from_scratch if data_flags(given) else recipes.builtin
+
+
+def _build_parser(classes: Sequence[type[Any]], task: str) -> _Parser:
+    parser = _Parser(
+        classes,  # type: ignore[arg-type]
+        prog=f"maxsup-hf train {task}",
+        allow_abbrev=False,  # an abbreviated or misspelled flag must not pass for another one
+        usage="%(prog)s [flags]",
+        description="The flags from --output_dir on are the training arguments of transformers, with --loss and "
+        "--loss_kwargs. Defaults depend on the data and the model: give those flags along with --help to see theirs.",
+    )
+    # Without an accelerator, pinned memory only causes a warning, and ranks without use_cpu would each train alone.
+    has_accelerator = torch.accelerator.is_available()
+    parser.set_defaults(output_dir=None, dataloader_pin_memory=has_accelerator, use_cpu=not has_accelerator)
+    return parser
 
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)  # one line, not the usage of 150 flags
+        raise ValueError(message)  # argparse would print the usage of 150 flags and exit
 
 
 def _read_config(path: str, parser: HfArgumentParser) -> dict[str, Any]:
-    """Keys and values of a YAML or JSON file, in the form of argparse defaults."""
+    """The keys and values of a YAML or JSON file, as defaults for argparse."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"config: expected a YAML or JSON file, but there is no file {path!r}")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML too
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path!r} does not parse as YAML or JSON: {error}") from error
+        raise ValueError(f"config: {path!r} cannot be parsed as YAML or JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config: {path!r} must hold keys and values, got {type(values).__name__}")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
@@ -141,7 +148,8 @@ def _read_config(path: str, parser: HfArgumentParser) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in actions:
             _raise_unknown(f"config: key in {path!r}", str(key), actions)
-        # argparse converts and checks defaults that are strings; so YAML's 1e-3, a string to it, becomes a number too
+        # argparse converts and checks only defaults that are strings. So YAML's 1e-3, which YAML reads as a string, becomes
+        # a number too.
         is_scalar = actions[name].type in (int, float, str) and isinstance(value, (int, float, str))
         defaults[name] = str(value) if is_scalar else value
     return defaults
@@ -151,47 +159,54 @@ def _raise_unknown(what: str, name: str, known: Iterable[str]) -> NoReturn:
     word = name.partition("=")[0]
     close = difflib.get_close_matches(word, [each for each in known if each not in ("-h", "--help")], n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}?" if close else "see --help for all of them"
-    plain = word.lstrip("-").removesuffix("_end")
-    if any(plain in get_spec(loss).parameters for loss in list_losses()):
-        hint = f"what a loss takes stands in loss_kwargs, as --loss_kwargs {word.lstrip('-')}=0.1"
+    parameter = word.lstrip("-")
+    if any(parameter.removesuffix("_end") in get_spec(loss).parameters for loss in list_losses()):
+        hint = f"parameters of a loss go into loss_kwargs, as --loss_kwargs {parameter}=0.1"
     raise ValueError(f"unknown {what}: {name!r}; {hint}")
 
 
 def _output_dir(given: str | None, resume: str | None, default: str) -> tuple[str, str | None]:
     """The folder to write to, and the checkpoint to resume from. A run never writes into the folder of another one.
 
-    `auto` is for jobs that are started again and again by the same command: it begins where there is no checkpoint yet.
+    With `auto`, a job that is restarted by the same command resumes from its last checkpoint, or starts if there is none.
 
-    Without `--output_dir` it is the first folder that is free. Ranks agree, for they all choose before the first of them can
-    write: constructing the training arguments waits for every rank.
+    Without `--output_dir`, the folder is the first free one. All ranks choose the same: constructing the training arguments
+    waits for every rank, so that all have chosen before any of them writes.
     """
     if resume is None or resume.lower() in ("", "false", "no", "none"):
-        if given is None:
-            return first_free(default), None
-        if in_use(given):
-            raise FileExistsError(
-                f"output_dir: {given!r} is not empty, and a new run would overwrite what was saved there. Name another "
-                "folder, or continue the run in it with --resume_from_checkpoint true"
-            )
-        return given, None
+        return _new_folder(given, default), None
     if resume.lower() in ("true", "yes", "last", "auto"):
         folder = default if given is None else given
         checkpoint = last_checkpoint(folder)
         if checkpoint is None and resume.lower() != "auto":
             raise FileNotFoundError(
-                f"resume_from_checkpoint: there is no complete checkpoint in {folder!r} (set by --output_dir)"
+                f"resume_from_checkpoint: there is no complete checkpoint in {folder!r}; set --output_dir to the folder of "
+                "the run, or name a checkpoint"
             )
         return folder, checkpoint
     reason = damage(resume)
     if reason is not None:
         raise FileNotFoundError(
-            f"resume_from_checkpoint: expected a complete checkpoint folder, true, or auto (begin where there is none), got "
-            f"{resume!r}: {reason}"
+            "resume_from_checkpoint: expected the folder of a complete checkpoint, true, or auto (start if there is none), "
+            f"got {resume!r}: {reason}"
         )
     parent = os.path.dirname(os.path.abspath(resume))
     if given is not None and os.path.abspath(given) != parent and in_use(given):
-        raise FileExistsError(f"output_dir: {given!r} is not empty and not the folder of the checkpoint {resume!r}")
+        raise FileExistsError(
+            f"output_dir: {given!r} is not empty and not the folder of the checkpoint {resume!r}; name another folder"
+        )
     return os.path.relpath(parent) if given is None else given, resume
+
+
+def _new_folder(given: str | None, default: str) -> str:
+    if given is None:
+        return first_free(default)
+    if in_use(given):
+        raise FileExistsError(
+            f"output_dir: {given!r} is not empty, and a new run would overwrite what was saved there; name another folder, "
+            "or continue the run in it with --resume_from_checkpoint true"
+        )
+    return given
 
 
 def first_free(default: str) -> str:
@@ -201,11 +216,12 @@ def first_free(default: str) -> str:
 
 
 def in_use(folder: str) -> bool:
+    """Whether a path exists and is not an empty folder."""
     return os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder))
 
 
 def _set_up_logging(training_args: Any) -> None:
-    """Notices of this package on stderr: INFO on the main process unless `--log_level` says otherwise, WARNING elsewhere."""
+    """Log this package's messages to stderr: by default from INFO on the main process, and from WARNING on the others."""
     logging.basicConfig(format="%(levelname)s %(message)s")
     default = logging.INFO if training_args.process_index == 0 else logging.WARNING
     passive = training_args.log_level == "passive"

@@ -1,4 +1,4 @@
-"""The model of a run: pretrained, from a config, or the task's tiny default."""
+"""Building the model of a run: pretrained, from a config, or the task's tiny default."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from maxsup_hf.scripts.common.arguments import ScriptArguments
 
 
 def hub_options(args: ScriptArguments) -> dict[str, Any]:
-    """Keyword arguments of every `from_pretrained` of a model, its tokenizer or its image processor."""
+    """Keyword arguments of `from_pretrained` for a model, its tokenizer and its image processor."""
     return {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
 
 
 def load_config(args: ScriptArguments) -> PretrainedConfig | None:
-    """Config of `--model_name_or_path` or `--config_name`; `None` asks for the task's default.
+    """The config of `--model_name_or_path` or `--config_name`; `None` if neither is given.
 
     Raises:
         ValueError: it cannot be loaded.
@@ -27,14 +27,14 @@ def load_config(args: ScriptArguments) -> PretrainedConfig | None:
         source = getattr(args, argument)
         if source:
             if source.startswith((".", "/", "~")) and not os.path.exists(source):
-                raise ValueError(f"{argument}: there is no folder {source!r}")
+                raise ValueError(f"{argument}: there is no folder {source!r}; expected a folder or a Hub id")
             with loading(argument, source):
                 return AutoConfig.from_pretrained(source, **hub_options(args))
     return None
 
 
 def set_classes(config: PretrainedConfig, names: Sequence[str]) -> PretrainedConfig:
-    """Make a config one of a classifier of these classes, in place."""
+    """Set the classes of a classifier's config, in place, and return it."""
     config.num_labels = len(names)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}
@@ -43,13 +43,13 @@ def set_classes(config: PretrainedConfig, names: Sequence[str]) -> PretrainedCon
 
 
 def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments, seed: int) -> Any:
-    """A model with the weights of `--model_name_or_path`, otherwise random ones.
+    """A model with the weights of `--model_name_or_path`, or random ones.
 
-    A head of another number of classes starts from random weights. Weights are held in `--dtype` (float32 by default),
-    not in the type that they happen to be stored in: training in float16 or bfloat16 must be asked for.
+    A head with another number of classes starts from random weights. Weights are loaded as `--dtype` (float32 by default)
+    and not as the type that they are stored in, so that nobody trains in float16 or bfloat16 unawares.
 
     Raises:
-        ValueError: the architecture does not serve the task, or the weights cannot be loaded.
+        ValueError: the architecture does not support the task, or the weights cannot be loaded.
     """
     set_seed(seed)
     source = args.model_name_or_path
@@ -58,5 +58,5 @@ def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments
             return auto_class.from_pretrained(
                 source, config=config, dtype=args.dtype, ignore_mismatched_sizes=True, **hub_options(args)
             )
-        config.name_or_path = ""  # of a config alone the card would call the model fine-tuned
+        config.name_or_path = ""  # or the card would call the model fine-tuned from its config
         return auto_class.from_config(config, trust_remote_code=args.trust_remote_code, dtype=args.dtype)

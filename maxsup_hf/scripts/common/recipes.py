@@ -1,4 +1,4 @@
-"""Training arguments that suit small text models; each task starts from them, and the user's flags win."""
+"""Default training arguments. Each task starts from those that suit small models; the user's flags override them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 
 class Recipes(NamedTuple):
-    """Training arguments that a task starts from, flag -> value.
+    """Default training arguments of a task, flag -> value.
 
     Attributes:
-        embedded: for a random model on the embedded data.
+        builtin: for a random model on the built-in data set.
         from_scratch: for a random model on the user's data.
         fine_tuning: with `--model_name_or_path`.
     """
 
-    embedded: Mapping[str, Any]
+    builtin: Mapping[str, Any]
     from_scratch: Mapping[str, Any]
     fine_tuning: Mapping[str, Any]
 
@@ -30,7 +30,7 @@ FROM_SCRATCH = {
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
 }
-EMBEDDED = {**FROM_SCRATCH, "num_train_epochs": 4}
+BUILTIN = {**FROM_SCRATCH, "num_train_epochs": 4}
 FINE_TUNING = {
     **EVERY_EPOCH,
     "num_train_epochs": 3,
@@ -40,4 +40,4 @@ FINE_TUNING = {
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
 }
-TEXTS = Recipes(EMBEDDED, FROM_SCRATCH, FINE_TUNING)
+TEXTS = Recipes(BUILTIN, FROM_SCRATCH, FINE_TUNING)

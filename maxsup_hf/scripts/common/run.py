@@ -1,4 +1,4 @@
-"""The run itself: train, save, evaluate, and say where everything is."""
+"""The run of a training script: train, save and evaluate, with exit statuses and messages for the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import EvalPrediction, Trainer
 
 from maxsup_hf.data.arguments import data_flags
 from maxsup_hf.data.columns import read_column
+from maxsup_hf.data.messages import listed
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, LogitMetrics
 from maxsup_hf.scripts.common.arguments import ScriptArguments
@@ -28,8 +29,8 @@ from maxsup_hf.trainer.class_weights import weights_for_training
 logger = logging.getLogger(__name__)
 
 GEOMETRY_HELP = (
-    "Log feature_within and feature_r2 (within-class variation and separability of the features) at each evaluation, which "
-    "takes one more pass over its data."
+    "Log feature_within and feature_r2 (within-class variation and separability of the features) at each evaluation; this "
+    "takes another pass over the evaluation data."
 )
 
 
@@ -41,13 +42,35 @@ class Job:
         trainer: with its model, data and `processing_class`.
         test_dataset: evaluated once, at the end.
         card: keyword arguments of `Trainer.create_model_card`.
-        dry: only say what would be trained.
+        dry: print what would be trained instead of training.
     """
 
     trainer: Any
     test_dataset: Dataset | None
     card: dict[str, Any]
     dry: bool = False
+
+
+def make_job(args: ScriptArguments, trainer: Any, splits: Mapping[str, Any], task: str, builtin: str) -> Job:
+    """The job of a script, once everything has been checked.
+
+    Args:
+        splits: `test` is evaluated at the end if it is there.
+        task: as the Hub calls it, for the model card.
+        builtin: name of the task's built-in data set, for the model card.
+    """
+    return Job(trainer, splits.get("test"), _card(args, task, builtin), args.dry_run)
+
+
+def _card(args: ScriptArguments, task: str, builtin: str) -> dict[str, Any]:
+    """The task and the data, as keyword arguments of `Trainer.create_model_card`."""
+    flags = data_flags(args)
+    if not flags:
+        return {"tasks": task, "dataset": builtin}
+    if args.dataset_name is None or os.path.isdir(args.dataset_name):
+        return {"tasks": task, "dataset": os.path.basename(getattr(args, flags[0]).rstrip("/"))}
+    tags = {"dataset_tags": args.dataset_name, "dataset_args": args.dataset_config_name}
+    return {"tasks": task, "dataset": args.dataset_name, **tags}
 
 
 def main(
@@ -57,18 +80,33 @@ def main(
 ) -> None:
     """Run a script from the command line.
 
-    What is wrong with the input shows while the job is prepared, as ValueError, TypeError or OSError: it is printed as
-    one line and ends the program with status 2 (`--log_level debug` shows the traceback). From then on an error is not
-    the user's, and keeps its traceback; but a checkpoint that cannot be written is one line again, and status 1.
+    Wrong input raises ValueError, TypeError or OSError while the job is prepared: the message is printed as one line and the
+    program ends with status 2 (`--log_level debug` shows the traceback). Later errors are not the user's and keep their
+    traceback, except that a failed push or a checkpoint that cannot be written is one line again, with status 1.
 
-    With `--enable_jit_checkpoint` SIGTERM ends training with a checkpoint, and the program with status 143, as the shell
-    calls the end by that signal: a batch system that sees it starts the run again.
+    With `--enable_jit_checkpoint`, SIGTERM ends training with a checkpoint and the program with status 143, as a shell
+    reports that signal: a batch system that sees it restarts the run.
 
     Args:
-        prepare: reads and checks the input; writes nothing before all of it is good.
-        argv: the command line without the program; `None` is `sys.argv[1:]`.
-        act: instead of `run`.
+        prepare: reads and checks the input; writes nothing until all of it is valid.
+        argv: the command line without the program; `None` means `sys.argv[1:]`.
+        act: called instead of `run`.
     """
+    job = _prepare(prepare, argv)
+    _act(job, describe if job.dry else act or run)
+    preempted = job.trainer.preempted
+    # DDP must be gone before its process group is destroyed. Otherwise gloo joins its thread while holding the interpreter's
+    # lock, which that thread may need, and the rank never ends.
+    PartialState().wait_for_everyone()
+    del job
+    gc.collect()
+    PartialState().destroy_process_group()
+    if preempted:
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def _prepare(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str] | None) -> Job:
+    """Prepare and check a job; wrong input ends the program."""
     try:
         job = prepare(argv)
         _resolve_class_weights(job.trainer)
@@ -80,30 +118,28 @@ def main(
         if os.environ.get("RANK", "0") == "0":  # the other ranks found the same
             print("error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
+    return job
+
+
+def _act(job: Job, act: Callable[[Job], None]) -> None:
+    """Run a prepared job; an interruption, or a failure to save or push, ends the program."""
     try:
-        (describe if job.dry else act or run)(job)
+        act(job)
     except KeyboardInterrupt:
         if job.trainer.is_world_process_zero():
-            whole = last_checkpoint(job.trainer.args.output_dir)
-            on = f"go on from {whole} with --resume_from_checkpoint true" if whole else "there is no checkpoint yet"
-            print(f"\ninterrupted: {on}", file=sys.stderr)
+            checkpoint = last_checkpoint(job.trainer.args.output_dir)
+            hint = "there is no checkpoint yet"
+            if checkpoint:
+                hint = f"continue from {checkpoint} with --resume_from_checkpoint true"
+            print(f"\ninterrupted: {hint}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
-    except (PushError, CheckpointError) as error:  # what was trained is saved, or the last of it could not be
+    except (PushError, CheckpointError) as error:  # saved but not pushed, or a checkpoint not written
         print("error:", error, file=sys.stderr)
         raise SystemExit(1) from error
-    preempted = job.trainer.preempted
-    # DDP must be gone before its process group is: freed with it, gloo joins its thread while holding the interpreter's
-    # lock, which that thread may need, and the rank never ends.
-    PartialState().wait_for_everyone()
-    del job
-    gc.collect()
-    PartialState().destroy_process_group()
-    if preempted:
-        raise SystemExit(128 + signal.SIGTERM)
 
 
 def _resolve_class_weights(trainer: Any) -> None:
-    """Replace `class_weights` of the arguments by the numbers that they mean for this model and its training data.
+    """Replace `class_weights` of the arguments by the numbers for this model and its training data.
 
     Raises:
         ValueError, TypeError: they do not fit.
@@ -114,47 +150,46 @@ def _resolve_class_weights(trainer: Any) -> None:
 
 
 def describe(job: Job) -> None:
-    """What would be trained, in a few lines."""
+    """Print what would be trained, in a few lines."""
     trainer = job.trainer
     args, model = trainer.args, trainer.model
-    with suppress(OSError):  # the Trainer made it; only an empty one can be removed
+    with suppress(OSError):  # the Trainer made the folder; it is removed only if it is empty
         (os.rmdir if os.path.isabs(args.output_dir) else os.removedirs)(args.output_dir)
     if not trainer.is_world_process_zero():
         return
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    duration = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     print(
         f"dry run: {type(model).__name__} ({model.num_parameters():,} parameters) on {len(trainer.train_dataset):,} rows, "
         f"loss {trainer.loss_function}\n"
         f"{trainer.accelerator.distributed_type.value}, {args.world_size} process(es) on {args.device.type} x batch "
         f"{args.per_device_train_batch_size} x accumulation {args.gradient_accumulation_steps} = {batch} rows a step, "
         f"mixed precision {trainer.accelerator.mixed_precision}, to {args.output_dir}\n"
-        f"learning rate {args.learning_rate:g}, "
-        + (f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs")
+        f"learning rate {args.learning_rate:g}, {duration}"
     )
-    names = model.config.id2label or {}
     columns = getattr(trainer.train_dataset, "column_names", None) or []
     if "labels" in columns and job.card.get("tasks") in ("image-classification", "text-classification"):
+        names = model.config.id2label or {}
         counts = Counter(read_column(trainer.train_dataset, "labels").to_pylist())
-        listed = ", ".join(f"{names.get(i, i)} ({counts[i]:,})" for i in list(names)[:20])
-        print(f"{len(names)} classes: {listed}{', …' if len(names) > 20 else ''}")
+        print(f"{len(names)} classes: {listed([f'{name} ({counts[i]:,})' for i, name in names.items()], 20)}")
 
 
 def run(job: Job) -> None:
-    """Train, save, then evaluate on the validation and the test data.
+    """Train and save, then evaluate on the validation and the test data.
 
-    Writes to the Trainer's `output_dir`: the model and its processing class, `trainer_state.json`, `train_results.json`,
-    `eval_results.json`, `test_results.json`, all of them together in `all_results.json`, and the model card. Main process
-    only.
+    The main process writes to the Trainer's `output_dir`: the model and its processing class, `trainer_state.json`,
+    `train_results.json`, `eval_results.json`, `test_results.json`, `all_results.json` (all of them together) and the model
+    card.
     """
     trainer = job.trainer
     checkpoint = trainer.args.resume_from_checkpoint
     if checkpoint:
-        logger.info("going on from %s", checkpoint)
+        logger.info("resuming from %s", checkpoint)
     train_metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     if trainer.preempted:
         if trainer.is_world_process_zero():
             step, last = trainer.state.global_step, trainer.state.max_steps
-            print(f"ended by SIGTERM after step {step} of {last}, saved: go on with --resume_from_checkpoint true")
+            print(f"ended by SIGTERM after step {step} of {last}, saved: continue with --resume_from_checkpoint true")
         return
     trainer.save_model()
     trainer.save_state()
@@ -170,21 +205,6 @@ def run(job: Job) -> None:
         print(f"saved to {trainer.args.output_dir}")
 
 
-def card(args: ScriptArguments, task: str, embedded: str) -> dict[str, Any]:
-    """What `Trainer.create_model_card` should know of the data.
-
-    Args:
-        embedded: name of the task's embedded data set.
-    """
-    flags = data_flags(args)
-    if not flags:
-        return {"tasks": task, "dataset": embedded}
-    if args.dataset_name is None or os.path.isdir(args.dataset_name):
-        return {"tasks": task, "dataset": os.path.basename(getattr(args, flags[0]).rstrip("/"))}
-    tags = {"dataset_tags": args.dataset_name, "dataset_args": args.dataset_config_name}
-    return {"tasks": task, "dataset": args.dataset_name, **tags}
-
-
 def _report(trainer: Trainer, prefix: str, metrics: dict[str, float], dataset: Any) -> None:
     metrics = {**metrics, f"{prefix}_samples": len(dataset)}
     trainer.log_metrics(prefix, metrics)
@@ -192,10 +212,10 @@ def _report(trainer: Trainer, prefix: str, metrics: dict[str, float], dataset: A
 
 
 def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`compute_metrics` of the classification tasks; the Trainer puts `eval_` or `test_` before the names."""
+    """`compute_metrics` of the classification tasks; the Trainer prefixes the names with `eval_` or `test_`."""
     return CalibrationMetrics()(prediction) | LogitMetrics()(prediction)
 
 
 def only_logits(outputs: Any, labels: Any) -> Any:
-    """`preprocess_logits_for_metrics`: encoder-decoders return hidden states too, which would fill the memory."""
+    """`preprocess_logits_for_metrics`: drop the hidden states of encoder-decoders, which would fill the memory."""
     return outputs[0] if isinstance(outputs, tuple) else outputs

@@ -1,4 +1,4 @@
-"""The tokenizer of a text task: named, the model's own, or trained on the data."""
+"""Flags of the text tasks, and their tokenizer: named, the model's own, or trained on the data."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 VOCABULARY_SIZE = 4_000
 DEFAULT_LENGTH = 512
-NO_LIMIT = 1_000_000  # a tokenizer that knows no longest text says 1e30
+NO_LIMIT = 1_000_000  # a tokenizer without a maximum length says 1e30
 
 
 @dataclass
 class TextArguments(ScriptArguments):
-    """Flags of every task on text."""
+    """Flags of every text task."""
 
     tokenizer_name: str | None = flag("Tokenizer: a Hub id or a folder (default: that of the model).")
     max_seq_length: int | None = flag(
-        "Longest text in tokens; the rest is cut off (default: what the model takes, else 512)."
+        "Maximum length of a text in tokens; the rest is cut off (default: what the model takes, else 512)."
     )
 
     def __post_init__(self) -> None:
@@ -37,59 +37,85 @@ class TextArguments(ScriptArguments):
             raise ValueError(f"max_seq_length must be at least 1 token, got {self.max_seq_length}")
 
 
+def set_up_text_task(
+    args: TextArguments, config: PretrainedConfig | None, texts: Iterable[str], *, offsets: bool = False
+) -> tuple[PreTrainedTokenizerBase, PretrainedConfig, int]:
+    """Tokenizer, config (that of a tiny BERT if there is none) and maximum length in tokens of a task that reads texts.
+
+    Args:
+        config, texts, offsets: see `build_tokenizer`.
+
+    Raises:
+        ValueError: see `build_tokenizer` and `max_length`.
+    """
+    tokenizer = build_tokenizer(args, config, texts, offsets)
+    config = config or default_config(tokenizer)
+    return tokenizer, config, max_length(args, config, tokenizer)
+
+
 def build_tokenizer(
     args: TextArguments, config: PretrainedConfig | None, texts: Iterable[str], offsets: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that is named or comes with the model; where there is none, one trained on the training texts.
+    """The tokenizer of `--tokenizer_name` or of the model; if there is neither, one trained on the training texts.
 
     Args:
-        config: of the model where it has one; learns the tokenizer's padding token, in place.
-        texts: the training texts, read only where a tokenizer is trained.
-        offsets: whether the task must know which characters a token stands for.
+        config: of the model if it has one already; its padding token is set to the tokenizer's, in place.
+        texts: the training texts, read only to train a tokenizer.
+        offsets: whether the task needs to know which characters a token stands for.
 
     Raises:
-        ValueError: the tokenizer cannot be loaded or trained, cannot pad, or knows no offsets where they are needed.
+        ValueError: the tokenizer cannot be loaded or trained, cannot pad, or lacks offsets that the task needs.
     """
-    tokenizer: PreTrainedTokenizerBase
     argument = tokenizer_argument(args)
     if argument is None:
         vocabulary_size = config.vocab_size if config else VOCABULARY_SIZE
-        tokenizer = train_tokenizer(texts, vocabulary_size, getattr(config, "type_vocab_size", 2) > 1)
-        logger.info("trained a tokenizer of %d tokens on the training texts", len(tokenizer))
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, vocabulary_size, has_token_types(config))
     else:
-        source = getattr(args, argument)
-        with loading(argument, source):
-            tokenizer = AutoTokenizer.from_pretrained(source, **hub_options(args))
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token  # decoders come without one; padding is masked, whatever it is
-        if tokenizer.pad_token is None:
-            raise ValueError(f"{argument}: the tokenizer of {source!r} has no padding token, nor an end token to pad with")
-        if offsets and not tokenizer.is_fast:
-            raise ValueError(
-                f"{argument}: the tokenizer of {source!r} is written in Python and does not say which characters a token "
-                "stands for, which this task needs; name one with a tokenizer.json with --tokenizer_name"
-            )
+        tokenizer = _load_tokenizer(args, argument, offsets)
     if config is not None:
         config.pad_token_id = tokenizer.pad_token_id  # decoders classify at the last token that is not padding
     return tokenizer
 
 
+def _load_tokenizer(args: TextArguments, argument: str, offsets: bool) -> PreTrainedTokenizerBase:
+    source = getattr(args, argument)
+    with loading(argument, source):
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub_options(args))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # decoders often have no padding token; padding is masked, so any will do
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"{argument}: the tokenizer of {source!r} has neither a padding token nor an end token to pad with; name "
+            "another one with --tokenizer_name"
+        )
+    if offsets and not tokenizer.is_fast:
+        raise ValueError(
+            f"{argument}: the tokenizer of {source!r} is written in Python and does not say which characters a token "
+            "stands for, which this task needs; name one that has a tokenizer.json with --tokenizer_name"
+        )
+    return tokenizer
+
+
+def has_token_types(config: PretrainedConfig | None) -> bool:
+    """Whether a model takes `token_type_ids`, as the default one does."""
+    return getattr(config, "type_vocab_size", 2) > 1
+
+
 def tokenizer_argument(args: TextArguments) -> str | None:
-    """The flag whose value a tokenizer is loaded from; `None` where there is no flag, or a config without a tokenizer."""
+    """The flag that a tokenizer is loaded by; `None` if there is none, or a local config without a tokenizer beside it."""
     argument = next((name for name in ("tokenizer_name", "model_name_or_path", "config_name") if getattr(args, name)), None)
-    if argument == "config_name" and os.path.isfile(args.config_name or ""):
-        return None
-    if argument == "config_name" and os.path.isdir(args.config_name or ""):
-        files = os.listdir(args.config_name)
-        return argument if any(file.startswith(("token", "vocab", "spiece", "sentencepiece")) for file in files) else None
-    return argument
+    if argument != "config_name" or not os.path.exists(args.config_name or ""):
+        return argument
+    files = os.listdir(args.config_name) if os.path.isdir(args.config_name or "") else []
+    has_tokenizer = any(file.startswith(("token", "vocab", "spiece", "sentencepiece")) for file in files)
+    return argument if has_tokenizer else None
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int, token_types: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (no text is unknown to it) with BERT's layout of single texts and pairs.
+    """Train a byte-level BPE tokenizer, which can encode any text, with BERT's layout of single texts and pairs.
 
     Args:
-        token_types: give the model `token_type_ids`, which tell the texts of a pair apart.
+        token_types: return `token_type_ids`, which tell the texts of a pair apart.
 
     Raises:
         ValueError: the vocabulary is too small for the 256 bytes and three special tokens.
@@ -111,6 +137,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, token_types: boo
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
+    logger.info("trained a tokenizer of %d tokens on the training texts", tokenizer.get_vocab_size())
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
@@ -135,13 +162,28 @@ def default_config(tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
 
 
 def max_length(args: TextArguments, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Longest text in tokens: what is asked for, else what model and tokenizer take, else 512.
+    """Maximum length of a text in tokens: `--max_seq_length`, else what model and tokenizer take, else 512.
 
     Raises:
-        ValueError: more is asked for than the model takes.
+        ValueError: `--max_seq_length` is more than the model takes.
     """
     stated = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
-    limit = min((n for n in stated if n and n < NO_LIMIT), default=None)
-    if limit and args.max_seq_length and args.max_seq_length > limit:
-        raise ValueError(f"max_seq_length: {args.max_seq_length} tokens are more than the {limit} that the model takes")
+    limit = length_limit("max_seq_length", args.max_seq_length, stated)
     return args.max_seq_length or limit or DEFAULT_LENGTH
+
+
+def length_limit(argument: str, asked: int | None, stated: Iterable[int | None]) -> int | None:
+    """The smallest of the stated maximum lengths in tokens; `None` if there is none.
+
+    Args:
+        argument: the flag that asks for a length, for messages.
+        asked: its value.
+        stated: maximum lengths of model and tokenizer; absent or very large ones are not limits.
+
+    Raises:
+        ValueError: `asked` is more than the limit.
+    """
+    limit = min((n for n in stated if n and n < NO_LIMIT), default=None)
+    if limit and asked and asked > limit:
+        raise ValueError(f"{argument}: {asked} tokens are more than the {limit} that the model takes; lower --{argument}")
+    return limit

@@ -1,8 +1,7 @@
-"""What tasks that write text share: tokenizers in the layouts that they need."""
+"""Tokenizers of language models: for models that generate text, and for models that fill in masked tokens."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
 from tokenizers import processors
@@ -12,11 +11,10 @@ from maxsup_hf.scripts.common.tokenizers import (
     VOCABULARY_SIZE,
     TextArguments,
     build_tokenizer,
+    has_token_types,
     tokenizer_argument,
     train_tokenizer,
 )
-
-logger = logging.getLogger(__name__)
 
 END, MASK = "[SEP]", "[MASK]"
 
@@ -29,18 +27,19 @@ def build_generator_tokenizer(
     vocabulary_size: int = VOCABULARY_SIZE,
     ends: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that is named or comes with the model; where there is none, one trained for a model that writes.
+    """The tokenizer of `--tokenizer_name` or of the model; if there is neither, one trained for a model that generates.
 
-    A trained one puts nothing before a text, for a prompt is to be continued, and its end token is `[SEP]`.
+    A trained one puts nothing before a text, because a prompt is to be continued. Its end token is `[SEP]`.
 
     Args:
-        config: of the model where it has one; learns the tokenizer's padding token, and all special tokens of a trained one.
-        texts: the training texts, read only where a tokenizer is trained.
-        vocabulary_size: of a trained one where there is no config.
-        ends: whether a trained one puts the end token behind every text, as encoder-decoders need it.
+        config: of the model if it has one already. Its padding token is set to the tokenizer's, in place; with a trained
+            tokenizer, all its special tokens are.
+        texts: the training texts, read only to train a tokenizer.
+        vocabulary_size: of a trained tokenizer if there is no config.
+        ends: whether a trained tokenizer puts the end token after every text, as encoder-decoders need it.
 
     Raises:
-        ValueError: see `build_tokenizer`; or it has more tokens than the model.
+        ValueError: see `build_tokenizer`; or the tokenizer has more tokens than the model.
     """
     if tokenizer_argument(args) is not None:
         return check_vocabulary(build_tokenizer(args, config, ()), config)
@@ -51,7 +50,6 @@ def build_generator_tokenizer(
         pair=f"$A $B {END}" if ends else "$A $B",
         special_tokens=[(END, tokenizer.eos_token_id)],
     )
-    logger.info("trained a tokenizer of %d tokens on the training texts", len(tokenizer))
     if config is not None:
         config.pad_token_id = config.decoder_start_token_id = tokenizer.pad_token_id
         config.eos_token_id = tokenizer.eos_token_id
@@ -66,17 +64,16 @@ def build_mask_tokenizer(
     *,
     vocabulary_size: int = VOCABULARY_SIZE,
 ) -> PreTrainedTokenizerBase:
-    """As `build_generator_tokenizer`, for a model that fills in masked tokens: BERT's layout, and a mask token.
+    """As `build_generator_tokenizer`, but for a model that fills in masked tokens: BERT's layout, and a mask token.
 
     Raises:
-        ValueError: see `build_tokenizer`; or it has no mask token, or more tokens than the model.
+        ValueError: see `build_tokenizer`; or the tokenizer has no mask token, or more tokens than the model.
     """
     argument = tokenizer_argument(args)
     if argument is None:
-        size = (config.vocab_size if config else vocabulary_size) - 1
-        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, size, getattr(config, "type_vocab_size", 2) > 1)
+        size = (config.vocab_size if config else vocabulary_size) - 1  # without the mask token
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, size, has_token_types(config))
         tokenizer.add_special_tokens({"mask_token": MASK})
-        logger.info("trained a tokenizer of %d tokens on the training texts", len(tokenizer))
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
         return tokenizer
@@ -90,8 +87,11 @@ def build_mask_tokenizer(
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig | None) -> PreTrainedTokenizerBase:
-    """Raises ValueError where the tokenizer has more tokens than the model has embeddings."""
+    """Return the tokenizer; raise ValueError if it has more tokens than the model has embeddings."""
     size = getattr(config, "vocab_size", None)
     if size is not None and len(tokenizer) > size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, more than the model's vocab_size of {size}")
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, more than the model's vocab_size of {size}; name the model's own "
+            "with --tokenizer_name"
+        )
     return tokenizer

@@ -1,0 +1,16 @@
+"""Shortening what error messages quote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def listed(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """The first items, and how many more there are."""
+    more = len(items) - most
+    return separator.join(items[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text in quotes, cut to `most` characters."""
+    return repr(text if len(text) <= most else text[: most - 3] + "…")

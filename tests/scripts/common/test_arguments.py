@@ -1,0 +1,131 @@
+"""Flags, the config file and the output folder of a training script."""
+
+import json
+
+import pytest
+
+from maxsup_hf.scripts import text_classification
+from maxsup_hf.scripts.common.arguments import parse
+from maxsup_hf.scripts.common.recipes import Recipes
+
+
+def flags(*argv):
+    return parse(
+        text_classification.TextClassificationArguments,
+        list(argv),
+        "text-classification",
+        Recipes(
+            builtin={"num_train_epochs": 11, "learning_rate": 0.25, "weight_decay": 0.5},
+            from_scratch={"num_train_epochs": 12},
+            fine_tuning={"num_train_epochs": 13},
+        ),
+    )
+
+
+# ---- flags and the config file ----
+
+
+def test_command_line_wins_over_file_wins_over_recipe(tmp_path):
+    (tmp_path / "run.yaml").write_text("learning_rate: 1e-3\nnum-train-epochs: 5\nmax_train_samples: 7\nloss: maxsup\n")
+    args, training_args = flags("--config", "run.yaml", "--num_train_epochs", "2")
+    assert training_args.num_train_epochs == 2  # command line
+    assert training_args.learning_rate == 1e-3  # file, and a number although YAML takes it for a string
+    assert training_args.weight_decay == 0.5  # recipe
+    assert args.max_train_samples == 7
+    assert training_args.adam_beta1 == 0.9  # transformers
+
+
+def test_config_file_may_be_json_and_hold_nested_values(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"loss": "maxsup", "loss_kwargs": {"alpha": 0.3}, "bf16": False}))
+    _, training_args = flags("--config=run.json")
+    assert training_args.loss_kwargs == {"alpha": 0.3}
+
+
+def test_the_recipe_fits_the_run():
+    assert flags()[1].num_train_epochs == 11
+    assert flags("--train_file", "x.csv")[1].num_train_epochs == 12
+    assert flags("--train_file", "x.csv", "--model_name_or_path", "m")[1].num_train_epochs == 13
+
+
+def test_a_file_can_bring_the_data_that_choose_the_recipe(tmp_path):
+    (tmp_path / "run.yaml").write_text("train_file: x.csv")
+    assert flags("--config", "run.yaml")[1].num_train_epochs == 12
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning_rat: 1", "'learning_rat'; did you mean 'learning_rate'"),
+        ("num_train_epochs: three", "invalid float value: 'three'"),
+        ("max_train_samples: 2.5", "invalid int value: '2.5'"),
+        ("- a\n- b", "must hold keys and values, got list"),
+        ("a: [1", "cannot be parsed as YAML or JSON"),
+        ("", "must hold keys and values, got NoneType"),
+    ],
+)
+def test_bad_config_file(tmp_path, content, message):
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        flags("--config", "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "message"),
+    [
+        (["--config", "no.yaml"], FileNotFoundError, "config: .*no.yaml"),
+        (["--train_fil", "x"], ValueError, "'--train_fil'; did you mean '--train_file'"),
+        (["--num_train_epochs", "three"], ValueError, "num_train_epochs.*'three'"),
+        (["--train_val_split", "1.5"], ValueError, "train_val_split must lie between 0 and 1"),
+        (["--max_eval_samples", "0"], ValueError, "max_eval_samples must be at least 1, got 0"),
+        (["--max_seq_length", "0"], ValueError, "max_seq_length must be at least 1"),
+        (["--model_name_or_path", "a", "--config_name", "b"], ValueError, "exclude each other"),
+        (["--loss", "maxsub"], ValueError, "did you mean 'maxsup'"),
+        (["--loss_kwargs", "alhpa=0.1"], TypeError, "alhpa"),
+        (["--resume_from_checkpoint", "nowhere"], FileNotFoundError, "resume_from_checkpoint: .*'nowhere'"),
+        (["--resume_from_checkpoint", "true"], FileNotFoundError, "no complete checkpoint in 'outputs/text-classification'"),
+    ],
+)
+def test_bad_flags(tmp_path, argv, error, message):
+    with pytest.raises(error, match=message):
+        flags(*argv)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- output folder ----
+
+
+def test_default_output_folders_are_numbered(tmp_path):
+    assert flags()[1].output_dir == "outputs/text-classification"
+    for i, expected in enumerate(["outputs/text-classification", "outputs/text-classification-2"]):
+        folder = flags()[1].output_dir
+        assert folder == expected
+        (tmp_path / folder).mkdir(parents=True)
+        assert flags()[1].output_dir == expected, "an empty folder is free"
+        (tmp_path / folder / "something").write_text(str(i))
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").write_text("precious")
+    with pytest.raises(FileExistsError, match="output_dir: 'run' is not empty"):
+        flags("--output_dir", "run")
+    assert (tmp_path / "run" / "model.safetensors").read_text() == "precious"
+
+
+def test_resume_writes_to_the_folder_of_the_checkpoint(tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    for argv in (
+        ["--resume_from_checkpoint", "run/checkpoint-5"],
+        ["--resume_from_checkpoint", "true", "--output_dir", "run"],
+        ["--resume_from_checkpoint", "run/checkpoint-5", "--output_dir", "run"],
+    ):
+        _, training_args = flags(*argv)
+        assert (training_args.output_dir, training_args.resume_from_checkpoint) == ("run", "run/checkpoint-5")
+    _, training_args = flags("--resume_from_checkpoint", "run/checkpoint-5", "--output_dir", "other")
+    assert training_args.output_dir == "other"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="'other' is not empty and not the folder of the checkpoint"):
+        flags("--resume_from_checkpoint", "run/checkpoint-5", "--output_dir", "other")
