@@ -60,8 +60,9 @@ class Augmentation:
 
         steps: list[Callable[[Tensor], Tensor]] = []
         if self.name != "none":
-            padding = [max(1, size[1] // 8)] * 2 + [max(1, size[0] // 8)] * 2  # left, right, top, bottom
-            steps += [RandomCrop(size, tuple(padding), padding_mode="reflect"), RandomHorizontalFlip()]
+            across, down = max(1, size[1] // 8), max(1, size[0] // 8)
+            padding = (across, across, down, down)  # left, right, top, bottom
+            steps += [RandomCrop(size, padding, padding_mode="reflect"), RandomHorizontalFlip()]
         if self.name == "randaugment":
             steps.append(self._randaugment())
         if self.random_erasing:

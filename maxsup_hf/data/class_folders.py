@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image
+
+from maxsup_hf.data.messages import listed
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +54,13 @@ def load_class_folders(argument: str, path: str) -> Dataset:
         if any(image.parent != folder for image in images):
             nested.append(folder.name)
     if without:
-        listed = "; ".join(f"{name}: {_counted(others) or 'no files'}" for name, others in list(without.items())[:5])
+        problems = listed([f"{name}: {_counted(others) or 'no files'}" for name, others in without.items()], separator="; ")
         raise ValueError(
             f"{argument}: a class needs images, and {len(without)} of the {len(classes)} in {path!r} have none that can be "
-            f"read ({listed}); convert the files to jpeg or png, or remove the folder"
+            f"read ({problems}); convert the files to jpeg or png, or remove the folder"
         )
     if nested:
-        logger.warning("%s: images in folders inside of a class belong to that class: %s", argument, _listed(nested))
+        logger.warning("%s: images in folders inside of a class belong to that class: %s", argument, listed(nested))
     if skipped:
         logger.warning("%s: %s skipped, which cannot be read as images", argument, _counted(skipped))
     _name_what_lies_beside(argument, root)
@@ -76,7 +78,7 @@ def _check_layout(argument: str, root: Path, classes: list[Path]) -> None:
     if all(folder.name.lower() in SPLIT_NAMES and any(x.is_dir() for x in folder.iterdir()) for folder in classes):
         raise ValueError(
             f"{argument}: {str(root)!r} holds a folder for each split ({', '.join(x.name for x in classes)}), not for each "
-            f"class; give one of them ({argument} {classes[0]}), or all as --dataset_name {root}"
+            f"class; give one of them (--{argument} {classes[0]}), or all as --dataset_name {root}"
         )
 
 
@@ -134,8 +136,3 @@ def _counted(extensions: Counter[str]) -> str:
         f"{count} {'file' if count == 1 else 'files'} {extension or 'without extension'}"
         for extension, count in extensions.most_common()
     )
-
-
-def _listed(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -74,6 +74,13 @@ def find_column(
     raise ValueError(f"{argument}: the column {problem}; name it with --{argument}. {_columns(dataset)}")
 
 
+def warn_of_unused_texts(dataset: Dataset, used: Collection[str]) -> None:
+    """Name the columns of strings that a task does not read: half of its input may be there."""
+    unused = [name for name, feature in dataset.features.items() if is_string(feature) and name not in used]
+    if unused:
+        logger.warning("columns of the training data that hold texts and are not used: %s", ", ".join(unused))
+
+
 # ---- checking ----
 
 

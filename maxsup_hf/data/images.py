@@ -2,51 +2,74 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
-from datasets import Dataset, Image
+from datasets import Dataset, Image, Value
+from tqdm.auto import tqdm
 
-from maxsup_hf.data.columns import check_column, check_not_missing, check_type, is_image, is_string
-from maxsup_hf.data.loading import loading
+from maxsup_hf.data.columns import check_column, check_not_missing, check_type, is_image, is_string, read_column
 from maxsup_hf.data.messages import listed
 
 DEEP = ("I", "F")  # modes of more than 8 bits a channel; a suffix may follow them (I;16)
-MOST_OPENED = 10_000  # images before training, evenly spaced if there are more
+AT_ONCE = 1024  # images that are checked together: encoded images in memory
 
 
-def as_images(dataset: Dataset, column: str, argument: str, split: str) -> Dataset:
-    """Turn a column of paths into one of images.
+def is_encoded_image(feature: Any) -> bool:
+    """Whether a column holds encoded images: their bytes, or bytes and path as `datasets` stores them."""
+    if isinstance(feature, dict):
+        return {"bytes", "path"} <= feature.keys()
+    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
+
+
+def as_images(dataset: Dataset, column: str, argument: str, split: str, folder: str | None = None) -> Dataset:
+    """Turn a column of paths or encoded images into one of images.
+
+    Args:
+        folder: in which relative paths are looked for first, such as that of the file that names them.
 
     Raises:
         ValueError, TypeError: the column does not exist, has missing values, or holds something else.
     """
     check_column(dataset, column, argument, split)
+    readable = (is_image, is_string, is_encoded_image)
     check_type(
-        dataset, column, argument, split, fits=lambda feature: is_image(feature) or is_string(feature),
-        expected="images or paths",
+        dataset, column, argument, split, fits=lambda feature: any(fits(feature) for fits in readable),
+        expected="images, their bytes, or paths",
     )  # fmt: skip
     check_not_missing(dataset, column, split)
+    if is_string(dataset.features[column]) and folder is not None:
+        paths = [_found_in(folder, path) for path in read_column(dataset, column).to_pylist()]
+        dataset = dataset.remove_columns(column).add_column(column, paths)
     return dataset.cast_column(column, Image())
 
 
+def _found_in(folder: str, path: str) -> str:
+    inside = Path(folder) / path
+    return str(inside) if inside.exists() else path
+
+
 def check_images(dataset: Dataset, column: str, argument: str, split: str) -> None:
-    """Decode the first image, and read the header of the others (at most `MOST_OPENED`).
+    """Decode all images, in as many threads as there are cores.
 
     Raises:
-        ValueError: files are not images, or have more than 8 bits a channel; the message names the first of them.
+        ValueError: files that are missing, truncated or not images, or have more than 8 bits a channel; the message names
+            the first of them.
     """
-    with loading(argument, f"{column}, row 0 of the {split} data"):
-        dataset[0][column].load()
-    undecoded = dataset.cast_column(column, Image(decode=False))
-    step = -(-len(dataset) // MOST_OPENED)
+    undecoded = dataset.cast_column(column, Image(decode=False)).select_columns(column)
     problems = []
-    for row in range(0, len(dataset), step):
-        problem = _problem(undecoded[row][column])
-        if problem is not None:
-            problems.append(f"row {row}{problem}")
+    starts = tqdm(
+        range(0, len(dataset), AT_ONCE), desc=f"checking the images of the {split} data", unit=f"×{AT_ONCE}", disable=None
+    )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in starts:
+            cells = undecoded[start : start + AT_ONCE][column]
+            found = enumerate(pool.map(_problem, cells), start)
+            problems += [f"row {row}{problem}" for row, problem in found if problem is not None]
     if problems:
         raise ValueError(
             f"{argument}: {len(problems)} of {len(dataset)} images of the {split} data cannot be used; remove or repair "
@@ -57,12 +80,14 @@ def check_images(dataset: Dataset, column: str, argument: str, split: str) -> No
 def _problem(cell: dict[str, Any]) -> str | None:
     """What is wrong with an image that is not decoded yet, preceded by its path; `None` if nothing is."""
     path, content = cell["path"], cell["bytes"]
-    if content is None and not Path(path).exists() and "://" in path:
+    if content is None and "://" in path and not Path(path).exists():
         return None  # in an archive or on another machine
     try:
         with PIL.Image.open(path if content is None else BytesIO(content)) as image:
             check_depth(image)
-    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+            image.draft("RGB", (64, 64))  # a JPEG is read to its end, but decoded at a smaller size
+            image.load()
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         return f": {error}" if path is None else f" ({path}): {error}"
     return None
 
@@ -75,8 +100,13 @@ def check_depth(image: PIL.Image.Image) -> None:
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Raises:
-    ValueError: see `check_depth`.
+    """An image in RGB; what is transparent becomes white.
+
+    Raises:
+        ValueError: see `check_depth`.
     """
     check_depth(image)
-    return image.convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -19,6 +19,7 @@ from maxsup_hf.data.splits import hold_out_and_limit
 logger = logging.getLogger(__name__)
 
 LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent")
+FRACTIONAL = ("float", "double", "decimal")  # class indices may be stored so, as pandas does with a column that had gaps
 
 
 def classification_splits(
@@ -85,10 +86,12 @@ def encode_labels(
     names = class_names(splits["train"], column, found["train"])
     if sorted(order) == sorted(names):
         names = list(order)
+    _warn_of_lookalikes(names)
     index = {name: i for i, name in enumerate(names)}
+    in_training = set(found["train"])
     encoded = {}
     for split, dataset in splits.items():
-        unseen = sorted(set(found[split]) - index.keys())
+        unseen = sorted(set(found[split]) - in_training)
         if unseen:
             raise ValueError(
                 f"label_column_name: column {column!r} of the {split} data has labels that the training data lacks: "
@@ -97,6 +100,19 @@ def encode_labels(
         labels = np.array([index[name] for name in found[split]], dtype=np.int64)
         encoded[split] = dataset.select_columns(list(inputs)).add_column("labels", labels)
     return encoded, names
+
+
+def _warn_of_lookalikes(names: Sequence[str]) -> None:
+    """Name the classes that differ only by case or spaces: most often they are one."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            logger.warning(
+                "classes that differ only by case or spaces: %s; if they are the same class, correct the labels",
+                listed([repr(name) for name in group]),
+            )
 
 
 def without_hidden_test(splits: Splits, column: str) -> Splits:
@@ -116,7 +132,8 @@ def class_names(dataset: Dataset, column: str, found: Sequence[str]) -> list[str
     feature = dataset.features[column]
     if isinstance(feature, ClassLabel):
         return list(feature.names)
-    return sorted(set(found), key=int if is_integer(feature) else None)
+    is_number = is_integer(feature) or feature.dtype.startswith(FRACTIONAL)
+    return sorted(set(found), key=int if is_number else None)
 
 
 def label_names(dataset: Dataset, column: str, split: str) -> list[str]:
@@ -133,13 +150,15 @@ def label_names(dataset: Dataset, column: str, split: str) -> list[str]:
     if not isinstance(feature, (ClassLabel, Value)):
         raise TypeError(f"{where} is {type(feature).__name__}; labels must be class names, integers or strings")
     check_not_missing(dataset, column, split)  # before the type: integers with gaps are read from a csv as floats
-    if feature.dtype.startswith(("float", "double", "decimal")):
-        raise TypeError(
-            f"{where} is {feature.dtype}, which is a regression; this task needs classes. If the numbers are classes, "
-            "store them as integers"
-        )
     values = read_column(dataset, column).to_pylist()
-    if feature.dtype.startswith("int") and min(values) < 0:
+    if feature.dtype.startswith(FRACTIONAL):
+        if any(value != int(value) for value in values):
+            raise TypeError(
+                f"{where} is {feature.dtype}, which is a regression; this task needs classes. If the numbers are classes, "
+                "store them as integers"
+            )
+        values = [int(value) for value in values]
+    if feature.dtype.startswith(("int", *FRACTIONAL)) and min(values) < 0:
         negative = sum(value < 0 for value in values)
         raise ValueError(
             f"{where} has {negative} negative labels (the smallest is {min(values)}); drop or correct these rows"

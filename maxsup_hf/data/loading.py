@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, l
 from datasets.exceptions import DatasetsError
 
 from maxsup_hf.data.arguments import DataArguments, data_flags
-from maxsup_hf.data.messages import listed
+from maxsup_hf.data.class_folders import load_class_folders
 
 Splits = dict[str, Dataset]
 SPLITS = ("train", "validation", "test")
@@ -47,52 +47,6 @@ def loading(argument: str, value: Any, hint: str = "") -> Iterator[None]:
 
 
 # ---- splits ----
-
-
-def load_class_folders(argument: str, path: str) -> Dataset:
-    """The images of a folder with a subfolder for each class. Columns: `image`, `label`.
-
-    Args:
-        argument: the flag that names the folder, for messages.
-
-    Raises:
-        FileNotFoundError, ValueError: the folder does not exist, has a subfolder for each split instead of each class, or
-            cannot be loaded.
-    """
-    if not Path(path).is_dir():
-        raise FileNotFoundError(
-            f"{argument}: there is no folder {path!r}; expected one with a subfolder of images for each class"
-        )
-    _check_class_folders(argument, path, sorted(folder for folder in Path(path).iterdir() if folder.is_dir()))
-    with loading(argument, path):
-        # Named as one split: datasets would turn subfolders that are called train or test into splits.
-        files = {"train": str(Path(path) / "**")}
-        return load_dataset("imagefolder", data_files=files, split="train", drop_labels=False)
-
-
-def _check_class_folders(argument: str, path: str, folders: Sequence[Path]) -> None:
-    if not folders:
-        raise ValueError(
-            f"{argument}: {path!r} has no subfolders; put the images of each class into one of its own, as "
-            f"{Path(path) / 'cat' / '1.jpeg'}"
-        )
-    if all(_is_split_folder(folder) for folder in folders):
-        raise ValueError(
-            f"{argument}: {path!r} holds a folder for each split ({', '.join(x.name for x in folders)}), not for each "
-            f"class; give one of them (--{argument} {folders[0]}), or all as --dataset_name {path}"
-        )
-    empty = [folder.name for folder in folders if not any(x.is_file() for x in folder.rglob("[!.]*"))]
-    if empty:
-        raise ValueError(
-            f"{argument}: every class needs images, but there are none in {listed(empty)} of {path!r}; add some or remove "
-            "the folder"
-        )
-
-
-def _is_split_folder(folder: Path) -> bool:
-    """Whether a folder is called like a split, and holds folders itself."""
-    usual = [name for names in USUAL_NAMES.values() for name in names]
-    return folder.name.lower() in usual and any(x.is_dir() for x in folder.iterdir())
 
 
 def load_splits(

@@ -40,10 +40,53 @@ def hold_out_validation(splits: Splits, share: float, label_column: str | None =
             f"the training data has {len(train)} row, too few to hold one out for validation; add rows or validation data"
         )
     count = min(max(1, round(len(train) * share)), len(train) - 1)
-    held_out = stratified_indices(_classes(train, label_column), count)
+    classes = _classes(train, label_column)
+    held_out = _without_whole_classes(stratified_indices(classes, count), classes)
     kept = np.setdiff1d(np.arange(len(train)), held_out)
-    logger.info("no validation data: held out %d of the %d training rows (train_val_split)", count, len(train))
+    logger.info("no validation data: held out %d of the %d training rows (train_val_split)", len(held_out), len(train))
     return {**splits, "train": train.select(kept), "validation": train.select(held_out)}
+
+
+def hold_out_groups(splits: Splits, share: float, column: str) -> Splits:
+    """As `hold_out_validation`, but rows with the same value in a column stay together, as questions on the same text must:
+    otherwise the validation data would hold texts that the model was trained on."""
+    if "validation" in splits:
+        return splits
+    train = splits["train"]
+    _, group_of, sizes = np.unique(read_column(train, column).to_numpy(), return_inverse=True, return_counts=True)
+    if len(sizes) == len(train):
+        return hold_out_validation(splits, share)
+    if len(sizes) < 2:
+        raise ValueError(
+            f"the training data has a single {column}, and rows with the same one are not divided: bring validation data"
+        )
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(sizes))
+    most = max(1, round(len(train) * share))
+    taken = order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), most, side="right")))][: len(sizes) - 1]
+    held_out = np.flatnonzero(np.isin(group_of, taken))
+    logger.info(
+        "no validation data: held out %d of the %d training rows, all rows of %d of %d values of %s (train_val_split)",
+        len(held_out), len(train), len(taken), len(sizes), column,
+    )  # fmt: skip
+    kept = np.setdiff1d(np.arange(len(train)), held_out)
+    return {**splits, "train": train.select(kept), "validation": train.select(held_out)}
+
+
+def _without_whole_classes(held_out: NDArray[np.integer], classes: NDArray) -> NDArray[np.integer]:
+    """Return a row to training of each class that would be held out entirely: an unseen class cannot be learned.
+
+    Raises:
+        ValueError: nothing is left to hold out.
+    """
+    in_training = np.isin(classes, np.delete(classes, held_out))
+    whole = held_out[~in_training[held_out]]
+    _, first = np.unique(classes[whole], return_index=True)
+    left = np.setdiff1d(held_out, whole[first])
+    if not len(left):
+        raise ValueError(
+            "no class of the training data has rows enough to hold one out for validation; add rows or validation data"
+        )
+    return left
 
 
 def limit_rows(splits: Splits, args: DataArguments, label_column: str | None = None) -> Splits:

@@ -18,22 +18,25 @@ from transformers import (
     default_data_collator,
 )
 
-from maxsup_hf.data.arguments import flag
+from maxsup_hf.data.arguments import data_flags, flag
+from maxsup_hf.data.augmentation import AUGMENTATIONS, Augmentation
 from maxsup_hf.data.builtin import digits
 from maxsup_hf.data.columns import find_column, is_image
-from maxsup_hf.data.images import as_images, check_images, to_rgb
+from maxsup_hf.data.images import is_encoded_image, to_rgb
 from maxsup_hf.data.labels import classification_splits, find_label_column
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.mixup import MixupCollator
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
-from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor, transform_on_reading
+from maxsup_hf.scripts.common.image_processors import ImageArguments, load_images, named_processor, transform_on_reading
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
 from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "image-classification"
 IMAGE_NAMES = ("image", "img", "image_path", "image_file", "path", "file", "file_name", "filename")
+
+DEFAULT_SIZE = 32  # pixels, for the default model
 
 FROM_SCRATCH = {
     **recipes.FROM_SCRATCH,
@@ -53,6 +56,11 @@ class ImageClassificationArguments(ImageArguments):
 
     train_dir: str | None = flag("Training data: a folder with a subfolder of images for each class.")
     log_feature_geometry: bool = flag(run.GEOMETRY_HELP, False)
+    augmentation: str | None = flag(
+        f"Random augmentation of the training images: {', '.join(AUGMENTATIONS)} (default: crop_flip on your own images, "
+        "none on the built-in digits, which a flip would change)."
+    )
+    random_erasing: float = flag("Share of the training images of which a random rectangle is erased.", 0.0)
     mixup_alpha: float = flag("Mix images in training, with shares from Beta(alpha, alpha) (Mixup); 0 turns it off.", 0.0)
     cutmix_alpha: float = flag("Paste boxes of one image into another in training (CutMix), as --mixup_alpha.", 0.0)
     mixup_prob: float = flag("Probability of mixing, if Mixup or CutMix is on.", 1.0)
@@ -79,7 +87,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     model = build_model(AutoModelForImageClassification, config, args, training_args.seed)
     processor = _image_processor(args, config)
     transform = partial(to_pixels, column=image_column, processor=processor)
-    splits = transform_on_reading(splits, transform, training_args)
+    augmented = partial(transform, augmentation=_augmentation(args, processor))
+    splits = transform_on_reading(splits, transform, training_args, augmented)
     trainer = MaxSupTrainer(
         model,
         training_args,
@@ -99,12 +108,14 @@ def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | 
     splits = load_splits(args, digits)
     label_column = find_label_column(splits["train"], args.label_column_name)
     given, taken = args.image_column_name, [label_column]
-    column = find_column(splits["train"], "image_column_name", given, fits=is_image, names=IMAGE_NAMES, taken=taken)
-    for split, dataset in splits.items():
-        splits[split] = as_images(dataset, column, "image_column_name", split)
-        check_images(splits[split], column, "image_column_name", split)
+    column = find_column(splits["train"], "image_column_name", given, fits=_holds_images, names=IMAGE_NAMES, taken=taken)
+    splits = load_images(args, splits, column)
     splits, names = classification_splits(args, splits, [column], label_column, config)
     return splits, column, names
+
+
+def _holds_images(feature: Any) -> bool:
+    return is_image(feature) or is_encoded_image(feature)
 
 
 def _default_config() -> PretrainedConfig:
@@ -117,15 +128,26 @@ def _image_processor(args: ImageClassificationArguments, config: PretrainedConfi
     processor, _ = named_processor(args)
     if processor is not None:
         return processor
-    size = getattr(config, "image_size", args.image_size)
+    size = args.image_size or getattr(config, "image_size", None) or DEFAULT_SIZE
     height, width = (size, size) if isinstance(size, int) else size
     return ViTImageProcessorPil(size={"height": height, "width": width})  # the one that does not need torchvision
 
 
-def to_pixels(batch: dict[str, list[Any]], column: str, processor: Any) -> dict[str, Any]:
+def _augmentation(args: ImageClassificationArguments, processor: Any) -> Augmentation:
+    name = args.augmentation or ("crop_flip" if data_flags(args) else "none")
+    normalizes = getattr(processor, "do_normalize", False)
+    mean, std = (getattr(processor, key, None) if normalizes else None for key in ("image_mean", "image_std"))
+    return Augmentation(name, mean, std, args.random_erasing)
+
+
+def to_pixels(
+    batch: dict[str, list[Any]], column: str, processor: Any, augmentation: Augmentation | None = None
+) -> dict[str, Any]:
     """The model's inputs for a batch of rows: a transform of `datasets`."""
-    images = [to_rgb(image) for image in batch[column]]
-    return {**processor(images, return_tensors="pt"), "labels": batch["labels"]}
+    inputs = processor([to_rgb(image) for image in batch[column]], return_tensors="pt")
+    if augmentation is not None:
+        inputs["pixel_values"] = augmentation(inputs["pixel_values"])
+    return {**inputs, "labels": batch["labels"]}
 
 
 def _collator(args: ImageClassificationArguments, classes: int) -> Any:

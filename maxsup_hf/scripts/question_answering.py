@@ -19,7 +19,7 @@ from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import questions_about_names
 from maxsup_hf.data.columns import find_column, is_string, read_texts
 from maxsup_hf.data.loading import Splits, load_splits
-from maxsup_hf.data.splits import hold_out_and_limit
+from maxsup_hf.data.splits import hold_out_groups, limit_rows
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config
@@ -114,7 +114,7 @@ def _load_questions(args: QuestionAnsweringArguments) -> Splits:
         train, "context_column_name", args.context_column_name, fits=is_string, names=CONTEXT_NAMES, taken=taken
     )
     splits = {split: check_answers(dataset, question, context, answers, split) for split, dataset in splits.items()}
-    return hold_out_and_limit(splits, args)
+    return limit_rows(hold_out_groups(splits, args.train_val_split, "context"), args)
 
 
 def metrics(prediction: EvalPrediction, dataset: Dataset, may_be_none: bool) -> dict[str, float]:

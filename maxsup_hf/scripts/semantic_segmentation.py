@@ -24,7 +24,7 @@ from transformers import (
 
 from maxsup_hf.data.arguments import data_flags, flag
 from maxsup_hf.data.builtin_scenes import SCENE_CLASSES, digit_scenes
-from maxsup_hf.data.images import as_images, check_images, to_rgb
+from maxsup_hf.data.images import as_images, to_rgb
 from maxsup_hf.data.labels import pretrained_classes
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.masks import check_masks, find_mask_columns, load_pair_folder, to_array
@@ -32,11 +32,12 @@ from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
-from maxsup_hf.scripts.common.image_processors import ImageArguments, named_processor, transform_on_reading
+from maxsup_hf.scripts.common.image_processors import ImageArguments, load_images, named_processor, transform_on_reading
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "semantic-segmentation"
+DEFAULT_SIZE = 40  # pixels, for the default model
 
 FROM_SCRATCH = {
     **recipes.FROM_SCRATCH,
@@ -69,7 +70,6 @@ class SemanticSegmentationArguments(ImageArguments):
     class_names: str | None = flag(
         "Comma-separated names of the classes 0, 1, … (default: one class for each value in the training masks)."
     )
-    image_size: int = flag("Height and width in pixels for the default model; images and masks are resized to it.", 40)
 
 
 def prepare(argv: Sequence[str] | None = None) -> run.Job:
@@ -112,9 +112,8 @@ def _load_images(
 ) -> tuple[Splits, tuple[str, str], list[str]]:
     splits = load_splits(args, digit_scenes, load_pair_folder)
     image, mask = find_mask_columns(splits["train"], args.image_column_name, args.label_column_name)
+    splits = load_images(args, splits, image)
     for split, dataset in splits.items():
-        dataset = as_images(dataset, image, "image_column_name", split)
-        check_images(dataset, image, "image_column_name", split)
         splits[split] = as_images(dataset, mask, "label_column_name", split).select_columns([image, mask])
     names = _class_names(args)
     count = check_masks(splits, image, mask, names, ignore_index)
@@ -163,7 +162,8 @@ def _default_config() -> PretrainedConfig:
 def _image_processor(args: SemanticSegmentationArguments) -> Any:
     processor, argument = named_processor(args)
     if processor is None:
-        size = {"height": args.image_size, "width": args.image_size}
+        pixels = args.image_size or DEFAULT_SIZE
+        size = {"height": pixels, "width": pixels}
         try:
             return SegformerImageProcessorPil(size=size)  # the one that does not need torchvision
         except ImportError as error:

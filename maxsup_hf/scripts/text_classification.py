@@ -5,6 +5,7 @@ Without arguments: a tiny transformer that tells which language a name is in. No
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import (
 
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin import names_in_languages
-from maxsup_hf.data.columns import check_strings, find_column, is_string, read_texts
+from maxsup_hf.data.columns import check_strings, find_column, is_string, read_texts, warn_of_unused_texts
 from maxsup_hf.data.labels import classification_splits, find_label_column
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.scripts.common import recipes, run
@@ -29,7 +30,26 @@ from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
 from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
+logger = logging.getLogger(__name__)
+
 TASK = "text-classification"
+# Columns that are read together, as the two texts of a pair.
+PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("question", "context"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("title", "text"),
+    ("title", "content"),
+    ("title", "body"),
+    ("subject", "body"),
+)
 TEXT_NAMES = ("text", "sentence", "content", "review", "utterance", "query", "question", "title", "premise")
 
 
@@ -88,10 +108,22 @@ def text_columns(train: Dataset, given: str | None, label_column: str) -> list[s
     named: list[str | None] = [name.strip() for name in given.split(",")] if given else [None]
     if len(named) > 2:
         raise ValueError(f"text_column_name: expected one column or two comma-separated columns, got {given!r}")
-    return [
+    if given is None and (pair := _find_pair(train, label_column)):
+        logger.info(
+            "text_column_name: %s (found in the data, used as a pair; name one column to use it alone)", ",".join(pair)
+        )
+        return pair
+    found = [
         find_column(train, "text_column_name", name, fits=is_string, names=TEXT_NAMES, taken=[label_column])
         for name in named
     ]
+    warn_of_unused_texts(train, [*found, label_column])
+    return found
+
+
+def _find_pair(train: Dataset, label_column: str) -> list[str] | None:
+    texts = {name.lower(): name for name in train.column_names if name != label_column and is_string(train.features[name])}
+    return next(([texts[a], texts[b]] for a, b in PAIRS if a in texts and b in texts), None)
 
 
 def tokenize(dataset: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:

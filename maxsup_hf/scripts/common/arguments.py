@@ -15,6 +15,7 @@ import torch
 import yaml
 from huggingface_hub import constants
 from transformers import HfArgumentParser
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from maxsup_hf.data.arguments import DataArguments, data_flags, flag
 from maxsup_hf.hub.mixin import destination
@@ -35,22 +36,40 @@ class ModelArguments:
     model_revision: str = flag("Branch, tag or commit of the model on the Hub.", "main")
     dtype: str = flag("Type of the weights, as torch names it (float32, bfloat16), or auto.", "float32")
     trust_remote_code: bool = flag("Run model code that comes with a model on the Hub.", False)
+    freeze_backbone: bool = flag("Train the head alone; the rest of the model keeps its weights.", False)
 
 
 @dataclass
 class ScriptArguments(DataArguments, ModelArguments):
     """Model and data of a run. Each task derives from this class and adds its own flags."""
 
+    early_stopping_patience: int | None = flag(
+        "End training after so many evaluations without a better --metric_for_best_model, and keep the best model."
+    )
     dry_run: bool = flag("Read and check everything, print what would be trained, and stop; nothing is written.", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ValueError(f"early_stopping_patience must be at least 1 evaluation, got {self.early_stopping_patience}")
         if self.model_name_or_path and self.config_name:
             raise ValueError(
                 "model_name_or_path (fine-tuning) and config_name (random weights) exclude each other, "
                 f"got {self.model_name_or_path!r} and {self.config_name!r}; keep one"
             )
 
+
+# The smallest values of training arguments that transformers does not check.
+LEAST = {
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "warmup_steps": 0,
+    "max_grad_norm": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+}
 
 Arguments = TypeVar("Arguments", bound=ScriptArguments)
 
@@ -95,6 +114,9 @@ def parse(
         _raise_unknown("argument", unknown[0], parser._option_string_actions)
     output_dir, checkpoint = _output_dir(given.output_dir, given.resume_from_checkpoint, f"outputs/{task}")
     parser.set_defaults(**{**_recipe(recipes, given), **config, "output_dir": output_dir})
+    if given.early_stopping_patience is not None:
+        parser.set_defaults(load_best_model_at_end=True)
+    _check_values(parser.parse_args(without_help))
     args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     training_args.resume_from_checkpoint = checkpoint
     if training_args.class_weights is not None and not classifies:
@@ -103,6 +125,25 @@ def parse(
     if training_args.push_to_hub and not constants.is_offline_mode() and training_args.process_index == 0:
         prepare(destination(training_args))  # before the data are read, so that an invalid token is noticed at once
     return args, training_args
+
+
+def _check_values(given: Any) -> None:
+    """Check training arguments that transformers takes as they are, and fails on during training.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    for name, least in LEAST.items():
+        value = getattr(given, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if given.num_train_epochs <= 0 and given.max_steps <= 0:
+        raise ValueError(f"num_train_epochs must be greater than 0, got {given.num_train_epochs:g}, or give max_steps")
+    trackers = given.report_to if isinstance(given.report_to, list) else [given.report_to or "none"]
+    available = get_available_reporting_integrations()
+    missing = [name for name in trackers if name in INTEGRATION_TO_CALLBACK and name not in available]
+    if missing:
+        raise ValueError(f"report_to: {missing[0]} is not installed; install it, or leave it out of report_to")
 
 
 def _recipe(recipes: Recipes, given: Any) -> Mapping[str, Any]:
@@ -124,6 +165,7 @@ def _build_parser(classes: Sequence[type[Any]], task: str) -> _Parser:
     # Without an accelerator, pinned memory only causes a warning, and ranks without use_cpu would each train alone.
     has_accelerator = torch.accelerator.is_available()
     parser.set_defaults(output_dir=None, dataloader_pin_memory=has_accelerator, use_cpu=not has_accelerator)
+    parser.set_defaults(do_train=True, do_eval=True)
     return parser
 
 

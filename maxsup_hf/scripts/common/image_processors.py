@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from transformers import AutoImageProcessor, TrainingArguments
 
 from maxsup_hf.data.arguments import flag
+from maxsup_hf.data.images import as_images, check_images
 from maxsup_hf.data.loading import Splits, loading
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.models import hub_options
@@ -23,12 +25,32 @@ class ImageArguments(ScriptArguments):
     test_dir: str | None = flag("Test data, evaluated once at the end, as --train_dir.")
     image_column_name: str | None = flag("Column of the images, or of paths to them (default: found by its type or name).")
     image_processor_name: str | None = flag("Image processor: a Hub id or a folder (default: that of the model).")
-    image_size: int = flag("Height and width in pixels for the default model; images are resized to it.", 32)
+    image_size: int | None = flag(
+        "Height and width in pixels that images are resized to (default: what the model's processor says; without one, "
+        "what the model takes, or a small size)."
+    )
+    skip_image_check: bool = flag("Do not decode all images before training, for millions of images.", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_size < 1:
+        if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
+
+
+def load_images(args: ImageArguments, splits: Splits, column: str) -> Splits:
+    """The splits with a column of decoded and checked images.
+
+    Raises:
+        ValueError, TypeError: see `as_images` and `check_images`.
+    """
+    loaded = {}
+    for split, dataset in splits.items():
+        file = getattr(args, f"{split}_file")
+        folder = None if file is None else os.path.dirname(os.path.abspath(file))
+        loaded[split] = as_images(dataset, column, "image_column_name", split, folder)
+        if not args.skip_image_check:
+            check_images(loaded[split], column, "image_column_name", split)
+    return loaded
 
 
 def named_processor(args: ImageArguments) -> tuple[Any, str]:
@@ -44,13 +66,32 @@ def named_processor(args: ImageArguments) -> tuple[Any, str]:
     if not source:
         return None, argument
     with loading(argument, source):
-        return AutoImageProcessor.from_pretrained(source, **hub_options(args)), argument
+        processor = AutoImageProcessor.from_pretrained(source, **hub_options(args))
+    if args.image_size is not None:
+        _set_size(processor, args.image_size)
+    return processor, argument
 
 
-def transform_on_reading(splits: Splits, transform: Callable[[Any], Any], training_args: TrainingArguments) -> Splits:
+def _set_size(processor: Any, pixels: int) -> None:
+    """Make an image processor resize to a square; one that resizes and then crops does no more than the first."""
+    processor.size = {"height": pixels, "width": pixels}
+    if getattr(processor, "crop_size", None) is not None:
+        processor.crop_size = {"height": pixels, "width": pixels}
+
+
+def transform_on_reading(
+    splits: Splits,
+    transform: Callable[[Any], Any],
+    training_args: TrainingArguments,
+    in_training: Callable[[Any], Any] | None = None,
+) -> Splits:
     """Turn images into the model's inputs only when their rows are read.
 
     The transform needs columns that the model does not take, so the Trainer must not remove them.
+
+    Args:
+        in_training: the transform of the training data, if it is another one.
     """
     training_args.remove_unused_columns = False
-    return {split: dataset.with_transform(transform) for split, dataset in splits.items()}
+    transforms = {"train": in_training or transform}
+    return {split: dataset.with_transform(transforms.get(split, transform)) for split, dataset in splits.items()}

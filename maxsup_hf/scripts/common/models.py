@@ -55,8 +55,27 @@ def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments
     source = args.model_name_or_path
     with loading("model_name_or_path" if source else "config_name", source or args.config_name):
         if source:
-            return auto_class.from_pretrained(
+            model = auto_class.from_pretrained(
                 source, config=config, dtype=args.dtype, ignore_mismatched_sizes=True, **hub_options(args)
             )
-        config.name_or_path = ""  # or the card would call the model fine-tuned from its config
-        return auto_class.from_config(config, trust_remote_code=args.trust_remote_code, dtype=args.dtype)
+        else:
+            config.name_or_path = ""  # or the card would call the model fine-tuned from its config
+            model = auto_class.from_config(config, trust_remote_code=args.trust_remote_code, dtype=args.dtype)
+    if args.freeze_backbone:
+        _freeze_backbone(model)
+    return model
+
+
+def _freeze_backbone(model: Any) -> None:
+    """Leave only the parameters outside of the base model to train.
+
+    Raises:
+        ValueError: there are none, as in a language model whose head is its input embedding.
+    """
+    backbone = model.base_model
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(False)
+    if backbone is model or not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"freeze_backbone: {type(model).__name__} has no head of its own to train; leave freeze_backbone out"
+        )

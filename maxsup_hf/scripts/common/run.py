@@ -15,7 +15,7 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import EvalPrediction, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
 from maxsup_hf.data.arguments import data_flags
 from maxsup_hf.data.columns import read_column
@@ -23,6 +23,7 @@ from maxsup_hf.data.messages import listed
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, LogitMetrics
 from maxsup_hf.scripts.common.arguments import ScriptArguments
+from maxsup_hf.scripts.common.rehearsal import rehearse
 from maxsup_hf.trainer.checkpointing import CheckpointError, last_checkpoint
 from maxsup_hf.trainer.class_weights import weights_for_training
 
@@ -59,6 +60,8 @@ def make_job(args: ScriptArguments, trainer: Any, splits: Mapping[str, Any], tas
         task: as the Hub calls it, for the model card.
         builtin: name of the task's built-in data set, for the model card.
     """
+    if args.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     return Job(trainer, splits.get("test"), _card(args, task, builtin), args.dry_run)
 
 
@@ -80,9 +83,10 @@ def main(
 ) -> None:
     """Run a script from the command line.
 
-    Wrong input raises ValueError, TypeError or OSError while the job is prepared: the message is printed as one line and the
-    program ends with status 2 (`--log_level debug` shows the traceback). Later errors are not the user's and keep their
-    traceback, except that a failed push or a checkpoint that cannot be written is one line again, with status 1.
+    Wrong input raises ValueError, TypeError, OSError, ImportError or RuntimeError while the job is prepared: the message is
+    printed as one line and the program ends with status 2 (`--log_level debug` shows the traceback). Later errors are not
+    the user's and keep their traceback, except that a failed push or a checkpoint that cannot be written is one line again,
+    with status 1.
 
     With `--enable_jit_checkpoint`, SIGTERM ends training with a checkpoint and the program with status 143, as a shell
     reports that signal: a batch system that sees it restarts the run.
@@ -109,10 +113,11 @@ def _prepare(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str]
     """Prepare and check a job; wrong input ends the program."""
     try:
         job = prepare(argv)
-        _resolve_class_weights(job.trainer)
-        if job.dry:
+        if job.trainer.args.do_train:
+            _resolve_class_weights(job.trainer)
             job.trainer.check()
-    except (ValueError, TypeError, OSError) as error:
+            rehearse(job.trainer)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if logger.isEnabledFor(logging.DEBUG):
             raise
         if os.environ.get("RANK", "0") == "0":  # the other ranks found the same
@@ -175,34 +180,42 @@ def describe(job: Job) -> None:
 
 
 def run(job: Job) -> None:
-    """Train and save, then evaluate on the validation and the test data.
+    """Train and save (unless `do_train` is false), then evaluate on the validation and the test data (unless `do_eval` is).
 
     The main process writes to the Trainer's `output_dir`: the model and its processing class, `trainer_state.json`,
     `train_results.json`, `eval_results.json`, `test_results.json`, `all_results.json` (all of them together) and the model
     card.
     """
     trainer = job.trainer
-    checkpoint = trainer.args.resume_from_checkpoint
-    if checkpoint:
-        logger.info("resuming from %s", checkpoint)
-    train_metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    if trainer.preempted:
-        if trainer.is_world_process_zero():
-            step, last = trainer.state.global_step, trainer.state.max_steps
-            print(f"ended by SIGTERM after step {step} of {last}, saved: continue with --resume_from_checkpoint true")
+    if trainer.args.do_train and not _train(trainer):
         return
-    trainer.save_model()
-    trainer.save_state()
-    _report(trainer, "train", train_metrics, trainer.train_dataset)
-    for prefix, dataset in (("eval", trainer.eval_dataset), ("test", job.test_dataset)):
+    evaluated = [("eval", trainer.eval_dataset), ("test", job.test_dataset)] if trainer.args.do_eval else []
+    for prefix, dataset in evaluated:
         if dataset is not None:
             _report(trainer, prefix, trainer.evaluate(dataset, metric_key_prefix=prefix), dataset)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**job.card)
-    else:
+    elif trainer.args.do_train:
         trainer.create_model_card(**job.card)
     if trainer.is_world_process_zero():
         print(f"saved to {trainer.args.output_dir}")
+
+
+def _train(trainer: Any) -> bool:
+    """Train and save; `False` if SIGTERM ended the training."""
+    checkpoint = trainer.args.resume_from_checkpoint
+    if checkpoint:
+        logger.info("resuming from %s", checkpoint)
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    if trainer.preempted:
+        if trainer.is_world_process_zero():
+            step, last = trainer.state.global_step, trainer.state.max_steps
+            print(f"ended by SIGTERM after step {step} of {last}, saved: continue with --resume_from_checkpoint true")
+        return False
+    trainer.save_model()
+    trainer.save_state()
+    _report(trainer, "train", metrics, trainer.train_dataset)
+    return True
 
 
 def _report(trainer: Trainer, prefix: str, metrics: dict[str, float], dataset: Any) -> None:

@@ -1,0 +1,105 @@
+"""The check before training finds what would fail in training, and leaves no trace."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+from maxsup_hf.scripts import image_classification, language_modeling, text_classification
+from maxsup_hf.scripts.common import run
+from maxsup_hf.scripts.common.rehearsal import rehearse
+from tests.scripts.conftest import image_folder, texts
+
+SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "8", "--max_eval_samples", "20", "--save_strategy", "no"]
+MIXED = ["--mixup_alpha", "0.8", "--augmentation", "crop_flip", "--random_erasing", "0.5"]
+
+
+def test_training_is_the_same_with_and_without(monkeypatch, tmp_path):
+    """The default model has batch normalisation; Mixup and augmentation draw random numbers."""
+    found = []
+    for folder in ("with", "without"):
+        if folder == "without":
+            monkeypatch.setattr(run, "rehearse", lambda trainer: None)
+        jobs = []
+        run.main(image_classification.prepare, [*SHORT, *MIXED, "--output_dir", folder], act=lambda job: jobs.append(job))
+        job = jobs[0]
+        job.trainer.train()
+        found.append({name: value.clone() for name, value in job.trainer.model.state_dict().items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_it_leaves_no_trace(tmp_path):
+    trainer = image_classification.prepare([*SHORT, "--output_dir", "out"]).trainer
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    rehearse(trainer)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert trainer.optimizer is None and trainer.trained_loss is None and trainer.model.training
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def refused(script, argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        script.main([*argv, "--output_dir", "out"])
+    said = capsys.readouterr()
+    assert end.value.code == 2 and "Traceback" not in said.err
+    return said.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--learning_rate", "-1"], "learning_rate must be at least 0, got -1.0"),
+        (["--learning_rate", "nan"], "learning_rate must be at least 0, got nan"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size must be at least 1, got 0"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1, got 0"),
+        (["--num_train_epochs", "0"], "num_train_epochs must be greater than 0, got 0"),
+        (["--report_to", "comet_ml"], "report_to: comet_ml is not installed"),
+        (["--metric_for_best_model", "f2"], "there is no metric 'f2'; name one of eval_accuracy, "),
+        (["--early_stopping_patience", "0"], "early_stopping_patience must be at least 1"),
+        (
+            ["--loss", "zipf_label_smoothing", "--mixup_alpha", "1"],
+            "the first batch of the training data cannot be trained on",
+        ),
+        (["--augmentation", "crop"], "augmentation must be one of none, crop_flip, randaugment, got 'crop'"),
+        (["--random_erasing", "2"], "random_erasing must be a share between 0 and 1"),
+        (["--optim", "adamw_8bit"], "the optimizer or the schedule cannot be built"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "the optimizer or the schedule cannot be built"),
+    ],
+)
+def test_refused_in_one_line(argv, line, capsys):
+    assert f"error: {line}" in refused(image_classification, argv, capsys).replace("metric_for_best_model: ", "")
+
+
+def test_a_processor_of_another_size_than_the_model(tmp_path, capsys):
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
+    )
+    ViTForImageClassification(config).save_pretrained("model")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained("model")
+    argv = ["--train_dir", image_folder(tmp_path / "photos"), "--model_name_or_path", "model"]
+    line = refused(image_classification, argv, capsys)
+    assert "cannot be trained on" in line and "16" in line and "32" in line
+    image_classification.main([*argv, "--image_size", "16", "--dry_run", "true", "--output_dir", "out"])
+
+
+def test_a_language_model_has_no_head_to_train_alone(capsys):
+    line = refused(language_modeling, ["--freeze_backbone", "true"], capsys)
+    assert "freeze_backbone: LlamaForCausalLM has no head of its own to train" in line
+
+
+def test_only_the_head_is_trained(tmp_path):
+    job = text_classification.prepare(["--train_file", texts(), "--freeze_backbone", "true", "--output_dir", "out"])
+    trained = [name for name, parameter in job.trainer.model.named_parameters() if parameter.requires_grad]
+    assert trained == ["classifier.weight", "classifier.bias"]
+
+
+def test_early_stopping_keeps_the_best_model(tmp_path, capsys):
+    """With a learning rate of 0 no evaluation is better than the first."""
+    argv = ["--train_file", texts(), "--learning_rate", "0", "--num_train_epochs", "6", "--early_stopping_patience", "2"]
+    text_classification.main([*argv, "--output_dir", "out"])
+    assert "epoch                    =        3" in capsys.readouterr().out.replace("3.0", "3")
