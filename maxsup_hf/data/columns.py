@@ -74,11 +74,15 @@ def find_column(
     raise ValueError(f"{argument}: the column {problem}; name it with --{argument}. {_columns(dataset)}")
 
 
-def warn_of_unused_texts(dataset: Dataset, used: Collection[str]) -> None:
-    """Name the columns of strings that a task does not read: half of its input may be there."""
-    unused = [name for name, feature in dataset.features.items() if is_string(feature) and name not in used]
-    if unused:
-        logger.warning("columns of the training data that hold texts and are not used: %s", ", ".join(unused))
+def report_columns(dataset: Dataset, used: Collection[str]) -> None:
+    """Log which columns of the training data are used and which are not. Unused texts are a warning: half of the input may
+    be there."""
+    unused = [name for name in dataset.column_names if name not in used]
+    texts = [name for name in unused if is_string(dataset.features[name])]
+    logger.log(
+        logging.WARNING if texts else logging.INFO,
+        "columns used: %s; not used: %s", ", ".join(dict.fromkeys(used)), ", ".join(unused) or "none",
+    )  # fmt: skip
 
 
 # ---- checking ----

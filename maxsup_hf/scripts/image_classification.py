@@ -21,7 +21,7 @@ from transformers import (
 from maxsup_hf.data.arguments import data_flags, flag
 from maxsup_hf.data.augmentation import AUGMENTATIONS, Augmentation
 from maxsup_hf.data.builtin import digits
-from maxsup_hf.data.columns import find_column, is_image
+from maxsup_hf.data.columns import find_column, is_image, report_columns
 from maxsup_hf.data.images import is_encoded_image, to_rgb
 from maxsup_hf.data.labels import classification_splits, find_label_column
 from maxsup_hf.data.loading import Splits, load_splits
@@ -96,7 +96,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         eval_dataset=splits["validation"],
         processing_class=processor,
         data_collator=collator,
-        compute_metrics=run.classification_metrics,
+        compute_metrics=run.ClassificationMetrics(names),
         preprocess_logits_for_metrics=run.only_logits,
     )
     if args.log_feature_geometry:
@@ -109,6 +109,7 @@ def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | 
     label_column = find_label_column(splits["train"], args.label_column_name)
     given, taken = args.image_column_name, [label_column]
     column = find_column(splits["train"], "image_column_name", given, fits=_holds_images, names=IMAGE_NAMES, taken=taken)
+    report_columns(splits["train"], [column, label_column])
     splits = load_images(args, splits, column)
     splits, names = classification_splits(args, splits, [column], label_column, config)
     return splits, column, names

@@ -27,7 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import python_documentation
-from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column, read_texts
+from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column, read_texts, report_columns
 from maxsup_hf.data.loading import TEXT_FORMATS, Splits, load_splits
 from maxsup_hf.data.splits import SPLIT_SEED, limit_rows
 from maxsup_hf.metrics import perplexity
@@ -137,6 +137,7 @@ class LanguageModelTrainer(MaxSupTrainer):
 def _load_texts(args: LanguageModelingArguments) -> tuple[Splits, str]:
     splits = load_splits(args, python_documentation, formats=TEXT_FORMATS)
     column = find_column(splits["train"], "text_column_name", args.text_column_name, fits=is_string, names=TEXT_NAMES)
+    report_columns(splits["train"], [column])
     for split, dataset in splits.items():
         check_strings(dataset, column, "text_column_name", split)
     return {split: dataset.select_columns(column) for split, dataset in splits.items()}, column

@@ -15,7 +15,7 @@ from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoi
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import choices_of_names
 from maxsup_hf.data.choices import check_choices, find_choice_columns
-from maxsup_hf.data.columns import read_texts
+from maxsup_hf.data.columns import read_texts, report_columns
 from maxsup_hf.data.labels import without_hidden_test
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
@@ -76,6 +76,8 @@ def _load_choices(args: MultipleChoiceArguments) -> Splits:
     splits = load_splits(args, choices_of_names)
     given = args.question_column_name, args.choices_column_name, args.label_column_name
     columns = find_choice_columns(splits["train"], *given)
+    question, choices, label = columns
+    report_columns(splits["train"], [question, *choices, label])
     if args.dataset_name is not None:
         splits = without_hidden_test(splits, columns[-1])
     return hold_out_and_limit(check_choices(splits, *columns), args, "labels")

@@ -17,7 +17,7 @@ from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding,
 from maxsup_hf.data.answers import answer_metrics, check_answers, cut_into_windows, is_squad, predict_answers
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import questions_about_names
-from maxsup_hf.data.columns import find_column, is_string, read_texts
+from maxsup_hf.data.columns import find_column, is_string, read_texts, report_columns
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.splits import hold_out_groups, limit_rows
 from maxsup_hf.scripts.common import recipes, run
@@ -113,6 +113,7 @@ def _load_questions(args: QuestionAnsweringArguments) -> Splits:
     context = find_column(
         train, "context_column_name", args.context_column_name, fits=is_string, names=CONTEXT_NAMES, taken=taken
     )
+    report_columns(train, [question, context, answers])
     splits = {split: check_answers(dataset, question, context, answers, split) for split, dataset in splits.items()}
     return limit_rows(hold_out_groups(splits, args.train_val_split, "context"), args)
 

@@ -24,6 +24,7 @@ from transformers import (
 
 from maxsup_hf.data.arguments import data_flags, flag
 from maxsup_hf.data.builtin_scenes import SCENE_CLASSES, digit_scenes
+from maxsup_hf.data.columns import report_columns
 from maxsup_hf.data.images import as_images, to_rgb
 from maxsup_hf.data.labels import pretrained_classes
 from maxsup_hf.data.loading import Splits, load_splits
@@ -112,6 +113,7 @@ def _load_images(
 ) -> tuple[Splits, tuple[str, str], list[str]]:
     splits = load_splits(args, digit_scenes, load_pair_folder)
     image, mask = find_mask_columns(splits["train"], args.image_column_name, args.label_column_name)
+    report_columns(splits["train"], [image, mask])
     splits = load_images(args, splits, image)
     for split, dataset in splits.items():
         splits[split] = as_images(dataset, mask, "label_column_name", split).select_columns([image, mask])

@@ -24,7 +24,7 @@ from transformers import (
 
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import translated_phrases
-from maxsup_hf.data.columns import check_column, check_strings, find_column, is_string, read_texts
+from maxsup_hf.data.columns import check_column, check_strings, find_column, is_string, read_texts, report_columns
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.losses import IGNORE_INDEX
@@ -119,6 +119,7 @@ def _load_pairs(args: SequenceToSequenceArguments) -> tuple[Splits, tuple[str, s
     other = [source] if source else [name for name in train.column_names if name.lower() in SOURCE_NAMES]
     target = find_column(train, "target_column_name", target, fits=is_string, names=TARGET_NAMES, taken=other)
     source = find_column(train, "source_column_name", source, fits=is_string, names=SOURCE_NAMES, taken=[target])
+    report_columns(train, [source, target])
     for split, dataset in splits.items():
         check_strings(dataset, source, "source_column_name", split)
         check_strings(dataset, target, "target_column_name", split)

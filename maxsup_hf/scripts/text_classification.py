@@ -20,7 +20,7 @@ from transformers import (
 
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin import names_in_languages
-from maxsup_hf.data.columns import check_strings, find_column, is_string, read_texts, warn_of_unused_texts
+from maxsup_hf.data.columns import check_strings, find_column, is_string, read_texts, report_columns
 from maxsup_hf.data.labels import classification_splits, find_label_column
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.scripts.common import recipes, run
@@ -84,7 +84,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         eval_dataset=splits["validation"],
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=run.classification_metrics,
+        compute_metrics=run.ClassificationMetrics(names),
         preprocess_logits_for_metrics=run.only_logits,
     )
     if args.log_feature_geometry:
@@ -96,6 +96,7 @@ def _load_texts(args: TextClassificationArguments, config: PretrainedConfig | No
     splits = load_splits(args, names_in_languages)
     label_column = find_label_column(splits["train"], args.label_column_name)
     columns = text_columns(splits["train"], args.text_column_name, label_column)
+    report_columns(splits["train"], [*columns, label_column])
     for split, dataset in splits.items():
         for column in columns:
             check_strings(dataset, column, "text_column_name", split)
@@ -117,7 +118,6 @@ def text_columns(train: Dataset, given: str | None, label_column: str) -> list[s
         find_column(train, "text_column_name", name, fits=is_string, names=TEXT_NAMES, taken=[label_column])
         for name in named
     ]
-    warn_of_unused_texts(train, [*found, label_column])
     return found
 
 

@@ -25,7 +25,7 @@ from transformers import (
 
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import tagged_names
-from maxsup_hf.data.columns import read_column
+from maxsup_hf.data.columns import read_column, report_columns
 from maxsup_hf.data.labels import pretrained_classes
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
@@ -84,6 +84,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 def _load_sentences(args: TokenClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str]]:
     splits = load_splits(args, tagged_names)
     columns = find_tag_columns(splits["train"], args.tokens_column_name, args.label_column_name)
+    report_columns(splits["train"], columns)
     splits, names = encode_tags(splits, *columns, pretrained_classes(config))
     return hold_out_and_limit(splits, args), names
 

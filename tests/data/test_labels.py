@@ -76,3 +76,20 @@ def test_withheld_test_labels(caplog):
     assert "will not be evaluated" in caplog.text
     with pytest.raises(ValueError, match="'label' of the test data has 2 negative labels"):
         encode_labels(splits, "label", ["x"])
+
+
+def test_integers_stored_as_floats_are_classes():
+    assert encode([2.0, 10.0, 2.0], [10.0]) == ({"train": [0, 1, 0], "validation": [1]}, ["2", "10"])
+
+
+def test_classes_that_differ_only_by_case_or_spaces_are_named(caplog):
+    encode(["World", " world ", "World\u00a0", "Sport"])
+    assert r"case or spaces: ' world ', 'World', 'World\xa0'" in caplog.text and "Sport" not in caplog.text
+
+
+def test_a_class_that_only_the_names_know_is_unseen():
+    """As with `--dataset_name`: the ClassLabel has a class of which the training data has no row."""
+    classes = datasets.ClassLabel(names=["cat", "dog", "slug"])
+    train, test = (table(x=[1, 2], label=label).cast_column("label", classes) for label in ([0, 1], [0, 2]))
+    with pytest.raises(ValueError, match="test data has labels that the training data lacks: 'slug'"):
+        encode_labels({"train": train, "test": test}, "label", ["x"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 import logging
 import os
@@ -11,8 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
@@ -22,6 +25,7 @@ from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.messages import listed
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, LogitMetrics
+from maxsup_hf.metrics.per_class import ClassScores, balanced_accuracy, macro_f1, per_class
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.rehearsal import rehearse
 from maxsup_hf.trainer.checkpointing import CheckpointError, last_checkpoint
@@ -29,6 +33,7 @@ from maxsup_hf.trainer.class_weights import weights_for_training
 
 logger = logging.getLogger(__name__)
 
+SHOWN_CLASSES = 5
 GEOMETRY_HELP = (
     "Log feature_within and feature_r2 (within-class variation and separability of the features) at each evaluation; this "
     "takes another pass over the evaluation data."
@@ -44,12 +49,14 @@ class Job:
         test_dataset: evaluated once, at the end.
         card: keyword arguments of `Trainer.create_model_card`.
         dry: print what would be trained instead of training.
+        pretrained: whether the weights are those of a trained model.
     """
 
     trainer: Any
     test_dataset: Dataset | None
     card: dict[str, Any]
     dry: bool = False
+    pretrained: bool = False
 
 
 def make_job(args: ScriptArguments, trainer: Any, splits: Mapping[str, Any], task: str, builtin: str) -> Job:
@@ -62,7 +69,7 @@ def make_job(args: ScriptArguments, trainer: Any, splits: Mapping[str, Any], tas
     """
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-    return Job(trainer, splits.get("test"), _card(args, task, builtin), args.dry_run)
+    return Job(trainer, splits.get("test"), _card(args, task, builtin), args.dry_run, args.model_name_or_path is not None)
 
 
 def _card(args: ScriptArguments, task: str, builtin: str) -> dict[str, Any]:
@@ -97,7 +104,7 @@ def main(
         act: called instead of `run`.
     """
     job = _prepare(prepare, argv)
-    _act(job, describe if job.dry else act or run)
+    _act(job, dry_run if job.dry else act or run)
     preempted = job.trainer.preempted
     # DDP must be gone before its process group is destroyed. Otherwise gloo joins its thread while holding the interpreter's
     # lock, which that thread may need, and the rank never ends.
@@ -154,29 +161,46 @@ def _resolve_class_weights(trainer: Any) -> None:
         trainer.args.class_weights = weights.tolist()
 
 
-def describe(job: Job) -> None:
-    """Print what would be trained, in a few lines."""
+def dry_run(job: Job) -> None:
+    """Say what would be trained, and remove the empty output folder that the Trainer made."""
+    folder = job.trainer.args.output_dir
+    with suppress(OSError):  # not empty: it holds a run to be resumed
+        (os.rmdir if os.path.isabs(folder) else os.removedirs)(folder)
+    describe(job, "dry run: ")
+
+
+def describe(job: Job, before: str = "") -> None:
+    """Print what is trained on which data, in a few lines."""
     trainer = job.trainer
-    args, model = trainer.args, trainer.model
-    with suppress(OSError):  # the Trainer made the folder; it is removed only if it is empty
-        (os.rmdir if os.path.isabs(args.output_dir) else os.removedirs)(args.output_dir)
     if not trainer.is_world_process_zero():
         return
+    args, model = trainer.args, trainer.model
+    weights = f"weights of {model.name_or_path}" if job.pretrained else "random weights (--model_name_or_path fine-tunes)"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = "" if trained == model.num_parameters() else f", {trained:,} of them trained"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     duration = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    others = {"validation": trainer.eval_dataset, "test": job.test_dataset}
+    rows = "".join(f", {len(dataset):,} {split}" for split, dataset in others.items() if dataset is not None)
     print(
-        f"dry run: {type(model).__name__} ({model.num_parameters():,} parameters) on {len(trainer.train_dataset):,} rows, "
-        f"loss {trainer.loss_function}\n"
+        f"{before}{type(model).__name__} ({model.num_parameters():,} parameters{frozen}; {weights}) on "
+        f"{len(trainer.train_dataset):,} rows{rows}, loss {trainer.loss_function}\n"
         f"{trainer.accelerator.distributed_type.value}, {args.world_size} process(es) on {args.device.type} x batch "
         f"{args.per_device_train_batch_size} x accumulation {args.gradient_accumulation_steps} = {batch} rows a step, "
         f"mixed precision {trainer.accelerator.mixed_precision}, to {args.output_dir}\n"
         f"learning rate {args.learning_rate:g}, {duration}"
     )
-    columns = getattr(trainer.train_dataset, "column_names", None) or []
-    if "labels" in columns and job.card.get("tasks") in ("image-classification", "text-classification"):
-        names = model.config.id2label or {}
-        counts = Counter(read_column(trainer.train_dataset, "labels").to_pylist())
-        print(f"{len(names)} classes: {listed([f'{name} ({counts[i]:,})' for i, name in names.items()], 20)}")
+    if job.card.get("tasks") in ("image-classification", "text-classification"):
+        _describe_classes(model.config.id2label, read_column(trainer.train_dataset, "labels").to_pylist())
+
+
+def _describe_classes(names: Mapping[int, str], labels: Sequence[int]) -> None:
+    counts = Counter(labels)
+    rarest = min(names, key=lambda k: counts[k])
+    print(
+        f"{len(names)} classes: {listed([f'{name} ({counts[k]:,})' for k, name in names.items()], 20)}\n"
+        f"rarest class: {names[rarest]} ({counts[rarest]:,})"
+    )
 
 
 def run(job: Job) -> None:
@@ -187,12 +211,15 @@ def run(job: Job) -> None:
     card.
     """
     trainer = job.trainer
-    if trainer.args.do_train and not _train(trainer):
-        return
+    if trainer.args.do_train:
+        describe(job)
+        if not _train(trainer):
+            return
     evaluated = [("eval", trainer.eval_dataset), ("test", job.test_dataset)] if trainer.args.do_eval else []
     for prefix, dataset in evaluated:
         if dataset is not None:
             _report(trainer, prefix, trainer.evaluate(dataset, metric_key_prefix=prefix), dataset)
+            _report_classes(trainer, prefix)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**job.card)
     elif trainer.args.do_train:
@@ -222,6 +249,49 @@ def _report(trainer: Trainer, prefix: str, metrics: dict[str, float], dataset: A
     metrics = {**metrics, f"{prefix}_samples": len(dataset)}
     trainer.log_metrics(prefix, metrics)
     trainer.save_metrics(prefix, metrics)
+
+
+def _report_classes(trainer: Any, prefix: str) -> None:
+    """Write `PREFIX_per_class.csv`, and print the classes that are predicted worst."""
+    scores = getattr(trainer.compute_metrics, "scores", None)
+    if not scores or not trainer.is_world_process_zero():
+        return
+    path = Path(trainer.args.output_dir) / f"{prefix}_per_class.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(scores[0]._fields)
+        writer.writerows(scores)
+    worst = sorted(scores, key=lambda each: each.f1)[:SHOWN_CLASSES]
+    width = max(len(each.name) for each in worst)
+    print(f"lowest F1 of {len(scores)} classes ({path}):")
+    for each in worst:
+        print(
+            f"  {each.name:{width}}  F1 {each.f1:.3f}  precision {each.precision:.3f}  recall {each.recall:.3f}  "
+            f"support {each.support:,}"
+        )
+
+
+class ClassificationMetrics:
+    """`compute_metrics` of a classifier: the metrics of `classification_metrics`, macro-F1 and balanced accuracy.
+
+    Args:
+        names: of the classes.
+
+    Attributes:
+        scores: precision, recall, F1 and support of each class, of the last evaluation.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = names
+        self.scores: list[ClassScores] = []
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        predicted = logits.argmax(-1)
+        self.scores = per_class(labels, predicted, self.names)
+        found = classification_metrics(prediction)
+        return found | {"macro_f1": macro_f1(labels, predicted), "balanced_accuracy": balanced_accuracy(labels, predicted)}
 
 
 def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,0 +1,75 @@
+"""Images of any form are read, and each one that cannot be is named."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from maxsup_hf.data.images import as_images, check_images, to_rgb
+from tests.scripts.conftest import picture
+
+
+def encoded(seed):
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["bytes", "struct", "paths", "images"])
+def test_every_form_of_a_column(form, tmp_path):
+    cells = [encoded(i) for i in range(3)]
+    for i, cell in enumerate(cells):
+        (tmp_path / f"{i}.png").write_bytes(cell)
+    column = {
+        "bytes": cells,
+        "struct": [{"bytes": cell, "path": None} for cell in cells],
+        "paths": [str(tmp_path / f"{i}.png") for i in range(3)],
+        "images": [picture(i) for i in range(3)],
+    }[form]
+    rows = datasets.Dataset.from_dict({"image": column, "label": [0, 1, 0]})
+    found = as_images(rows, "image", "image_column_name", "train")
+    check_images(found, "image", "image_column_name", "train")
+    assert all((np.asarray(found[i]["image"]) == np.asarray(picture(i))).all() for i in range(3))
+
+
+def test_paths_relative_to_the_file_that_names_them(tmp_path):
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    picture(0).save(tmp_path / "data" / "photos" / "0.png")
+    picture(1).save(tmp_path / "here.png")  # the folder that the test runs in
+    rows = datasets.Dataset.from_dict({"image": ["photos/0.png", "here.png"], "label": [0, 1]})
+    found = as_images(rows, "image", "image_column_name", "train", folder=str(tmp_path / "data"))
+    assert found[0]["image"].size == found[1]["image"].size == (8, 8)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "missing", "deep"])
+def test_the_file_that_cannot_be_used_is_named(kind, tmp_path):
+    path = tmp_path / "5.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)).save(path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "text":
+        path.write_text("not an image")
+    elif kind == "deep":
+        Image.fromarray(np.zeros((8, 8), np.uint16)).save(path, "png")
+    else:
+        path.unlink()
+    picture(0).save(tmp_path / "0.png")
+    rows = datasets.Dataset.from_dict({"image": [str(tmp_path / "0.png")] * 5 + [str(path)]})
+    with pytest.raises(ValueError, match=r"1 of 6 images of the train data cannot be used.*row 5 \(.*5\.jpg\)"):
+        check_images(as_images(rows, "image", "image_column_name", "train"), "image", "image_column_name", "train")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_becomes_white(mode):
+    """A black square on a transparent ground, as icons are."""
+    alpha = np.zeros((16, 16), np.uint8)
+    alpha[4:12, 4:12] = 255
+    if mode == "P":
+        image = Image.fromarray(alpha // 255, "P")
+        image.putpalette([0, 0, 0] * 256)
+        image.info["transparency"] = 0
+    else:
+        image = Image.fromarray(np.stack([np.zeros_like(alpha)] * (len(mode) - 1) + [alpha], -1), mode)
+    assert (np.asarray(to_rgb(image)) == 255 - alpha[..., None]).all()
