@@ -101,7 +101,7 @@ def parse(
         raise ValueError(f"class_weights are for tasks that classify, and {task} does not; leave class_weights out")
     _set_up_logging(training_args)
     if training_args.push_to_hub and not constants.is_offline_mode() and training_args.process_index == 0:
-        ensure_destination(destination(training_args))  # before the data are read, so that an invalid token is noticed at once
+        ensure_destination(destination(training_args))  # before the data are read: an invalid token shows at once
     return args, training_args
 
 
