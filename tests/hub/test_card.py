@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli, create_loss
 from maxsup_hf.hub.card import START, write_benchmark_result, write_card
-from maxsup_hf.hub.record import load_record
+from maxsup_hf.hub.record import _command, load_record
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.models import build_model, load_config
 from tests import HANGS, tiny
@@ -130,6 +130,24 @@ def test_a_model_made_from_a_config_was_not_fine_tuned(run, tmp_path):
     assert build_model(AutoModelForImageClassification, load_config(args), args, 0).config.name_or_path == ""
     args = ScriptArguments(model_name_or_path=str(run))
     assert build_model(AutoModelForImageClassification, load_config(args), args, 0).config.name_or_path == str(run)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["card", "out dir"], "maxsup-hf card 'out dir'"),
+        (["train", "--hub_token", "hf_1", "--fp16"], "maxsup-hf train --hub_token '<token>' --fp16"),
+        (["train", "--hub_token=hf_1", "--push_to_hub_token=hf_1"],
+         "maxsup-hf train '--hub_token=<token>' '--push_to_hub_token=<token>'"),
+        (["train", "--resume_from_checkpoint", "true", "--seed", "1"], "maxsup-hf train --seed 1"),
+        (["train", "--resume_from_checkpoint=out", "--seed", "1"], "maxsup-hf train --seed 1"),
+    ],
+)  # fmt: skip
+def test_the_recorded_command_has_no_tokens_and_does_not_resume(words, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/maxsup-hf", *words])
+    assert _command() == expected
+    monkeypatch.setattr(sys, "argv", ["/home/me/train.py", *words])
+    assert _command() is None
 
 
 def test_the_code_in_it_runs(run):

@@ -155,6 +155,16 @@ def test_transient_errors_are_retried(request_, fault, here, saved, caplog):
 
 
 @pytest.mark.parametrize(
+    ("told", "pause"), [("7", 7.0), ("120", 60.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 1.0), ("soon", 1.0)]
+)
+def test_the_pause_that_the_hub_asks_for(told, pause, here):
+    """A date in the past and an invalid value lead to the usual pause; no pause is longer than a minute."""
+    here.fault("POST /api/repos/create", times=1, status=429, headers={"Retry-After": told})
+    ensure_destination(ME)
+    assert here.pauses == [pause]
+
+
+@pytest.mark.parametrize(
     ("request_", "fault", "message"),
     [
         ("POST /api/models/me/tiny/commit", {"status": 503}, "pushing .* to me/tiny failed: 503"),
