@@ -37,8 +37,8 @@ def check_inputs(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tens
     num_classes = logits.shape[-1]
     if num_classes < 2:
         raise ValueError(
-            f"logits must have at least 2 classes, got shape {tuple(logits.shape)}: with one class the loss is always 0 "
-            "(for regression use a regression loss)"
+            f"logits must have at least 2 classes, got shape {tuple(logits.shape)}: with one class the loss is 0 whatever "
+            "the model does (for regression use a regression loss)"
         )
     if labels.is_floating_point():
         if labels.shape != logits.shape:
