@@ -1,7 +1,7 @@
 """MaxSup in a stock `transformers.Trainer`, if you cannot use another Trainer class.
 
-The loss is passed twice: as `compute_loss_func`, and as a callback, from which it knows the progress of training: alpha rises
-with it.
+The loss is passed twice: as `compute_loss_func`, and as a callback that tells it the progress of training, with which alpha
+rises.
 """
 
 import tempfile

@@ -66,7 +66,7 @@ def _dtypes(text: str) -> list[torch.dtype]:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     for name in text.split(","):
         if name not in known:
-            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, comma-separated, got {name!r}")
+            raise argparse.ArgumentTypeError(f"expected comma-separated names out of {', '.join(known)}, got {name!r}")
     return [known[name] for name in text.split(",")]
 
 

@@ -131,7 +131,7 @@ def test_the_reference_is_the_plain_path():
         (["--shapes", "64"], "expected rows x classes as 64x10"),
         (["--shapes", "64x1"], "at least 2 classes"),
         (["--linear_shapes", "64x10"], "expected rows x width x classes as 2048x512x32000"),
-        (["--dtypes", "int8"], "expected some of float32, bfloat16, float16, got 'int8'"),
+        (["--dtypes", "int8"], "expected comma-separated names out of float32, bfloat16, float16, got 'int8'"),
         (["--loss", "maxup"], "invalid choice: 'maxup'"),
     ],
 )
