@@ -12,7 +12,6 @@ import torch
 from maxsup_hf.bench import linear, logits, variants
 from maxsup_hf.bench.timing import machine
 from maxsup_hf.losses import create_loss, list_losses
-from maxsup_hf.losses._fused_linear import check_serves
 from maxsup_hf.output.files import write_json
 
 SHAPES = "64x10,64x150,256x1000,2048x1000,4096x21841,1024x32000,512x128256"
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     device, loss = torch.device(args.device), create_loss(args.loss)
     if args.linear_shapes:
-        check_serves(loss)
+        loss.require_row_statistics("fused_linear_loss")
     shapes, linear_shapes, variant_shapes = args.shapes or [], args.linear_shapes or [], args.variant_shapes or []
     if not (shapes or linear_shapes or variant_shapes):
         shapes, variant_shapes = _shapes(SHAPES), _shapes(VARIANT_SHAPES)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maxsup_hf.losses._reduction import reduce, summed_weight
 from maxsup_hf.losses._spec import Formula, LossSpec
-from maxsup_hf.ops.autograd import can_be_read, is_plain, linear_loss, loss_in_one_call, serves_loss, statistics
+from maxsup_hf.ops.autograd import can_be_read, is_plain, linear_loss, loss_in_one_call, statistics, supports_loss
 from maxsup_hf.ops.formula import linear_coefficients
 from maxsup_hf.ops.row_stats import MOMENTS, SLOPES, STATISTICS, row_count
 
@@ -197,7 +197,7 @@ def in_one_call(
 
     Only `reduction` has been checked before.
     """
-    if not (is_plain(logits, labels) and serves_loss(logits, labels) and logits.requires_grad and torch.is_grad_enabled()):
+    if not (is_plain(logits, labels) and supports_loss(logits, labels) and logits.requires_grad and torch.is_grad_enabled()):
         return None
     if reduction == "none" or len(spec.parts) > 1 or spec.needs_logits:
         return None

@@ -54,10 +54,6 @@ def ls_decomposition(
 ) -> Decomposition:
     """The two terms that label smoothing adds to cross-entropy, which sum to α(z_label − mean z).
 
-    >>> terms = ls_decomposition(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1]), alpha=0.3)
-    >>> print(", ".join(f"{name} {value:.2f}" for name, value in terms._asdict().items()))
-    regularization 0.10, error_amplification -0.10
-
     Regularization is α/K·Σ_{z_m < z_label} (z_label − z_m). Error amplification is α/K·Σ_{z_n > z_label} (z_label − z_n): 0
     for a correct prediction, and negative for a wrong one, which it rewards for its confidence.
 
@@ -75,6 +71,13 @@ def ls_decomposition(
 
     Raises:
         TypeError, ValueError: invalid shapes, dtypes, labels or alpha.
+
+    Example:
+        >>> import torch
+        >>> from maxsup_hf import ls_decomposition
+        >>> terms = ls_decomposition(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1]), alpha=0.3)
+        >>> print(", ".join(f"{name} {value:.2f}" for name, value in terms._asdict().items()))
+        regularization 0.10, error_amplification -0.10
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha!r}")

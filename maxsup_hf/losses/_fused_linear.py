@@ -32,10 +32,6 @@ def fused_linear_loss(
 ) -> Tensor:
     """The loss on logits = hidden·weightᵀ + bias, computed for a chunk of rows at a time without holding all logits.
 
-    >>> hidden, weight = torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.eye(2)
-    >>> print(f"{fused_linear_loss(hidden, weight, torch.tensor([0, 1]), loss='maxsup'):.3f}")
-    0.281
-
     Memory besides the gradients is that of a chunk, at most a sixteenth of the logits. The gradients of hidden states,
     weight and bias are computed in the forward, each only if it is required. Ignored rows are dropped before the product.
 
@@ -65,6 +61,13 @@ def fused_linear_loss(
             `logit_softcap` that is not positive.
         TypeError: invalid dtypes.
         RuntimeError: (from backward) a second derivative, or a second backward.
+
+    Example:
+        >>> import torch
+        >>> from maxsup_hf import fused_linear_loss
+        >>> hidden, weight = torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.eye(2)
+        >>> print(f"{fused_linear_loss(hidden, weight, torch.tensor([0, 1]), loss='maxsup'):.3f}")
+        0.281
     """
     made = create_loss(loss, **loss_kwargs)
     if isinstance(logit_scale, Tensor) and logit_scale.requires_grad:
@@ -94,7 +97,7 @@ def fused_output(
 ) -> LossOutput:
     """As `fused_linear_loss`, for a `Loss` and values of its parameters; also returns the cross-entropy, and the penalty of
     each loss of a sum."""
-    check_serves(loss)
+    loss.require_row_statistics("fused_linear_loss")
     head = head._replace(weight=gathered(head.weight), bias=gathered(head.bias))
     if reduction not in ("mean", "sum") or (num_items_in_batch is not None and reduction == "sum"):
         given = "" if num_items_in_batch is None else " with num_items_in_batch"
@@ -116,15 +119,6 @@ def fused_output(
     cross_entropy, *penalties = divided(others, divisor).unbind()
     named = dict(zip(on_rows.summands, penalties, strict=True)) if len(spec.parts) > 1 else None
     return LossOutput(divided(total, divisor), cross_entropy, spec.name, named)
-
-
-def check_serves(loss: Loss) -> None:
-    """Reject a loss that needs the logits.
-
-    Raises:
-        ValueError: names the loss.
-    """
-    loss.require_row_statistics("fused_linear_loss")
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:

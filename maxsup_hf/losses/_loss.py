@@ -23,16 +23,19 @@ from maxsup_hf.ops.row_stats import as_rows, masked_classes, upcast
 class Loss(nn.Module):
     """A registered loss, made by `create_loss`. It has no learnable parameters and no buffers.
 
-    >>> loss = create_loss("maxsup", alpha=0.1, alpha_end=None)
-    >>> print(f"{loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1])):.3f}")
-    1.508
-
     Attributes:
         spec: the registry's description of the loss.
         kwargs: every keyword argument of `create_loss`, with defaults filled in.
         options: those that are strings or booleans.
         state: what the loss keeps between batches (online label smoothing), or `None`. It belongs to the loss, and is in no
             model's state_dict.
+
+    Example:
+        >>> import torch
+        >>> from maxsup_hf import create_loss
+        >>> loss = create_loss("maxsup", alpha=0.1, alpha_end=None)
+        >>> print(f"{loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1])):.3f}")
+        1.508
     """
 
     def __init__(self, spec: LossSpec, **kwargs: Any):
@@ -260,10 +263,6 @@ class Loss(nn.Module):
 def create_loss(name: str, **kwargs: Any) -> Loss:
     """Make a registered loss.
 
-    >>> loss = create_loss("maxsup", alpha=0.1, alpha_end=0.2)
-    >>> print(f"{loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1]), progress=0.5):.3f}")
-    1.558
-
     Args:
         name: one of `list_losses()`, or a sum of losses such as `"maxsup+z_loss"`.
         **kwargs: parameters and options of the loss. Every numeric parameter `p` also has `p_end`, the value it reaches at
@@ -275,5 +274,12 @@ def create_loss(name: str, **kwargs: Any) -> Loss:
     Raises:
         ValueError: an unknown name (the message suggests the closest), or a value that is NaN, infinite or out of bounds.
         TypeError: a parameter that the loss does not have, or a value of the wrong type.
+
+    Example:
+        >>> import torch
+        >>> from maxsup_hf import create_loss
+        >>> loss = create_loss("maxsup", alpha=0.1, alpha_end=0.2)
+        >>> print(f"{loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1]), progress=0.5):.3f}")
+        1.558
     """
     return Loss(get_spec(name), **kwargs)

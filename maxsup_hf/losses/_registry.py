@@ -31,12 +31,6 @@ def register_loss(
 ) -> Callable[[Formula], Formula]:
     """Decorator that makes a formula available to `create_loss`, the `--loss` flag and everything built on them.
 
-    >>> @register_loss("top_penalty")
-    ... def top_penalty(cross_entropy, top, *, alpha=0.1):
-    ...     return cross_entropy, alpha * top
-    >>> print("top_penalty" in list_losses())
-    True
-
     The positional arguments of the formula name the row statistics it needs (`maxsup_hf.ops.row_stats.STATISTICS`), each of
     shape (N,). Its keyword-only arguments are parameters (with a numeric default) and options (with a string or boolean
     default). During training a parameter is a 0-dim tensor, because a schedule may change its value: write `int(k)` for a
@@ -70,6 +64,14 @@ def register_loss(
         ValueError: the name is taken, or contains "+" or ".".
         TypeError: an argument of the formula is not a row statistic; a parameter has no default; `smoothing` or `needs` does
             not fit the formula; or the formula fails on a small batch, on which it is tried, or returns the wrong shapes.
+
+    Example:
+        >>> from maxsup_hf import list_losses, register_loss
+        >>> @register_loss("top_penalty")
+        ... def top_penalty(cross_entropy, top, *, alpha=0.1):
+        ...     return cross_entropy, alpha * top
+        >>> print("top_penalty" in list_losses())
+        True
     """
 
     def register(formula: Formula) -> Formula:
@@ -123,10 +125,12 @@ def _check_name(name: str, formula: Formula) -> None:
 def list_losses() -> list[str]:
     """Names of all registered losses, sorted.
 
-    >>> print(", ".join(list_losses()[:3]))
-    confidence_penalty, cross_entropy, focal
-
     Losses in the files listed in the environment variable MAXSUP_HF_LOSSES are included.
+
+    Example:
+        >>> from maxsup_hf import list_losses
+        >>> print(", ".join(list_losses()[:3]))
+        confidence_penalty, cross_entropy, focal
     """
     load_user_files()
     return sorted(_SPECS)

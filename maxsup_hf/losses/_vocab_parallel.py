@@ -31,11 +31,6 @@ def vocab_parallel_loss(
 ) -> Tensor:
     """The loss of a batch whose vocabulary is sharded over the ranks of a process group, in the order of the ranks.
 
-    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # one rank
-    >>> print(f"{vocab_parallel_loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1]), loss='maxsup'):.3f}")
-    1.508
-    >>> dist.destroy_process_group()
-
     Every rank passes the same labels and its own columns of the logits. Every rank gets the same loss, and the gradient of
     that loss with respect to its columns. If the top logit is tied, the lowest index over all ranks is the top.
 
@@ -57,6 +52,15 @@ def vocab_parallel_loss(
         ValueError: an unknown loss or one that needs the logits, another reduction, invalid shapes, or (on the CPU) a label
             outside the vocabulary.
         RuntimeError: there is no process group; (from backward) a second derivative.
+
+    Example:
+        >>> import torch
+        >>> import torch.distributed as dist
+        >>> from maxsup_hf import vocab_parallel_loss
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # one rank
+        >>> print(f"{vocab_parallel_loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1]), loss='maxsup'):.3f}")
+        1.508
+        >>> dist.destroy_process_group()
     """
     made = create_loss(loss, **loss_kwargs)
     made.require_row_statistics("vocab_parallel_loss")

@@ -1,3 +1,5 @@
+"""The focal loss of Lin et al. (2017): gives less weight to rows that are predicted confidently."""
+
 import torch
 from torch import Tensor
 

@@ -1,3 +1,5 @@
+"""Label smoothing (Szegedy et al., 2016), over all classes or over the other classes only."""
+
 from typing import Any
 
 from torch import Tensor

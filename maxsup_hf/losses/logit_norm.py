@@ -1,3 +1,5 @@
+"""LogitNorm (Wei et al., 2022): cross-entropy of logits scaled to a fixed norm."""
+
 import torch
 from torch import Tensor
 

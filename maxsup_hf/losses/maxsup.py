@@ -1,3 +1,5 @@
+"""MaxSup (Zhou et al., 2025), as a registered loss and as a function like torch's cross_entropy."""
+
 import torch
 from torch import Tensor
 
@@ -30,10 +32,6 @@ def maxsup_loss(
 ) -> Tensor:
     """MaxSup with the signature and layouts of `torch.nn.functional.cross_entropy`, with `alpha` for `label_smoothing`.
 
-    >>> logits, labels = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1])
-    >>> print(f"{maxsup_loss(logits, labels, alpha=0.1):.3f}")
-    1.508
-
     Source: arXiv 2502.15798, Definition 3.5. Ties for the top logit go to the first index.
 
     Args:
@@ -49,6 +47,13 @@ def maxsup_loss(
 
     Raises:
         TypeError, ValueError: an invalid argument; the message says what was expected.
+
+    Example:
+        >>> import torch
+        >>> from maxsup_hf import maxsup_loss
+        >>> logits, labels = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1])
+        >>> print(f"{maxsup_loss(logits, labels, alpha=0.1):.3f}")
+        1.508
     """
     soft = target.is_floating_point()
     logits = torch.movedim(input, 1, -1) if input.ndim > 1 else input

@@ -1,3 +1,5 @@
+"""Online label smoothing (Zhang et al., 2021): soft labels from the previous epoch's predictions."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

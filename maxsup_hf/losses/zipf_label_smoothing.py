@@ -1,3 +1,5 @@
+"""Zipf's label smoothing (Liang et al., 2022): soft labels that follow Zipf's law in the rank of the logits."""
+
 import torch
 from torch import Tensor
 

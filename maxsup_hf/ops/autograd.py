@@ -187,9 +187,9 @@ def linear_loss(
     return loss, (stats[:, 0] * by_entropy).sum()
 
 
-def serves_loss(logits: Tensor, target: Tensor) -> bool:
+def supports_loss(logits: Tensor, target: Tensor) -> bool:
     """Whether `loss_in_one_call` supports these tensors, given that they are plain (see `is_plain`)."""
-    return rows_numba.serves_loss(logits, target) and backends.has_numba()
+    return rows_numba.supports_loss(logits, target) and backends.has_numba()
 
 
 def on_cpu(x: Tensor) -> bool:

@@ -82,7 +82,7 @@ def rows_and_grad(
     return stats, index
 
 
-def serves_loss(logits: Tensor, target: Tensor) -> bool:
+def supports_loss(logits: Tensor, target: Tensor) -> bool:
     """Whether `loss_and_grad` supports these: contiguous logits of at least two classes, int64 class indices, and not too
     many rows. Not float16, in which α/(K·N) underflows to 0 before a gradient scaler can scale it."""
     return (

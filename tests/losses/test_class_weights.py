@@ -181,14 +181,14 @@ def test_weight_in_batch_divides_the_weighted_sum(name, kernel):
     logits, labels, weight = problem(False)
     loss = create_loss(name)
     weights, rows = weight[labels[labels >= 0]].sum(), (labels >= 0).sum()
-    whole = loss.compute(logits, labels, loss.values(0.5), weight=weight, kernel="plain")
+    complete = loss.compute(logits, labels, loss.values(0.5), weight=weight, kernel="plain")
     divisors = {"weight_in_batch": weights, "num_items_in_batch": rows}
     parts = [
         loss.compute(logits[part], labels[part], loss.values(0.5), weight=weight, kernel=kernel, **divisors)
         for part in (slice(0, 2), slice(2, 12))
     ]
-    agree(parts[0].loss + parts[1].loss, whole.loss, logits, rtol=1e-6)
-    torch.testing.assert_close(sum(part.cross_entropy for part in parts), whole.cross_entropy, rtol=1e-6, atol=1e-6)
+    agree(parts[0].loss + parts[1].loss, complete.loss, logits, rtol=1e-6)
+    torch.testing.assert_close(sum(part.cross_entropy for part in parts), complete.cross_entropy, rtol=1e-6, atol=1e-6)
 
 
 def test_weight_in_batch_without_a_weighted_sum_is_rejected():

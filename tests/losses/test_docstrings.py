@@ -16,7 +16,8 @@ OF_LOSSES = [Loss, *(public for public in PUBLIC if public.__module__.startswith
 def test_example(public, monkeypatch):
     monkeypatch.setattr(_registry, "_SPECS", dict(_registry._SPECS))  # an example registers a loss
     module = inspect.getmodule(public)
-    tests = [test for test in doctest.DocTestFinder(recurse=False).find(public, module=module) if test.examples]
+    found = doctest.DocTestFinder(recurse=False).find(public, module=module, globs={})  # an example imports what it needs
+    tests = [test for test in found if test.examples]
     assert any(example.want for test in tests for example in test.examples), "a docstring without an example"
     for test in tests:
         assert doctest.DocTestRunner().run(test).failed == 0

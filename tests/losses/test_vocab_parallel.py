@@ -58,8 +58,8 @@ def check_dtensors(world):
     logits = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 7, -100, 3, 2, -100])
     for name in list_losses():
-        whole = logits.clone().requires_grad_()
-        expected = create_loss(name)(whole, labels)
+        complete = logits.clone().requires_grad_()
+        expected = create_loss(name)(complete, labels)
         expected.backward()
         for placement in (Shard(0), Shard(1), Replicate()):
             parts = distribute_tensor(logits, mesh, [placement]).requires_grad_()
@@ -68,7 +68,7 @@ def check_dtensors(world):
                 value = create_loss(name)(parts, target)
                 (gradient,) = torch.autograd.grad(value, parts)
                 torch.testing.assert_close(value, expected)
-                torch.testing.assert_close(gradient.full_tensor(), whole.grad)
+                torch.testing.assert_close(gradient.full_tensor(), complete.grad)
 
 
 @pytest.fixture(scope="module", params=SIZES)

@@ -182,13 +182,13 @@ def test_shards(backend):
     logits, target = problem(9, 50, torch.float32)
     target[3] = IGNORE
     module, slopes = backends.resolve(backend, logits), torch.tensor([list(BY.values())])
-    whole = torch.empty_like(logits)
-    stats, index = module.rows_and_grad(logits, target, slopes, whole, ignore_index=IGNORE, moments=True)
+    complete = torch.empty_like(logits)
+    stats, index = module.rows_and_grad(logits, target, slopes, complete, ignore_index=IGNORE, moments=True)
     for first, last in [(0, 20), (20, 50)]:
         part = logits[:, first:last].clone()
         labels = torch.where(target == IGNORE, IGNORE, target - first + 1000 * (target < first))
         module.rows_grad(part, labels, stats, index - first, slopes, part, ignore_index=IGNORE, moments=True)
-        torch.testing.assert_close(part, whole[:, first:last], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(part, complete[:, first:last], rtol=1e-5, atol=1e-6)
     outside, _ = module.rows(torch.zeros(1, 4), torch.tensor([9]), ignore_index=IGNORE, moments=False)
     assert outside[0, 4] == 0
 
