@@ -1,6 +1,7 @@
-"""MaxSup in a stock `transformers.Trainer`, for when the Trainer class cannot change.
+"""MaxSup in a stock `transformers.Trainer`, if you cannot use another Trainer class.
 
-The function is passed twice: as the loss, and as the callback that tells it how far training is, for alpha rises with that.
+The loss is passed twice: as `compute_loss_func`, and as a callback that tells it the progress of training, with which alpha
+rises.
 """
 
 import tempfile

@@ -1,6 +1,6 @@
-"""Mixup and CutMix with MaxSup: mixed images and soft labels in training, whole ones in evaluation.
+"""Mixup and CutMix with MaxSup: mixed images and soft labels in training, unmixed ones in evaluation.
 
-In a stock `Trainer` the same collator goes in as a callback: see `maxsup_hf.MixupCollator`.
+In a stock `Trainer` pass the same collator as a callback too: see `maxsup_hf.MixupCollator`.
 """
 
 import tempfile

@@ -1,10 +1,10 @@
-"""MaxSup in a loop of your own on Accelerate: gradients exact under accumulation and on many devices, resumable, tracked.
+"""MaxSup in your own training loop on Accelerate: exact under accumulation and on many devices, resumable, and tracked.
 
     accelerate launch --config_file examples/accelerate/cpu.yaml examples/no_trainer.py --output_dir out
-    … --resume                # goes on from the last complete checkpoint in --output_dir
+    … --resume                # resumes from the last complete checkpoint in --output_dir
 
-Two things make it exact: the loss is summed over a micro-batch and divided by the number of items of the whole accumulated
-batch of all devices, and alpha follows from the step.
+Two things make the gradients exact: the loss is summed over a micro-batch and divided by the number of items in the complete
+batch (over all micro-batches and devices), and alpha depends only on the step.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--output_dir")
     parser.add_argument("--loss", choices=list_losses(), default="maxsup")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch_size", type=int, default=16, help="of one device and one micro-batch")
+    parser.add_argument("--batch_size", type=int, default=16, help="rows per device and micro-batch")
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--save_steps", type=int, default=50)
     parser.add_argument("--tracker", choices=("tensorboard", "trackio", "wandb"))
@@ -44,7 +44,7 @@ def main():
         cpu=not torch.accelerator.is_available(),
         log_with=args.tracker,
         project_config=ProjectConfiguration(str(output)),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),  # the order follows from the epoch
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),  # the order depends only on the epoch
     )
     if args.tracker:
         accelerator.init_trackers("no_trainer", config={"loss": args.loss, "steps": args.steps})
@@ -60,12 +60,12 @@ def main():
     loss = create_loss(args.loss)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=args.steps)
-    own = torch.Generator().manual_seed(0)  # so that the loader draws nothing from the model's
+    own = torch.Generator().manual_seed(0)  # so that the loader does not use the model's random numbers
     loader = DataLoader(train, batch_size=args.batch_size, shuffle=True, drop_last=True, generator=own)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)  # the scheduler steps once for all devices
 
     first = 0
-    if args.resume and (last := last_whole(output)) is not None:
+    if args.resume and (last := last_complete(output)) is not None:
         accelerator.load_state(str(last))
         saved = json.loads((last / "progress.json").read_text())
         scheduler.load_state_dict(saved["scheduler"])
@@ -78,9 +78,9 @@ def main():
         items = accelerator.reduce(torch.stack([(y != -100).sum() for _, y in batch]).sum())
         total = torch.zeros((), device=accelerator.device)
         for i, (x, y) in enumerate(batch):
-            with accelerator.no_sync(model) if i < len(batch) - 1 else nullcontext():  # devices talk once a step
+            with accelerator.no_sync(model) if i < len(batch) - 1 else nullcontext():  # devices communicate once per step
                 value = loss(model(x).logits, y, progress=step / args.steps, num_items_in_batch=items)
-                # DDP averages gradients over the devices: times their number it is the sum again.
+                # DDP averages gradients over the devices; multiplying by their number gives the sum.
                 accelerator.backward(value * accelerator.num_processes)
             total += value.detach()
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -95,7 +95,7 @@ def main():
     model.eval()
     with torch.no_grad():
         logits = model(test[0].to(accelerator.device)).logits
-        evaluated = torch.nn.functional.cross_entropy(logits, test[1].to(accelerator.device))  # to compare losses by
+        evaluated = torch.nn.functional.cross_entropy(logits, test[1].to(accelerator.device))  # the same for every loss
     accelerator.print(f"cross-entropy on unseen digits: {evaluated:.3f} ({accelerator.num_processes} process(es))")
     accelerator.end_training()
     if args.output_dir is None:
@@ -103,7 +103,7 @@ def main():
 
 
 def endless(loader, accelerator, skip):
-    """Micro-batches for ever, shuffled anew in each epoch; the first ones were trained before a resume."""
+    """Micro-batches without end, reshuffled in each epoch, after skipping those that were trained on before a resume."""
     epoch, skip = divmod(skip, len(loader))
     while True:
         loader.set_epoch(epoch)
@@ -112,7 +112,7 @@ def endless(loader, accelerator, skip):
 
 
 def save(accelerator, folder, progress):
-    """progress.json comes last, under its name only when it is whole: what has one can be resumed."""
+    """Save a checkpoint. progress.json is written last and renamed when complete: a folder that has it can be resumed."""
     accelerator.save_state(str(folder))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -121,7 +121,8 @@ def save(accelerator, folder, progress):
         os.replace(unfinished, folder / "progress.json")
 
 
-def last_whole(output):
+def last_complete(output):
+    """The folder of the last complete checkpoint, or `None`."""
     steps = [path.parent for path in output.glob("step-*/progress.json")]
     return max(steps, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 

@@ -1,6 +1,6 @@
-"""A loss of your own on the flag: `python examples/own_loss.py image-classification --loss half_maxsup`.
+"""Your own loss on the `--loss` flag: `python examples/own_loss.py image-classification --loss half_maxsup`.
 
-Every command of `maxsup-hf` finds it with MAXSUP_HF_LOSSES=examples/own_loss.py in the environment, `maxsup-hf compare` too.
+With MAXSUP_HF_LOSSES=examples/own_loss.py in the environment, every command of `maxsup-hf` finds it, for example `compare`.
 """
 
 import sys

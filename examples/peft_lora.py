@@ -1,4 +1,4 @@
-"""MaxSup with LoRA: PEFT wraps the model, the loss does not notice. Only the adapter is trained, saved and pushed."""
+"""MaxSup with LoRA: PEFT wraps the model, and nothing else changes. Only the adapter is trained, saved and pushed."""
 
 import tempfile
 
@@ -14,7 +14,7 @@ pixels = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
 rows = [{"pixel_values": x, "labels": int(y)} for x, y in zip(pixels, labels, strict=True)]
 
 torch.manual_seed(0)
-# Stands in for a pretrained model: `AutoModelForImageClassification.from_pretrained("google/vit-base-patch16-224", …)`.
+# In place of a pretrained model, `AutoModelForImageClassification.from_pretrained("google/vit-base-patch16-224", …)`.
 model = ViTForImageClassification(
     ViTConfig(
         image_size=8, patch_size=2, num_channels=1, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,

@@ -1,7 +1,7 @@
-"""MaxSup in a CrossEncoder of sentence-transformers that sorts pairs of texts into classes (inference, duplicates, …).
+"""MaxSup in a sentence-transformers CrossEncoder that classifies pairs of texts (inference, duplicates, …).
 
-Its loss holds a criterion, for which a loss of `create_loss` stands in. It is not told how far training is, so alpha is
-constant. Embedding models, and cross-encoders with one score, have no classes and no use for MaxSup.
+The criterion of its loss is replaced by a loss from `create_loss`. The criterion does not know the progress of training, so
+alpha is constant. MaxSup does not apply to embedding models and to cross-encoders with a single score: they have no classes.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from maxsup_hf import create_loss
 
 torch.manual_seed(0)
-# Is the second number less than, equal to or more than the first? In words, a random model and tokenizer for your own.
+# Is the second number word less than, equal to or more than the first? Use your own pairs, model and tokenizer instead.
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 pairs = list(product(range(10), range(10)))
 rows = [{"first": WORDS[a], "second": WORDS[b], "label": int(b == a) + 2 * int(b > a)} for a, b in pairs]

@@ -1,4 +1,4 @@
-"""MaxSup where label smoothing stood: two names and one flag change."""
+"""MaxSup in place of label smoothing: change two class names and one flag."""
 
 import tempfile
 

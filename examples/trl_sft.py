@@ -1,4 +1,4 @@
-"""MaxSup in TRL's SFTTrainer, through the mixin: prompts, packing, chat templates, LoRA and evaluation stay TRL's."""
+"""MaxSup in TRL's SFTTrainer, by the mixin: prompts, packing, chat templates, LoRA and evaluation are still those of TRL."""
 
 import pydoc_data.topics
 import tempfile
@@ -23,7 +23,7 @@ class MaxSupSFTConfig(MaxSupArgumentsMixin, SFTConfig):
 
 
 torch.manual_seed(0)
-# Prompts and completions, and a random tokenizer and model, stand in for your own.
+# Use your own prompts and completions, tokenizer and model instead.
 topics = pydoc_data.topics.topics  # Python's own manual
 pairs = [{"prompt": f"{name}:", "completion": f" {text[:200]}"} for name, text in topics.items()]
 words = Tokenizer(models.WordLevel(unk_token="[UNK]"))

@@ -1,7 +1,7 @@
-"""A causal language model whose vocabulary is spread over ranks (tensor parallelism), trained without gathered logits.
+"""A causal language model whose vocabulary is sharded over ranks (tensor parallelism), trained without gathering the logits.
 
-transformers' plans gather the logits on every rank: `"lm_head": "colwise_gather_output"`. With `"colwise"` each rank keeps
-the logits of its own part of the vocabulary, and `vocab_parallel_loss` needs no more than that.
+The plans of transformers gather the logits on every rank: `"lm_head": "colwise_gather_output"`. With `"colwise"` each rank
+keeps the logits of its own part of the vocabulary, which is all that `vocab_parallel_loss` needs.
 """
 
 import os
@@ -22,7 +22,7 @@ if device.type == "cuda":
     torch.cuda.set_device(device)
 dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
-# A random model stands in for your checkpoint: each rank loads its part of it.
+# A random model in place of your checkpoint. Each rank loads its own part of it.
 with tempfile.TemporaryDirectory() as folder:
     shared = [folder]
     dist.broadcast_object_list(shared)
@@ -45,7 +45,7 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 
 
 def loss_of(batch, loss, **kwargs):
-    """Every rank has the same batch, as tensor parallelism wants it."""
+    """The loss of a batch, which is the same on every rank, as tensor parallelism requires."""
     local_logits = model(batch).logits  # (N, LENGTH, VOCAB / ranks)
     assert local_logits.shape[-1] == VOCAB // dist.get_world_size()
     return vocab_parallel_loss(local_logits[:, :-1], batch[:, 1:], loss=loss, **kwargs)

@@ -1,6 +1,7 @@
-"""Watch what label smoothing does to a run of your own: its two halves (arXiv 2502.15798, Corollary 3.4) at evaluation.
+"""Log the two terms of label smoothing (arXiv 2502.15798, Corollary 3.4) at each evaluation of a run.
 
-`regularization` draws right predictions back; `error_amplification` is below 0 as far as wrong ones are driven on.
+`regularization` lowers the confidence of correct predictions. `error_amplification` is at most 0: it rewards wrong
+predictions for their confidence.
 """
 
 import tempfile

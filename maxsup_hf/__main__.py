@@ -1,4 +1,4 @@
-"""`python -m maxsup_hf` is `maxsup-hf`."""
+"""`python -m maxsup_hf` runs `maxsup-hf`."""
 
 from maxsup_hf.cli import main
 

@@ -1,4 +1,4 @@
-"""`maxsup-hf`: the commands of the library. torch and transformers are imported by the command that needs them."""
+"""The command line, `maxsup-hf`. torch and transformers are imported only by the commands that need them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from maxsup_hf.losses import LossSpec
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
 
 def tasks() -> dict[str, str]:
-    """Task name -> what its script does, from the modules in the scripts folder; nothing is imported."""
+    """Task name -> first line of its script's docstring, for every script in the folder. Nothing is imported."""
     found = {}
     for path in sorted(SCRIPTS.glob("[!_]*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -29,7 +33,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('maxsup-hf')}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    train = _add_train(commands)
+    # compare, analyze and bench parse their own flags, --help included, so that the parsers are built only when needed.
+    compare = commands.add_parser("compare", help="train with several losses and seeds, and report", add_help=False)
+    compare.set_defaults(command=_compare)
+    losses = commands.add_parser("losses", help="list the losses with their parameters and defaults")
+    losses.set_defaults(command=_losses)
+    _add_card(commands)
+    _add_push(commands)
+    analyze = commands.add_parser("analyze", help="compare trained classifiers in figures and a report", add_help=False)
+    analyze.set_defaults(command=_analyze)
+    bench = commands.add_parser("bench", help="measure the time and memory that losses take on this machine", add_help=False)
+    bench.set_defaults(command=_bench)
 
+    args, rest = parser.parse_known_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    if args.command is _train and args.task is None:
+        train.error(f"TASK is missing; choose one of {', '.join(tasks())}")
+    if rest and args.command not in (_analyze, _bench, _compare):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
+    args.command(args)
+
+
+def _add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train or fine-tune a model",
@@ -41,52 +70,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     train.add_argument("task", metavar="TASK", nargs="?", type=_task, help="one of the tasks below")
     train.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the task")
     train.set_defaults(command=_train)
+    return train
 
-    compare = commands.add_parser("compare", help="train with several losses and seeds, and report", add_help=False)
-    compare.set_defaults(command=_compare)
 
-    losses = commands.add_parser("losses", help="list the losses with their parameters and defaults")
-    losses.set_defaults(command=_losses)
-
-    card = commands.add_parser("card", help="write the model card of a training anew, from what it recorded")
-    card.add_argument("folder", metavar="DIR", help="the output_dir of a training")
-    card.add_argument("--benchmark", metavar="OWNER/NAME", help="also write a result for this benchmark's leaderboard")
-    card.add_argument("--task_id", help="the task's name in the benchmark")
-    card.add_argument("--metric", default="test_accuracy", help="which result it is (test_accuracy)")
-    card.add_argument("--benchmark_revision", metavar="SHA", help="of the benchmark's data")
+def _add_card(commands: argparse._SubParsersAction) -> None:
+    card = commands.add_parser("card", help="write the model card of a training run from its record")
+    card.add_argument("folder", metavar="DIR", help="the output_dir of a training run")
+    card.add_argument("--benchmark", metavar="OWNER/NAME", help="also write a result for the leaderboard of this benchmark")
+    card.add_argument("--task_id", help="the task's id in the benchmark; required with --benchmark")
+    card.add_argument("--metric", default="test_accuracy", help="the result to write (test_accuracy)")
+    card.add_argument("--benchmark_revision", metavar="SHA", help="commit of the benchmark's data that was evaluated on")
     card.set_defaults(command=_card)
 
+
+def _add_push(commands: argparse._SubParsersAction) -> None:
     push = commands.add_parser("push", help="push a trained model to the Hugging Face Hub")
-    push.add_argument("folder", metavar="DIR", help="the model's folder, the output_dir of its training")
-    push.add_argument("repo", metavar="REPO", help="namespace/name, or a name in your own namespace")
-    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    push.add_argument("--revision", help="branch (default: main); made where it is absent")
-    push.add_argument("--create-pr", action="store_true", help="make a pull request instead of a commit")
+    push.add_argument("folder", metavar="DIR", help="the folder of the model, such as the output_dir of its training run")
+    push.add_argument("repo", metavar="REPO", help="NAMESPACE/NAME, or NAME in your own namespace")
+    push.add_argument("--private", action="store_true", default=None, help="make the repository private if it is created")
+    push.add_argument("--revision", help="branch (default: main); created if it does not exist")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing to the branch")
     push.set_defaults(command=_push)
-
-    analyze = commands.add_parser("analyze", help="look at trained classifiers: figures and a report", add_help=False)
-    analyze.set_defaults(command=_analyze)
-
-    bench = commands.add_parser("bench", help="measure time and memory of a loss on this machine", add_help=False)
-    bench.set_defaults(command=_bench)
-
-    args, rest = parser.parse_known_args(argv)
-    if args.command is None:
-        parser.print_help(sys.stderr)
-        raise SystemExit(2)
-    if args.command is _train and args.task is None:
-        train.error(f"which TASK? One of {', '.join(tasks())}")
-    if rest and args.command not in (_analyze, _bench, _compare):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    args.rest = rest
-    args.command(args)
 
 
 def find_task(name: str) -> str:
-    """The task of this name, with - or _.
+    """The task with this name, spelled with - or _.
 
     Raises:
-        ValueError: there is none; the message names the nearest.
+        ValueError: there is no such task; the message suggests the closest.
     """
     known = tasks()
     dashed = name.replace("_", "-")
@@ -113,11 +124,14 @@ def _card(args: argparse.Namespace) -> None:
 
     try:
         if (args.benchmark is None) != (args.task_id is None):
-            raise ValueError("a result for a benchmark needs both --benchmark and --task_id")
+            raise ValueError("--benchmark and --task_id must be given together")
         print(write_card(args.folder))
         if args.benchmark is not None:
-            given = args.benchmark, args.task_id, args.metric, args.benchmark_revision
-            print(write_benchmark_result(args.folder, *given))
+            print(
+                write_benchmark_result(
+                    args.folder, args.benchmark, args.task_id, metric=args.metric, revision=args.benchmark_revision
+                )
+            )
     except ValueError as error:
         print("error:", error, file=sys.stderr)
         raise SystemExit(2) from error
@@ -159,21 +173,28 @@ def _losses(args: argparse.Namespace) -> None:
 
     try:
         names = list_losses()
-    except (ValueError, TypeError) as error:  # of a file with losses of one's own
+    except (ValueError, TypeError) as error:  # from a file named in MAXSUP_HF_LOSSES
         print("error:", error, file=sys.stderr)
         raise SystemExit(2) from error
     for name in names:
         spec = get_spec(name)
         print(f"{name}\n    {spec.description}")
-        shown = [*spec.parameters, *(f"{parameter}_end" for parameter in spec.parameters)]
-        takes = [f"{key}={spec.defaults[key]!r}" for key in shown if spec.defaults[key] is not None]
-        takes += [f"{key}={spec.defaults[key]!r} ({' | '.join(map(str, words))})" for key, words in spec.options.items()]
-        if takes:
-            print("    " + ", ".join(takes))
+        parameters = _defaults(spec)
+        if parameters:
+            print("    " + ", ".join(parameters))
     print(
-        "\nEvery number x moves to x_end over training, by schedule (" + ", ".join(SCHEDULES) + "), where x_end is given.\n"
-        "Penalties add: --loss maxsup+z_loss --loss_kwargs maxsup.alpha=0.1,z_loss.lam=1e-4"
+        f"\nA parameter x moves to x_end during training if x_end is set, by schedule ({', '.join(SCHEDULES)}).\n"
+        "Penalties can be summed: --loss maxsup+z_loss --loss_kwargs maxsup.alpha=0.1,z_loss.lam=1e-4"
     )
+
+
+def _defaults(spec: LossSpec) -> list[str]:
+    """`name=default` of every parameter of a loss that has a default, with the choices of an option."""
+    names = [*spec.parameters, *(f"{parameter}_end" for parameter in spec.parameters)]
+    found = [f"{name}={spec.defaults[name]!r}" for name in names if spec.defaults[name] is not None]
+    for name, choices in spec.options.items():
+        found.append(f"{name}={spec.defaults[name]!r} ({' | '.join(map(str, choices))})")
+    return found
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""The oracle: every row statistic and every loss, one float at a time, in plain Python."""
+"""Reference implementations of every row statistic and every loss in plain Python, one float at a time."""
 
 import math
 
 
 def unmasked(z):
-    """The classes that are not masked."""
+    """Indices of the classes that are not masked."""
     lowest = max(z) - 4096
     return [k for k in range(len(z)) if z[k] >= lowest]
 
 
-def numbers(z, target):
-    """The statistics of one row; `target` a class index or a list of probabilities."""
+def row_statistics(z, target):
+    """The statistics of one row; `target` is a class index or a list of probabilities."""
     kept = unmasked(z)
     t = [float(k == target) for k in range(len(z))] if isinstance(target, int) else target
     top = max(z[k] for k in kept)
@@ -30,13 +30,17 @@ def numbers(z, target):
     }
 
 
-def on_numbers(formula):
-    """A twin of (row, target, parameters) from one of (numbers, parameters)."""
-    return lambda z, y, p: formula(numbers(z, y), p)
+def cross_entropy(z, target):
+    return row_statistics(z, target)["cross_entropy"]
+
+
+def of_statistics(formula):
+    """The reference implementation of a loss, from its formula on (row statistics, parameters)."""
+    return lambda z, y, p: formula(row_statistics(z, y), p)
 
 
 def mean_gap(z, y, sign):
-    """Mean of z_y − z_k over the classes that it is larger (sign 1) or smaller (sign −1) for; 0 without any."""
+    """The mean of the positive (sign 1) or negative (sign −1) gaps z_y − z_k; 0 if there are none."""
     gaps = [z[y] - z[k] for k in unmasked(z) if sign * (z[y] - z[k]) > 0]
     return sum(gaps) / len(gaps) if gaps else 0.0
 
@@ -45,7 +49,7 @@ def logit_norm(z, y, p):
     kept = unmasked(z)
     norm = math.sqrt(sum(z[k] * z[k] for k in kept))
     scaled = [z[k] / ((norm + 1e-7) * p["tau"]) if k in kept else -math.inf for k in range(len(z))]
-    return numbers(scaled, y)["cross_entropy"], 0.0
+    return cross_entropy(scaled, y), 0.0
 
 
 def zipf(z, y, p):
@@ -57,31 +61,31 @@ def zipf(z, y, p):
     lse = top + math.log(sum(math.exp(z[k] - top) for k in others))
     total = sum(share.values())
     divergence = sum(s / total * (math.log(s / total) - z[k] + lse) for k, s in share.items())
-    return numbers(z, y)["cross_entropy"], p["lam"] * divergence
+    return cross_entropy(z, y), p["lam"] * divergence
 
 
 def online(z, y, p):
-    """In the first epoch: against the target of label smoothing over the other classes."""
-    ce, k = numbers(z, y)["cross_entropy"], numbers(z, y)["classes"]
+    """The first epoch, whose target is that of label smoothing over the other classes."""
+    ce, k = cross_entropy(z, y), row_statistics(z, y)["classes"]
     spread = [p["smoothing"] / max(k - 1, 1) if c in unmasked(z) else 0.0 for c in range(len(z))]
     spread[y] = 1 - p["smoothing"]
-    return (1 - p["alpha"]) * ce + p["alpha"] * numbers(z, spread)["cross_entropy"], 0.0
+    return (1 - p["alpha"]) * ce + p["alpha"] * cross_entropy(z, spread), 0.0
 
 
 # name -> (row, target, parameters) -> (target term, penalty)
-TWINS = {
-    "confidence_penalty": on_numbers(lambda n, p: (n["cross_entropy"], -p["beta"] * n["entropy"])),
-    "cross_entropy": on_numbers(lambda n, p: (n["cross_entropy"], 0.0)),
-    "focal": on_numbers(lambda n, p: ((1 - math.exp(-n["cross_entropy"])) ** p["gamma"] * n["cross_entropy"], 0.0)),
-    "label_smoothing": on_numbers(lambda n, p: (n["cross_entropy"], p["alpha"] * (n["label"] - n["mean"]))),
+REFERENCE = {
+    "confidence_penalty": of_statistics(lambda s, p: (s["cross_entropy"], -p["beta"] * s["entropy"])),
+    "cross_entropy": of_statistics(lambda s, p: (s["cross_entropy"], 0.0)),
+    "focal": of_statistics(lambda s, p: ((1 - math.exp(-s["cross_entropy"])) ** p["gamma"] * s["cross_entropy"], 0.0)),
+    "label_smoothing": of_statistics(lambda s, p: (s["cross_entropy"], p["alpha"] * (s["label"] - s["mean"]))),
     "logit_norm": logit_norm,
-    "logit_penalty": on_numbers(lambda n, p: (n["cross_entropy"], p["beta"] / 2 * n["square"])),
-    "ls_error_amplification": lambda z, y, p: (numbers(z, y)["cross_entropy"], p["alpha"] * mean_gap(z, y, -1)),
-    "ls_regularization": lambda z, y, p: (numbers(z, y)["cross_entropy"], p["alpha"] * mean_gap(z, y, 1)),
-    "maxsup": on_numbers(lambda n, p: (n["cross_entropy"], p["alpha"] * (n["top"] - n["mean"]))),
+    "logit_penalty": of_statistics(lambda s, p: (s["cross_entropy"], p["beta"] / 2 * s["square"])),
+    "ls_error_amplification": lambda z, y, p: (cross_entropy(z, y), p["alpha"] * mean_gap(z, y, -1)),
+    "ls_regularization": lambda z, y, p: (cross_entropy(z, y), p["alpha"] * mean_gap(z, y, 1)),
+    "maxsup": of_statistics(lambda s, p: (s["cross_entropy"], p["alpha"] * (s["top"] - s["mean"]))),
     "online_label_smoothing": online,
-    "poly": on_numbers(lambda n, p: (n["cross_entropy"] + p["epsilon"] * (1 - math.exp(-n["cross_entropy"])), 0.0)),
-    "z_loss": on_numbers(lambda n, p: (n["cross_entropy"], p["lam"] * n["lse"] ** 2)),
+    "poly": of_statistics(lambda s, p: (s["cross_entropy"] + p["epsilon"] * (1 - math.exp(-s["cross_entropy"])), 0.0)),
+    "z_loss": of_statistics(lambda s, p: (s["cross_entropy"], p["lam"] * s["lse"] ** 2)),
     "zipf_label_smoothing": zipf,
 }
 
@@ -91,30 +95,30 @@ def smoothed(z, target, p, w):
     kept = unmasked(z)
     t = [float(k == target) for k in range(len(z))] if isinstance(target, int) else target
     spread = [w[k] * ((1 - p["alpha"]) * t[k] + p["alpha"] / len(kept)) * (k in kept) for k in range(len(z))]
-    return numbers(z, spread)["cross_entropy"], 0.0
+    return cross_entropy(z, spread), 0.0
 
 
-# With class weights, where the weighted term is not the twin's first one times the weight of the label:
+# The losses whose weighted term is not simply the target term times the weight of the label:
 # name -> (row, target, parameters, weights) -> (weighted term, penalty)
 WEIGHTED = {
     "label_smoothing": smoothed,
-    "ls_error_amplification": lambda z, y, p, w: (w[y] * sum(TWINS["ls_error_amplification"](z, y, p)), 0.0),
+    "ls_error_amplification": lambda z, y, p, w: (w[y] * sum(REFERENCE["ls_error_amplification"](z, y, p)), 0.0),
 }
 
 
 def loss(name, rows, targets, parameters, ignore_index=-100, weight=None, reduction="mean"):
-    """What `create_loss(name, **parameters)` gives on a list of rows."""
+    """What `create_loss(name, **parameters)` should return for a list of rows."""
     terms, penalties, weights = [], [], []
     for z, target in zip(rows, targets, strict=True):
         if target == ignore_index:
             terms.append(0.0), penalties.append(0.0), weights.append(0.0)
             continue
-        term, penalty = TWINS[name](z, target, parameters)
+        term, penalty = REFERENCE[name](z, target, parameters)
         w = weight[target] if weight is not None and isinstance(target, int) else 1.0
         if weight is not None and name in WEIGHTED:
             term, penalty = WEIGHTED[name](z, target, parameters, weight)
         elif weight is not None and not isinstance(target, int):
-            term = numbers(z, [p * v for p, v in zip(target, weight, strict=True)])["cross_entropy"]
+            term = cross_entropy(z, [p * v for p, v in zip(target, weight, strict=True)])
         else:
             term *= w
         terms.append(term)

@@ -31,7 +31,7 @@ def test_tasks_are_the_scripts():
 
 
 def test_without_matplotlib(tmp_path):
-    """As after the README's first line: what can be said of a comparison is, and the rest names what to install."""
+    """The README's first install command leaves it out: `compare --help` works, and `compare` names what to install."""
     code = "import sys; sys.modules['matplotlib'] = None; from maxsup_hf.cli import main; main(sys.argv[1:])"
     helps, asks = (command(sys.executable, "-c", code, "compare", flag, cwd=tmp_path) for flag in ("--help", "digits"))
     assert helps.returncode == 0 and "--losses" in helps.stdout, helps.stderr
@@ -46,19 +46,19 @@ def test_an_alpha_that_no_loss_has_is_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bad_file_of_losses_is_one_line(tmp_path, monkeypatch, capsys):
+def test_a_missing_file_of_losses_is_one_line_of_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MAXSUP_HF_LOSSES", str(tmp_path / "none.py"))
     with pytest.raises(SystemExit) as exit:
         cli.main(["losses"])
     assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: MAXSUP_HF_LOSSES must name Python files")
 
 
-def test_without_words(capsys):
-    for words, said in (([], "push a trained model"), (["train"], "image-classification")):
+def test_without_arguments(capsys):
+    for words, expected in (([], "push a trained model"), (["train"], "image-classification")):
         with pytest.raises(SystemExit) as exit:
             cli.main(words)
         assert exit.value.code == 2
-        assert said in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["losses", "--help"], ["--version"]])
@@ -91,7 +91,7 @@ def test_losses(capsys):
     [
         (["train", "image-clasification"], "did you mean 'image-classification'"),
         (["train", "qqq"], "unknown task 'qqq'; Tasks: image-classification"),
-        (["train"], "TASK"),
+        (["train"], "TASK is missing; choose one of image-classification"),
         (["trian"], "invalid choice"),
         ([], "COMMAND"),
     ],
@@ -128,7 +128,7 @@ def test_installed_command(task, tmp_path):
     assert {"all_results.json", "config.json", "model.safetensors", "README.md", "trainer_state.json"} <= saved
 
 
-def test_bad_input_is_one_line_and_status_2(tmp_path):
+def test_bad_input_is_one_line_of_error_and_status_2(tmp_path):
     result = command(BIN / "maxsup-hf", "train", "text-classification", "--train_file", "no.csv", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == "error: train_file: there is no file 'no.csv'"

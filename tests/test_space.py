@@ -82,7 +82,7 @@ def test_the_page_draws_itself_and_fits_a_phone(tmp_path):
         assert picture.stat().st_size > 20_000, shot.stderr[-2000:]
     shown = chromium("--dump-dom", "--window-size=600,1200", page.as_uri(), profile=tmp_path / "p").stdout
     assert "error:" not in re.search(r"<title>(.*?)</title>", shown)[1]
-    assert shown.count('class="bar') == 15 and "is wrong: label smoothing draws" in shown
+    assert shown.count('class="bar') == 15 and "is wrong: label smoothing pulls" in shown
     assert int(re.search(r'data-width="(\d+)"', shown)[1]) <= 600
 
 

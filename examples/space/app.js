@@ -1,5 +1,5 @@
 "use strict";
-// The arithmetic, without anything of the page: the tests compare these functions with maxsup_hf.
+// The arithmetic, independent of the page: the tests compare these functions with maxsup_hf.
 
 function softmax(z) {
   const top = Math.max(...z);
@@ -23,7 +23,7 @@ function losses(z, label, alpha) {
   return { cross_entropy: { value, gradient }, label_smoothing: penalised(label), maxsup: penalised(top) };
 }
 
-// What label smoothing adds to cross-entropy, in its two terms (Corollary 3.4).
+// The two terms that label smoothing adds to cross-entropy (Corollary 3.4).
 function decomposition(z, label, alpha) {
   const gaps = z.map((x) => z[label] - x);
   const total = (keep) => (alpha / z.length) * gaps.filter(keep).reduce((a, b) => a + b, 0);
@@ -74,9 +74,9 @@ if (typeof document !== "undefined" && document.getElementById("sliders")) {
       ...Object.keys(NAMES).map((name) => bars(name, found[name].gradient, largest)));
     const right = predicted === state.label;
     document.getElementById("verdict").textContent = right
-      ? `The prediction, ${CLASSES[predicted]}, is right: label smoothing and MaxSup are the same, both draw the top logit down.`
-      : `The prediction, ${CLASSES[predicted]}, is wrong: label smoothing draws the true logit (${CLASSES[state.label]}) down and ` +
-        `leaves the wrong one alone; MaxSup draws the wrong one down.`;
+      ? `The prediction, ${CLASSES[predicted]}, is right: label smoothing and MaxSup are the same loss, and both pull the top logit down.`
+      : `The prediction, ${CLASSES[predicted]}, is wrong: label smoothing pulls the true logit (${CLASSES[state.label]}) down and ` +
+        `leaves the wrong one alone; MaxSup pulls the wrong one down.`;
     document.getElementById("verdict").className = right ? "right" : "wrong";
     const parts = decomposition(state.z, state.label, state.alpha);
     document.getElementById("regularization").textContent = format(parts.regularization);

@@ -1,9 +1,8 @@
-"""Time and memory of a loss, forward and backward, beside its neighbours, on this machine."""
+"""Time and memory of a loss, forward and backward, compared with similar losses, on this machine."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from maxsup_hf.bench import linear, logits, variants
 from maxsup_hf.bench.timing import machine
 from maxsup_hf.losses import create_loss, list_losses
-from maxsup_hf.losses._fused_linear import check_serves
+from maxsup_hf.output.files import write_json
 
 SHAPES = "64x10,64x150,256x1000,2048x1000,4096x21841,1024x32000,512x128256"
 VARIANT_SHAPES = "64x10,65536x19,16384x150,2048x1000,1024x32000"
@@ -21,6 +20,7 @@ LINEAR_SHAPES = "2048x512x32000,2048x512x128256"
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line of `maxsup-hf bench`."""
     found = argparse.ArgumentParser(prog="maxsup-hf bench", description=(__doc__ or "").partition("\n")[0])
     found.add_argument("--loss", default="maxsup", choices=list_losses(), metavar="LOSS", help="a registered loss (maxsup)")
     found.add_argument("--shapes", type=_shapes, metavar="NxK,…", help=f"rows x classes of logits ({SHAPES})")
@@ -30,33 +30,34 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     found.add_argument(
         "--variant_shapes", type=_shapes, metavar="NxK,…",
-        help=f"rows x classes for other dtypes, layouts and losses ({VARIANT_SHAPES}); kinds of shapes that are not given "
-        "are left out if another is",
+        help=f"rows x classes for other dtypes, layouts and losses ({VARIANT_SHAPES}); if any of the three kinds of shapes "
+        "is given, only the given ones are measured",
     )  # fmt: skip
-    found.add_argument("--dtypes", type=_dtypes, default="float32", metavar="DTYPE,…", help="of the logits (float32)")
-    found.add_argument("--rounds", type=int, default=15, help="how often each is timed (15)")
+    found.add_argument("--dtypes", type=_dtypes, default="float32", metavar="DTYPE,…", help="dtypes of the logits (float32)")
+    found.add_argument("--rounds", type=int, default=15, help="how often each candidate is timed (15)")
     found.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    found.add_argument("--threads", type=int, help="threads of torch on the CPU (torch's default)")
-    found.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there too")
-    found.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
+    found.add_argument("--threads", type=int, help="number of torch threads on the CPU (torch's default)")
+    found.add_argument("--output", type=Path, metavar="FILE.json", help="also write the results to this file")
+    found.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="also time torch.compile")
     return found
 
 
 def _shapes(text: str) -> list[Any]:
-    return _numbers(text, 2, "rows x classes as 64x10,256x1000")
+    return _parse_shapes(text, 2, "rows x classes as 64x10,256x1000")
 
 
 def _linear_shapes(text: str) -> list[Any]:
-    return _numbers(text, 3, "rows x width x classes as 2048x512x32000")
+    return _parse_shapes(text, 3, "rows x width x classes as 2048x512x32000")
 
 
-def _numbers(text: str, count: int, what: str) -> list[Any]:
+def _parse_shapes(text: str, count: int, expected: str) -> list[Any]:
+    """Comma-separated shapes of `count` sizes each."""
     try:
         found = [tuple(map(int, part.split("x"))) for part in text.split(",")]
     except ValueError:
         found = []
     if not found or not all(len(shape) == count and min(shape) > 0 and shape[-1] > 1 for shape in found):
-        raise argparse.ArgumentTypeError(f"expected {what}, at least 2 classes, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected {expected}, with at least 2 classes, got {text!r}")
     return found
 
 
@@ -64,22 +65,22 @@ def _dtypes(text: str) -> list[torch.dtype]:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     for name in text.split(","):
         if name not in known:
-            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {name!r}")
+            raise argparse.ArgumentTypeError(f"expected comma-separated names out of {', '.join(known)}, got {name!r}")
     return [known[name] for name in text.split(",")]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Entry point of `maxsup-hf bench`; prints a table, and writes JSON if asked to."""
+    """Entry point of `maxsup-hf bench`: prints tables, writes JSON with `--output`, and returns the report."""
     args = parser().parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     device, loss = torch.device(args.device), create_loss(args.loss)
     if args.linear_shapes:
-        check_serves(loss)
-    none = not (args.shapes or args.linear_shapes or args.variant_shapes)
-    shapes = _shapes(SHAPES) if none else args.shapes or []
-    linear_shapes = _linear_shapes(LINEAR_SHAPES) if none and not loss.spec.needs_logits else args.linear_shapes or []
-    variant_shapes = _shapes(VARIANT_SHAPES) if none else args.variant_shapes or []
+        loss.require_row_statistics("fused_linear_loss")
+    shapes, linear_shapes, variant_shapes = args.shapes or [], args.linear_shapes or [], args.variant_shapes or []
+    if not (shapes or linear_shapes or variant_shapes):
+        shapes, variant_shapes = _shapes(SHAPES), _shapes(VARIANT_SHAPES)
+        linear_shapes = [] if loss.spec.needs_logits else _linear_shapes(LINEAR_SHAPES)
     report: dict[str, Any] = {
         "loss": args.loss,
         "parameters": loss.values(0.0),
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(summary(report))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(args.output, report)
     return report
 
 

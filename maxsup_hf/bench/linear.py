@@ -1,5 +1,7 @@
-"""A loss from hidden states and an output embedding, forward and backward: fused, and by way of the logits. What is timed is
-first compared with the plain path in float64."""
+"""The time of a loss on hidden states and an output embedding, forward and backward: fused, and by way of the logits.
+
+The fused loss is first compared with the reference implementation in float64.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from maxsup_hf.losses._fused_linear import fused_output
 from maxsup_hf.ops.linear import Head
 from maxsup_hf.output.tables import Table, markdown
 
-IGNORED = 0.6
+IGNORED = 0.6  # the fraction of ignored rows in one of the candidates
 NEIGHBOURS = ("unfused", "unfused label smoothing", "three products")
 
 
@@ -35,7 +37,7 @@ class Case:
         self.device = device
 
     def run(self, function: Callable[[], Tensor]) -> tuple[float, Tensor]:
-        """Seconds of forward and backward, and the loss."""
+        """The seconds of forward and backward, and the loss."""
         self.hidden.grad = self.weight.grad = None
 
         def work() -> Tensor:
@@ -48,14 +50,14 @@ class Case:
 
 
 def candidates(loss: Loss, case: Case) -> dict[str, Callable[[], Tensor]]:
-    """What is timed: first the fused loss."""
+    """name -> what is timed."""
     hidden, weight, values = case.hidden, case.weight, loss.values(0.0)
 
     def fused(labels: Tensor) -> Tensor:
         return fused_output(loss, values, hidden, labels, Head(weight, None, 1.0, None)).loss
 
     def products() -> Tensor:
-        with torch.no_grad():  # of the logits, and of the gradients of hidden states and weight
+        with torch.no_grad():  # the products that logits and the gradients of hidden states and weight need at least
             z = hidden @ weight.t()
             return (z @ weight).sum() + (z.t() @ hidden).sum()
 
@@ -69,13 +71,13 @@ def candidates(loss: Loss, case: Case) -> dict[str, Callable[[], Tensor]]:
 
 
 def error(loss: Loss, case: Case, fused: Callable[[], Tensor]) -> float:
-    """The largest error of a gradient, over the largest gradient.
+    """The largest error of a gradient, relative to the largest gradient.
 
     Raises:
-        ArithmeticError: it is not what the dtype makes of the right one.
+        ArithmeticError: the error is larger than the precision of the dtype allows.
     """
     _, found = case.run(fused)
-    step = max(1, 2**26 // len(case.weight))
+    step = max(1, 2**26 // len(case.weight))  # rows at a time, to limit the memory of their logits
     weight = case.weight.detach().double().requires_grad_()
     total, by_hidden = 0.0, []
     for start in range(0, len(case.labels), step):
@@ -102,13 +104,13 @@ def error(loss: Loss, case: Case, fused: Callable[[], Tensor]) -> float:
 def measure(
     loss: Loss, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, rounds: int
 ) -> dict[str, Any]:
-    """One row of the table.
+    """Measure one row of the table.
 
     Args:
-        loss: what is measured, with its parameters at the start of training.
+        loss: the loss to measure, with its parameters as at the start of training.
         shape: rows, width of the hidden states, classes.
         dtype, device: of hidden states and weight.
-        rounds: how often every candidate is timed.
+        rounds: how often each candidate is timed.
     """
     case = Case(*shape, dtype, device)
     every = candidates(loss, case)
@@ -131,7 +133,7 @@ def measure(
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """The results as a Markdown table; ratios below 1 mean that the fused loss is faster, or takes less."""
+    """The results as a Markdown table; ratios below 1 mean that the fused loss is faster, or takes less memory."""
     lines = [
         ["N×D×V", "dtype", "fused ms", *(f"/ {name}" for name in NEIGHBOURS), "60 % ignored / full",
          "memory / unfused label smoothing", "memory / logits", "error"]

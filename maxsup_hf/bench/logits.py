@@ -1,5 +1,7 @@
-"""A loss on logits, forward and backward, beside its neighbours. Whatever is timed is first compared with the plain path in
-float64."""
+"""The time of a loss on logits, forward and backward, compared with similar losses.
+
+Whatever computes the measured loss is first compared with the reference implementation in float64.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,12 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class Candidate(NamedTuple):
-    """Something to time.
+    """A function to time.
 
     Attributes:
-        function: (logits, labels) -> loss; for what has no backward, whatever the labels are.
-        ours: whether it computes the loss that is measured, and so must agree with the plain path.
-        backward: whether there is a backward.
+        function: (logits, labels) -> loss, or any tensor if there is no backward.
+        ours: whether it computes the measured loss, and so must agree with the reference implementation.
+        backward: whether to time its backward too.
     """
 
     function: LossFunction
@@ -47,7 +49,7 @@ class Case:
         self.device = device
 
     def run(self, candidate: Candidate) -> tuple[float, Tensor]:
-        """Seconds, and the loss."""
+        """The seconds that it took, and the loss."""
         self.logits.grad = None
 
         def work() -> Tensor:
@@ -59,21 +61,21 @@ class Case:
         return stopwatch(work, self.device)
 
     def gradient(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
-        """The loss, and its gradient."""
+        """The loss and its gradient."""
         _, loss = self.run(candidate)
         gradient = self.logits.grad
         assert gradient is not None
         return loss, gradient
 
     def peak(self, candidate: Candidate) -> int:
-        """Most bytes alive at once beside what was there before, as counted by the allocator."""
+        """The peak of allocated bytes, besides those allocated before."""
         self.run(candidate)
         self.logits.grad = None
         return peak_bytes(partial(self.run, candidate), self.device)
 
 
 def candidates(loss: Loss, device: torch.device, compiled: bool) -> dict[str, Candidate]:
-    """What is timed: first the loss as it is chosen by default."""
+    """name -> what is timed; first the measured loss with its default kernel."""
     values = {name: torch.tensor(value, dtype=torch.float64) for name, value in loss.values(0.0).items()}
 
     def ours(logits: Tensor, labels: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ def candidates(loss: Loss, device: torch.device, compiled: bool) -> dict[str, Ca
 
 
 def reference(loss: Loss, case: Case) -> tuple[Tensor, Tensor]:
-    """Loss and gradient by the plain path in float64, a few rows at a time."""
+    """Loss and gradient by the reference implementation in float64, a few rows at a time."""
     rows, classes = case.source.shape
     step = max(1, 2**24 // classes)
     total, gradient = torch.zeros((), dtype=torch.float64), torch.empty(rows, classes, dtype=torch.float64)
@@ -127,10 +129,10 @@ def reference(loss: Loss, case: Case) -> tuple[Tensor, Tensor]:
 
 
 def error(case: Case, name: str, candidate: Candidate, expected: tuple[Tensor, Tensor]) -> float:
-    """The largest error of a gradient, in units of what one row's label contributes (1/N).
+    """The largest error of the gradient, in units of the contribution of one row's label (1/N).
 
     Raises:
-        ArithmeticError: it is not what the dtype makes of the right one.
+        ArithmeticError: an error is larger than the precision of the dtype allows.
     """
     loss, gradient = (x.cpu() for x in case.gradient(candidate))
     rows, step = len(gradient), torch.finfo(gradient.dtype).eps
@@ -149,13 +151,13 @@ def error(case: Case, name: str, candidate: Candidate, expected: tuple[Tensor, T
 def measure(
     loss: Loss, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, rounds: int, compiled: bool
 ) -> dict:
-    """One row of the table.
+    """Measure one row of the table.
 
     Args:
-        loss: what is measured, with its parameters at the start of training.
+        loss: the loss to measure, with its parameters as at the start of training.
         shape: (N, K).
         dtype, device: of the logits.
-        rounds: how often every candidate is timed.
+        rounds: how often each candidate is timed.
         compiled: whether to time torch.compile too, which needs a C++ compiler on the CPU.
     """
     case = Case(*shape, dtype, device)
@@ -166,21 +168,21 @@ def measure(
     size = case.source.numel() * case.source.element_size()
     memory = {name: case.peak(candidate) / size for name, candidate in every.items()}
     seconds = interleaved({name: partial(case.run, candidate) for name, candidate in every.items()}, rounds)
-    breaks = torch._dynamo.explain(every["loss"].function)(case.logits, case.labels).graph_break_count if compiled else None
+    breaks = None
+    if compiled:
+        breaks = torch._dynamo.explain(every["loss"].function)(case.logits, case.labels).graph_break_count
     ours = [name for name, candidate in every.items() if candidate.ours and name not in ("plain path", "naive")]
+    ratios: dict[str, dict[str, float]] = {name: {} for name in ours}
+    for name in ours:
+        for other in every:  # every candidate that is not ours; the compiled loss also with the one that is not compiled
+            if other not in ours or (other == "loss" and name != "loss"):
+                ratios[name][other] = ratio(seconds[name], seconds[other])
     return {
         "shape": list(shape),
         "dtype": str(dtype).removeprefix("torch."),
         "milliseconds": {name: 1e3 * median(times) for name, times in seconds.items()},
-        "ratios": {
-            name: {
-                other: ratio(seconds[name], seconds[other])
-                for other in every
-                if other not in ours or other == "loss" != name
-            }
-            for name in ours
-        },
-        # the least there is to do: read the logits, write the gradient
+        "ratios": ratios,
+        # of the least possible traffic: reading the logits, and writing the gradient
         "gigabytes_per_second": {name: 2 * size / median(seconds[name]) / 1e9 for name in ours},
         "peak_memory_over_logits": memory,
         "gradient_error_times_rows": errors,
@@ -189,22 +191,11 @@ def measure(
 
 
 def table(results: Sequence[dict]) -> str:
-    """The results as a Markdown table; ratios below 1 mean that the loss is faster."""
+    """The results as a Markdown table; ratios below 1 mean that the measured loss is faster."""
     columns = ["label smoothing", "LabelSmoother", "naive", "plain path", "compiled label smoothing", "Liger", "copy"]
     columns = [column for column in columns if any(column in row["ratios"]["loss"] for row in results)]
-    lines = [
-        [
-            "N×K",
-            "dtype",
-            "",
-            "ms",
-            *(f"/ {column}" for column in columns),
-            "GB/s",
-            "memory / logits",
-            "error·N",
-            "graph breaks",
-        ]
-    ]
+    ratio_columns = [f"/ {column}" for column in columns]
+    lines = [["N×K", "dtype", "", "ms", *ratio_columns, "GB/s", "memory / logits", "error·N", "graph breaks"]]
     for row in results:
         for name, ratios in row["ratios"].items():
             lines.append(

@@ -1,7 +1,7 @@
-"""Seconds, bytes and the machine: what every measurement has in common.
+"""Measuring seconds and bytes, and describing the machine.
 
-Everything is timed in one process in interleaved rounds, and a ratio is the median of the rounds' ratios, so that a machine
-that changes its speed changes both sides.
+All candidates are timed in one process in interleaved rounds, and a ratio is the median of the rounds' ratios, so that a
+machine whose speed varies slows down both sides alike.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-ENOUGH = 2e-3  # seconds that a measurement lasts at least; short runs are repeated
+ENOUGH = 2e-3  # seconds; a shorter run is repeated until a measurement lasts this long
 
 
 def stopwatch(function: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Seconds that a function took, the work it left to a GPU included, and what it returned."""
+    """The seconds that a function took, including its work on a GPU, and what it returned."""
     _wait(device)
     start = time.perf_counter()
     found = function()
@@ -28,11 +28,14 @@ def stopwatch(function: Callable[[], Any], device: torch.device) -> tuple[float,
 
 
 def interleaved(runs: Mapping[str, Callable[[], tuple[float, Any]]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each in each round.
+    """Time several functions in turn.
 
     Args:
-        runs: name -> does the work once, and returns the seconds that count and whatever it made.
-        rounds: how often every one has its turn.
+        runs: name -> function that does the work once, and returns the seconds that it took and any result.
+        rounds: the number of rounds, in each of which every function is timed.
+
+    Returns:
+        name -> seconds in each round.
     """
     repeats = {}
     for name, run in runs.items():
@@ -51,7 +54,7 @@ def ratio(seconds: list[float], other: list[float]) -> float:
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
-    """Most bytes alive at once while a function runs, beside what was there before, as counted by the allocator."""
+    """The peak of the bytes that a function allocates, as counted by the allocator."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -71,10 +74,10 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
-        if cpuinfo.is_file() else []  # fmt: skip
+    """The machine that measurements were made on."""
+    cpuinfo = Path("/proc/cpuinfo")  # only on Linux
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "processor": models[0] if models else platform.processor(),

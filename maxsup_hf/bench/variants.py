@@ -1,4 +1,4 @@
-"""A loss beside itself on other inputs, and beside losses that are not linear in the row statistics."""
+"""The time of a loss on other dtypes and layouts, and of losses that are not linear in the row statistics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGES = 8  # (8, K, N/8) holds the rows of (N, K)
 
 
 class Images(Case):
-    """The rows of a case as logits of images, whose classes lie far apart in memory."""
+    """The rows of a case as logits of images, whose classes are not adjacent in memory."""
 
     def __init__(self, rows: int, classes: int, dtype: torch.dtype, device: torch.device):
         super().__init__(rows // IMAGES * IMAGES, classes, dtype, device)
@@ -29,12 +29,12 @@ class Images(Case):
 
 
 def measure(loss: Loss, shape: tuple[int, int], device: torch.device, rounds: int) -> dict[str, Any]:
-    """One row of the table.
+    """Measure one row of the table.
 
     Args:
-        loss: what is measured, with its parameters at the start of training.
+        loss: the loss to measure, with its parameters as at the start of training.
         shape: (N, K).
-        rounds: how often every one is timed.
+        rounds: how often each candidate is timed.
     """
     plain = Case(*shape, torch.float32, device)
     runs = {"rows": (loss, plain), "bfloat16": (loss, Case(*shape, torch.bfloat16, device))}
@@ -49,7 +49,7 @@ def measure(loss: Loss, shape: tuple[int, int], device: torch.device, rounds: in
 
 
 def _candidate(loss: Loss, case: Case) -> Candidate:
-    """The loss, after a look at whether it is that of the plain path."""
+    """The loss as a candidate, after checking its value with the reference implementation."""
     values = loss.values(0.0)
 
     def run(logits: Tensor, labels: Tensor, kernel: str = "auto") -> Tensor:
@@ -62,7 +62,7 @@ def _candidate(loss: Loss, case: Case) -> Candidate:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """The results as a Markdown table: each to the loss on rows of float32."""
+    """The results as a Markdown table of ratios to the loss on float32 rows."""
     columns = list(results[0]["ratios"])
     lines = [["N×K", "ms", *(f"{column} /" for column in columns)]]
     for row in results:

@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: checks before training, pushes that survive a bad day of the Hub, model cards."""
+"""The Hugging Face Hub: checks before training, pushes that survive transient Hub errors, and model cards."""

@@ -1,4 +1,4 @@
-"""A model card that fills itself from what a run recorded. What is not known is left out."""
+"""Model cards, written from the record of a run. What is unknown is left out."""
 
 from __future__ import annotations
 
@@ -15,77 +15,90 @@ from jinja2 import ChainableUndefined, Environment
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from maxsup_hf.hub.record import load_record
+from maxsup_hf.output.files import replacing
 from maxsup_hf.output.tables import Table, markdown
 
-START = "<!-- maxsup_hf: what stands between these marks is written anew with every card -->"
-END = "<!-- maxsup_hf: end -->"
-LISTED = 20  # so many class weights are shown one by one
-LARGEST = 5  # of more classes, so many
+MARK = "<!-- maxsup_hf:"  # how START begins, in the cards of every version
+START = f"{MARK} the text between these two marks is rewritten with every card -->"
+END = f"{MARK} end -->"
+LISTED = 20  # class weights are listed one by one up to this many classes,
+LARGEST = 5  # and beyond that only the largest
 SPLITS = {"eval": "validation", "test": "test"}
 
 
 def write_card(folder: str | Path) -> Path:
     """Write `README.md` from the folder's `run.json`, `all_results.json` and `figures/*.png`.
 
-    A README that is there already is kept: its metadata win over ours, and our part stands between two marks, after its
-    text. Writing again changes nothing.
+    An existing README is kept: its metadata take precedence, and the generated part follows its text, between two marks.
+    Writing the card again replaces only that part.
 
     Args:
-        folder: `output_dir` of a training.
+        folder: `output_dir` of a training run.
 
     Returns:
         The path of the card.
 
     Raises:
-        ValueError: no `run.json`, or a README whose metadata cannot be read (which is left as it is).
+        ValueError: there is no `run.json`, or the README's metadata are invalid (the file is left unchanged).
     """
     folder = Path(folder)
-    found = load_record(folder)
+    recorded = load_record(folder)
     path = folder / "README.md"
-    given = read_card(path) if path.is_file() else None
-    text = _render(folder, found)
-    data = _metadata(found, folder)
-    if given is not None:
-        before, mark, rest = given.text.partition(START)
-        after = rest.partition(END)[2] if mark else ""
-        text = "\n\n".join(part for part in (before.strip(), text, after.strip()) if part)
-        theirs = given.data.to_dict()
-        tags = [*(theirs.get("tags") or []), *data.get("tags", [])]
-        results = {key: data[key] for key in ("model-index",) if key in data}
-        data = data | theirs | results | ({"tags": list(dict.fromkeys(tags))} if tags else {})
+    text, data = _render(folder, recorded), _metadata(recorded, folder)
+    if path.is_file():
+        existing = read_card(path)
+        text, data = _around(text, existing.text), _merged(data, existing.data.to_dict())
     front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-    path.write_text(f"---\n{front}---\n\n{text}\n", encoding="utf-8")
+    with replacing(path) as unfinished:
+        unfinished.write_text(f"---\n{front}---\n\n{text}\n", encoding="utf-8")
     read_card(path)
     return path
+
+
+def _around(generated: str, existing: str) -> str:
+    """The text of an existing README, with the generated part in its old place or at the end."""
+    before, mark, rest = existing.partition(MARK)
+    after = rest.partition(END)[2] if mark else ""
+    return "\n\n".join(part for part in (before.strip(), generated, after.strip()) if part)
+
+
+def _merged(generated: dict[str, Any], existing: dict[str, Any]) -> dict[str, Any]:
+    """Metadata in which the existing values take precedence, except for the results; the tags are those of both."""
+    merged = generated | existing
+    if "model-index" in generated:
+        merged["model-index"] = generated["model-index"]
+    tags = [*(existing.get("tags") or []), *generated.get("tags", [])]
+    if tags:
+        merged["tags"] = list(dict.fromkeys(tags))
+    return merged
 
 
 def write_benchmark_result(
     folder: str | Path, dataset_id: str, task_id: str, metric: str = "test_accuracy", revision: str | None = None
 ) -> Path:
-    """Write a measured result in the Hub's format for benchmarks, with which it shows on the benchmark's leaderboard.
+    """Write a result in the Hub's benchmark format, which puts it on the benchmark's leaderboard.
 
     Args:
-        folder: `output_dir` of a training.
-        dataset_id: of the benchmark on the Hub.
-        task_id: of the task in the benchmark's `eval.yaml`.
-        metric: which result, a key of `all_results.json`.
-        revision: sha of the benchmark's data that was evaluated on.
+        folder: `output_dir` of a training run.
+        dataset_id: the benchmark on the Hub, `owner/name`.
+        task_id: a task in the benchmark's `eval.yaml`.
+        metric: the result to write, a key of `all_results.json`.
+        revision: commit sha of the benchmark data used for the evaluation.
 
     Returns:
-        `.eval_results/{dataset}_{task}.yaml` in the folder; written anew if it is there.
+        `.eval_results/{dataset}_{task}.yaml` in the folder. An existing file is overwritten.
 
     Raises:
-        ValueError: no such result, or a dataset's id or a task's that is none.
+        ValueError: the run has no such result, or `dataset_id` or `task_id` is malformed.
     """
     results = load_record(folder).get("results", {})
     if metric not in results:
-        raise ValueError(
-            f"metric must be one of the run's results, {', '.join(results) or 'of which there are none'}; got {metric!r}"
-        )
+        known = ", ".join(results) or "none were recorded"
+        raise ValueError(f"metric must be one of the run's results ({known}), got {metric!r}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset_id):
-        raise ValueError(f"benchmark must be a data set's id on the Hub, as owner/name, got {dataset_id!r}")
+        raise ValueError(f"benchmark must be a data set on the Hub, as owner/name, got {dataset_id!r}")
     if not re.fullmatch(r"[\w.-]+", task_id):
-        raise ValueError(f"task_id must be the name of a task in the benchmark's eval.yaml, got {task_id!r}")
+        raise ValueError(f"task_id must be the id of a task in the benchmark's eval.yaml, got {task_id!r}")
     entry = EvalResultEntry(dataset_id=dataset_id, task_id=task_id, value=results[metric], dataset_revision=revision)
     path = Path(folder) / ".eval_results" / f"{dataset_id.partition('/')[2]}_{task_id}.yaml"
     path.parent.mkdir(exist_ok=True)
@@ -94,17 +107,17 @@ def write_benchmark_result(
 
 
 def read_card(path: str | Path) -> ModelCard:
-    """A card from disk.
+    """Read a card from disk.
 
     Raises:
-        ValueError: its metadata are no YAML, or not what the Hub takes.
+        ValueError: its metadata are not valid YAML, or not what the Hub accepts.
     """
     try:
         return ModelCard.load(path)
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read as a model card, and the Hub would refuse it: {' '.join(str(error).split())[:300]}. "
-            "Correct the part between the --- lines"
+            f"{path} is not a valid model card, and the Hub would reject it: {' '.join(str(error).split())[:300]}. "
+            "Fix its metadata, the YAML between the two --- lines"
         ) from error
 
 
@@ -127,15 +140,20 @@ def _metadata(found: dict[str, Any], folder: Path) -> dict[str, Any]:
                     metric_value=value,
                 )
             )
-    tags = [*(["maxsup", *loss["name"].split("+")] if loss else []), *(found.get("tags") or [])]
+    tags = ["maxsup", *loss["name"].split("+")] if loss else []
+    tags += found.get("tags") or []
+    is_adapter = model.get("adapter")
+    relation = None
+    if model.get("base_model"):
+        relation = "adapter" if is_adapter else "finetune"
     metrics = dict.fromkeys(key.partition("_")[2] for key in found.get("results", {}))
     data = ModelCardData(
         language=found.get("language"),
         license=found.get("license"),
-        library_name="peft" if model.get("adapter") else "transformers",
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag=task,
         base_model=model.get("base_model"),
-        base_model_relation=("adapter" if model.get("adapter") else "finetune") if model.get("base_model") else None,
+        base_model_relation=relation,
         datasets=[found["dataset_tags"]] if found.get("dataset_tags") else None,
         metrics=list(metrics) or None,
         tags=list(dict.fromkeys(tags)) or None,
@@ -180,10 +198,11 @@ def _render(folder: Path, found: dict[str, Any]) -> str:
 
 
 def _weight_table(weights: dict[str, float]) -> str:
-    """Every class weight, or of many classes how far they reach and the largest."""
+    """A table of the class weights, or a sentence with their range and the largest if there are many classes."""
+    if not weights:
+        return ""
     if len(weights) <= LISTED:
-        rows = [[name, f"{weight:.4g}"] for name, weight in weights.items()]
-        return markdown(Table(["class", "weight"], rows)) if rows else ""
+        return markdown(Table(["class", "weight"], [[name, f"{weight:.4g}"] for name, weight in weights.items()]))
     largest = sorted(weights.items(), key=lambda entry: -entry[1])[:LARGEST]
     listed = ", ".join(f"{name} ({weight:.4g})" for name, weight in largest)
     low, high = min(weights.values()), max(weights.values())
@@ -191,8 +210,10 @@ def _weight_table(weights: dict[str, float]) -> str:
 
 
 def _training(found: dict[str, Any], emissions: str | None) -> Iterator[str]:
+    """Bullet points of the section on training."""
     if found.get("dataset"):
-        yield f"- data: {found['dataset']}" + (f" ({found['dataset_args']})" if found.get("dataset_args") else "")
+        settings = f" ({found['dataset_args']})" if found.get("dataset_args") else ""
+        yield f"- data: {found['dataset']}{settings}"
     for key, value in found.get("hyperparameters", {}).items():
         yield f"- {key}: {value}"
     time = f" in {found['train_seconds']:.0f} s" if "train_seconds" in found else ""
@@ -204,27 +225,27 @@ def _training(found: dict[str, Any], emissions: str | None) -> Iterator[str]:
 
 
 def _usage(found: dict[str, Any], folder: Path) -> str:
-    """Code that runs as it stands, from anywhere if the model is on the Hub, else where the folder is."""
+    """Code that loads the model: from the Hub if it was pushed, else from the folder, relative to the folder's parent."""
     where, note = found.get("repo_id"), ""
     if where is None:
-        where, note = folder.name, "  # or the folder's path, where you are not beside it"
-    task = found.get("tasks")
+        where, note = folder.name, "  # or the full path of the folder"
+    task, model_class = found.get("tasks"), found["model"]["class"]
     if found["model"].get("adapter"):
         return f'from peft import AutoPeftModel\n\nmodel = AutoPeftModel.from_pretrained("{where}"){note}'
     if task in PIPELINE_REGISTRY.get_supported_tasks():
         return f'from transformers import pipeline\n\nmodel = pipeline("{task}", model="{where}"){note}'
-    kind = found["model"]["class"]
-    if task == "text2text-generation":
+    load = f'model = {model_class}.from_pretrained("{where}"){note}'
+    if task == "text2text-generation":  # recent versions of transformers have no pipeline for it
         return (
-            f'from transformers import AutoTokenizer, {kind}\n\nmodel = {kind}.from_pretrained("{where}"){note}\n'
+            f"from transformers import AutoTokenizer, {model_class}\n\n{load}\n"
             f'tokenizer = AutoTokenizer.from_pretrained("{where}")\ninputs = tokenizer("a text", return_tensors="pt")\n'
             "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))"
         )
-    return f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained("{where}"){note}'
+    return f"from transformers import {model_class}\n\n{load}"
 
 
 def _emissions(folder: Path) -> str | None:
-    """Grams of CO2eq of the last run, where codecarbon wrote them."""
+    """Grams of CO2eq of the last run, if codecarbon measured them."""
     path = folder / "emissions.csv"
     if not path.is_file():
         return None

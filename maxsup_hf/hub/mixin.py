@@ -1,4 +1,4 @@
-"""The Trainer's way to the Hub: checked before anything is trained, never silent about a push that failed."""
+"""Pushing from the Trainer: the destination is checked before training, and failed pushes are reported and repeated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from maxsup_hf.hub.card import read_card, write_card
-from maxsup_hf.hub.push import NOT_PUSHED, Destination, PushError, attempt, prepare, push_folder
+from maxsup_hf.hub.push import NOT_PUSHED, Destination, PushError, ensure_destination, push_folder, with_retries
 from maxsup_hf.hub.record import RECORD, record
 from maxsup_hf.output.files import write_json
 
@@ -31,7 +31,7 @@ else:
 def destination(
     args: Any, token: str | None = None, private: bool | None = None, revision: str | None = None
 ) -> Destination:
-    """Where the training arguments say that the model goes."""
+    """The destination in the training arguments; the other arguments override them."""
     return Destination(
         repo_id=args.hub_model_id or Path(args.output_dir).absolute().name,
         token=args.hub_token if token is None else token,
@@ -43,12 +43,13 @@ def destination(
 class HubMixin(_Base):
     """What `MaxSupMixin` does with `push_to_hub`, `hub_strategy` and `hub_revision`.
 
-    The token, its role, the repository and the branch are checked, and the latter made, when the Trainer is made. A push in
-    the background that fails is warned of at once, and `train()` ends with a push of its own that makes up for it. With
-    HF_HUB_OFFLINE training goes on without the Hub. The token is in no file: arguments are pickled without it.
+    When the Trainer is created, the token and its role are checked, and repository and branch are created if they do not
+    exist. If a background push fails, a warning says so at once, and `train()` ends with a push that makes up for it. With
+    HF_HUB_OFFLINE the model is trained without pushing. The token is never written to a file: arguments are pickled without
+    it.
 
     Raises:
-        PushError: (when made, and from `push_to_hub`) in one line what is wrong and what to type.
+        PushError: (on creation, and from `push_to_hub`) in one line, what is wrong and what to type.
     """
 
     hub_model_id: Any
@@ -62,69 +63,73 @@ class HubMixin(_Base):
         to = destination(self.args, token, private)
         card = Path(str(self.args.output_dir)) / "README.md"
         if card.is_file():
-            read_card(card)  # a card that the Hub refuses would fail every push
+            read_card(card)  # every push would fail at a card that the Hub rejects
         if constants.is_offline_mode() and self.args.push_to_hub:
             self.args.push_to_hub = False
             logger.warning(
-                "HF_HUB_OFFLINE is set: training without pushing. `maxsup-hf push %s %s` does so later.",
+                "HF_HUB_OFFLINE is set: training without pushing. To push later: `maxsup-hf push %s %s`.",
                 self.args.output_dir, to.repo_id,
             )  # fmt: skip
             return
-        self.hub_model_id = prepare(to)
+        self.hub_model_id = ensure_destination(to)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push a checkpoint in the background, from links of its own: rotation may delete the checkpoint meanwhile."""
+        """Push a checkpoint in the background."""
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push and strategy != HubStrategy.ALL_CHECKPOINTS:
-            return  # the next one, or the last push, carries what this one would
+            return  # the next push, or the last one, brings the Hub up to date
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        job = self._start_push(Path(checkpoint_folder))
+        job.add_done_callback(self._report_failure)
+        if busy:
+            self.push_in_progress.jobs.append(job)
+        else:
+            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
+
+    def _start_push(self, checkpoint: Path) -> Future:
         step = self.state.global_step
+        # Rotation may delete the checkpoint before it is pushed, so links to its files are pushed instead.
         snapshot = Path(str(self.args.output_dir)) / f"_push-{step}"
         shutil.rmtree(snapshot, ignore_errors=True)
-        shutil.copytree(checkpoint_folder, snapshot, copy_function=_link)
-        places: list[tuple[str | None, list[str]]] = [(None, NOT_PUSHED)]
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            places.append(
-                ("last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name, ["_*"])
-            )
+        shutil.copytree(checkpoint, snapshot, copy_function=_link)
         to = destination(self.args)
         api = HfApi(token=to.token)
         upload = partial(
             api.upload_folder, repo_id=self.hub_model_id, folder_path=str(snapshot), revision=to.revision,
             commit_message=f"Training in progress, step {step}",
         )  # fmt: skip
+        # The model goes to the root of the repository; with these strategies the complete checkpoint is pushed as well.
+        uploads = [partial(upload, ignore_patterns=NOT_PUSHED)]
+        if self.args.hub_strategy == HubStrategy.CHECKPOINT:
+            uploads.append(partial(upload, path_in_repo="last-checkpoint", ignore_patterns=["_*"]))
+        elif self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+            uploads.append(partial(upload, path_in_repo=checkpoint.name, ignore_patterns=["_*"]))
 
         def push() -> None:
             try:
-                for place, left_out in places:
-                    call = partial(upload, path_in_repo=place, ignore_patterns=left_out)
-                    attempt(call, f"pushing step {step}", to)
+                for call in uploads:
+                    with_retries(call, f"pushing step {step}", to)
             finally:
                 shutil.rmtree(snapshot, ignore_errors=True)
 
-        job = api.run_as_future(push)
-        job.add_done_callback(self._note)
-        if busy:
-            self.push_in_progress.jobs.append(job)
-        else:
-            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
+        return api.run_as_future(push)
 
-    def _note(self, job: Future) -> None:
+    def _report_failure(self, job: Future) -> None:
         error = job.exception()
         if error is not None:
             self._failed_pushes.append(error)
-            logger.warning("%s. Training goes on; the last push makes up for it.", error)
+            logger.warning("%s. Training continues, and the last push makes up for it.", error)
 
     def _push_at_the_end(self) -> None:
-        """After training: whatever the pushes before it came to, the Hub gets the last state."""
+        """After training, push the final state, whether or not the pushes before it succeeded."""
         if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END:
             return
         try:
             self.push_to_hub()
-        except PushError as error:
+        except PushError as error:  # the model is saved, so the training does not fail
             logger.error("%d pushes failed during training, and the last one too: %s", len(self._failed_pushes), error)
 
     def create_model_card(
@@ -139,30 +144,26 @@ class HubMixin(_Base):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write `run.json`, and the card from it; arguments as in `transformers.Trainer.create_model_card`.
+        """Write `run.json`, and the card from it. Arguments as in `transformers.Trainer.create_model_card`.
 
         Raises:
-            ValueError: the folder has a README that cannot be read as a card; it is left as it is.
+            ValueError: the folder has a README that is not a valid card; it is left unchanged.
         """
         if not self.is_world_process_zero():
             return
-
-        def one(value: Any) -> Any:
-            return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-        found = record(
+        recorded = record(
             self,
             language=language,
             license=license,
             tags=[tags] if isinstance(tags, str) else tags,
             model_name=model_name,
             finetuned_from=finetuned_from,
-            tasks=one(tasks),
-            dataset_tags=one(dataset_tags),
-            dataset=one(dataset),
-            dataset_args=one(dataset_args),
+            tasks=_unwrapped(tasks),
+            dataset_tags=_unwrapped(dataset_tags),
+            dataset=_unwrapped(dataset),
+            dataset_args=_unwrapped(dataset_args),
         )
-        write_json(Path(str(self.args.output_dir)) / RECORD, found)
+        write_json(Path(str(self.args.output_dir)) / RECORD, recorded)
         write_card(str(self.args.output_dir))
 
     def push_to_hub(  # type: ignore[override]
@@ -174,39 +175,48 @@ class HubMixin(_Base):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Push what is in `output_dir`: model, card, figures, results and what the loss remembers, in one commit.
+        """Push `output_dir` in one commit: model, card, figures, results and the state of the loss.
 
         Args:
-            commit_message: of the commit.
-            blocking: wait for it; otherwise return a `Future`.
-            token, revision, private: instead of those of the training arguments.
-            **kwargs: for `create_model_card`.
+            commit_message: the commit message.
+            blocking: wait for the push; otherwise return a `Future`.
+            token, revision, private: override the training arguments.
+            **kwargs: passed to `create_model_card`.
 
         Returns:
-            `huggingface_hub.CommitInfo`, or a `Future` of it; `None` on other processes than the main one.
+            `huggingface_hub.CommitInfo`, or a `Future` of it; `None` on all processes but the main one.
 
         Raises:
-            PushError: it did not happen; the message has the command that tries again.
+            PushError: the push failed; the message has the command that tries again.
         """
         self.save_model(_internal_call=True)
         self.save_loss(self.args.output_dir)  # type: ignore[attr-defined]
         if not self.is_world_process_zero():
             return None
-        model_tags = getattr(self.model, "model_tags", None) or []
-        tags = kwargs.pop("tags", None) or []
-        tags = [tags] if isinstance(tags, str) else list(tags)
+        tags = _as_list(kwargs.pop("tags", None))
+        tags += [tag for tag in _as_list(getattr(self.model, "model_tags", None)) if tag not in tags]
         to = destination(self.args, token, private, revision)
         kwargs.setdefault("model_name", to.repo_id.rpartition("/")[2])
-        self.create_model_card(tags=[*tags, *(tag for tag in model_tags if tag not in tags)], **kwargs)
+        self.create_model_card(tags=tags, **kwargs)
         if self.hub_model_id is not None:
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
             self._finish_current_push()
-        call = (str(self.args.output_dir), to, commit_message or "End of training")
-        return push_folder(*call) if blocking else HfApi(token=to.token).run_as_future(push_folder, *call)
+        push = partial(push_folder, str(self.args.output_dir), to, commit_message or "End of training")
+        return push() if blocking else HfApi(token=to.token).run_as_future(push)
+
+
+def _as_list(tags: str | list[str] | None) -> list[str]:
+    return [tags] if isinstance(tags, str) else list(tags or [])
+
+
+def _unwrapped(value: Any) -> Any:
+    """The element of a list with one element, any other value as it is."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _link(source: str, target: str) -> None:
-    """A hard link where the file system has them: a checkpoint is not copied, and its files are never written again."""
+    """Hard-link a file, or copy it if the file system has no links. A checkpoint's files never change once they are written,
+    so a link is as good as a copy."""
     try:
         os.link(source, target)
     except OSError:

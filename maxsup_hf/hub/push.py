@@ -1,8 +1,8 @@
-"""Pushing a folder to the Hub, with what can be known beforehand checked beforehand.
+"""Push a folder to the Hub: check token and repository first, and retry transient errors.
 
-The client retries some requests by itself; here the whole of a push is tried again, for a bounded time, when the Hub says
-that it may work later (429, 409 of a commit that another overtook, 5xx, a broken connection, a page in place of JSON), after
-the pause that its Retry-After asks for. A push that was cut off sends only what is missing.
+The client retries some requests itself. On top of that, a failed call is repeated for a bounded time when the error may be
+transient (429, 409 from a commit that another one overtook, 5xx, a broken connection, an HTML page instead of JSON), after
+the pause that Retry-After asks for. Repeating a push is cheap: files that have already arrived are not sent again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -24,15 +25,15 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 LONGEST_PAUSE = 60.0  # seconds
-RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
-# Pickles run code where they are loaded; the rest is of this machine. `_*` and checkpoints as in transformers.
+TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
+# Pickles run code when they are loaded; the others are of use on this machine only. `_*` and checkpoints as in transformers.
 NOT_PUSHED = ["_*", "checkpoint-*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", ".cache/*"]
 
 Result = TypeVar("Result")
 
 
 class PushError(OSError):
-    """A push that did not happen. The message says why, and what to type next; `__cause__` is the client's error."""
+    """A push failed. The message says why and what to type next; `__cause__` is the client's error."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class Destination:
     """Where to push.
 
     Attributes:
-        repo_id: `namespace/name`, or `name` for the token's own namespace.
-        token: of a user, or `None` for the one that `hf auth login` stored or HF_TOKEN holds.
-        revision: branch, `None` for main.
-        private: visibility of a repository that is made; `None` leaves it to the Hub.
+        repo_id: `namespace/name`, or `name` in the namespace of the token's owner.
+        token: an access token. `None` takes the one in HF_TOKEN or stored by `hf auth login`.
+        revision: a branch; `None` is main.
+        private: visibility of a repository that has to be created; `None` leaves it to the Hub.
     """
 
     repo_id: str
@@ -52,76 +53,54 @@ class Destination:
     private: bool | None = None
 
 
-def prepare(to: Destination) -> str:
-    """Check token, name and namespace, and make repository and branch where they are absent.
+def ensure_destination(to: Destination) -> str:
+    """Check token, repository name and namespace, and create the repository and the branch if they do not exist.
+
+    Called before training, so that a push does not fail for a reason that was known hours earlier. No file is sent.
 
     Returns:
         The full `namespace/name`.
 
     Raises:
-        PushError: what is wrong, in one line. Nothing was sent but questions.
+        PushError: in one line, what is wrong and how to fix it.
     """
-    try:
-        validate_repo_id(to.repo_id)
-    except HFValidationError as error:
-        raise PushError(f"{to.repo_id!r} is not a valid repository name: {' '.join(str(error).split())}") from error
-    if constants.is_offline_mode():
-        raise PushError(
-            "HF_HUB_OFFLINE is set, so the Hub cannot be reached: unset it, or push later with `maxsup-hf push`"
-        ) from OfflineModeIsEnabled("HF_HUB_OFFLINE")
-    if (to.token or get_token()) is None:
-        raise PushError("there is no token for the Hub: run `hf auth login` with a token of the role write, or set HF_TOKEN")
+    _check_offline(to)
     api = HfApi(token=to.token)
-    user = attempt(lambda: api.whoami(), "asking who the token belongs to", to)
-    role = user.get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
-        raise PushError(
-            f"the token of {user['name']} has the role read: make one with the role write, and `hf auth login` again"
-        )
-    namespace, _, name = to.repo_id.rpartition("/")
-    namespace = namespace or user["name"]
-    known = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
-    if namespace not in known:
-        raise PushError(
-            f"{user['name']} cannot push to the namespace {namespace!r} (only to {', '.join(known)}): change the "
-            "repository's name, or log in as a member of it"
-        )
-    repo_id = f"{namespace}/{name}"
-    attempt(lambda: api.create_repo(repo_id, private=to.private, exist_ok=True), f"making {repo_id}", to)
-    is_private = attempt(lambda: api.repo_info(repo_id), f"looking at {repo_id}", to).private
-    if to.private is not None and is_private != to.private:
-        logger.warning(
-            "%s is there already and %s, though %s was asked for: it stays as it is. `hf repo settings %s --%s` changes it.",
-            repo_id, _visibility(is_private), _visibility(to.private), repo_id, _visibility(to.private),
-        )  # fmt: skip
+    repo_id = _full_repo_id(api, to)
+    with_retries(lambda: api.create_repo(repo_id, private=to.private, exist_ok=True), f"creating {repo_id}", to)
+    _warn_of_other_visibility(api, repo_id, to)
     if to.revision not in (None, "main"):
-        attempt(
-            lambda: api.create_branch(repo_id, branch=str(to.revision), exist_ok=True), f"making branch {to.revision}", to
-        )
+        branch = str(to.revision)
+        with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True), f"creating branch {branch}", to)
     return repo_id
 
 
 def push_folder(folder: str | Path, to: Destination, message: str = "End of training", create_pr: bool = False) -> Any:
-    """Push all of a folder that is fit to be pushed, in one commit.
+    """Push a folder in one commit, without checkpoints and pickles (`training_args.bin`, `optimizer.pt`).
 
     Args:
-        folder: of a saved model. Subfolders go too; checkpoints and pickles (`training_args.bin`, `optimizer.pt`) stay.
-        to: where.
-        message: of the commit.
-        create_pr: make a pull request instead of a commit.
+        folder: of a saved model; other subfolders are pushed too.
+        to: the repository and branch.
+        message: commit message.
+        create_pr: open a pull request instead of committing to the branch.
 
     Returns:
         `huggingface_hub.CommitInfo`.
 
     Raises:
-        PushError: it did not happen. The folder is as it was; a second push sends only what is missing.
+        PushError: the push failed. The folder is unchanged; the next push sends only what is missing.
     """
     if not (Path(folder) / "config.json").is_file() and not (Path(folder) / "adapter_config.json").is_file():
-        raise PushError(f"{folder} holds no saved model (no config.json or adapter_config.json)")
-    repo_id = prepare(to)
-    again = f"`maxsup-hf push {folder} {repo_id}" + (f" --revision {to.revision}`" if to.revision else "`")
+        raise PushError(
+            f"{folder} has neither config.json nor adapter_config.json: give the folder of a saved model, such as the "
+            "output_dir of a training run"
+        )
+    repo_id = ensure_destination(to)
+    retry_command = f"maxsup-hf push {folder} {repo_id}"
+    if to.revision:
+        retry_command += f" --revision {to.revision}"
     api = HfApi(token=to.token)
-    return attempt(
+    return with_retries(
         lambda: api.upload_folder(
             repo_id=repo_id,
             folder_path=str(folder),
@@ -132,79 +111,129 @@ def push_folder(folder: str | Path, to: Destination, message: str = "End of trai
         ),
         f"pushing {folder} to {repo_id}",
         to,
-        again,
+        retry_command,
     )
 
 
-def attempt(call: Callable[[], Result], what: str, to: Destination, again: str = "") -> Result:
-    """Call, and call again while the Hub says that it may work later.
+def with_retries(call: Callable[[], Result], action: str, to: Destination, retry_command: str = "") -> Result:
+    """Call, and call again as long as the error may be transient.
 
     Args:
         call: the request.
-        what: it does, for messages.
-        to: where it goes; its token is kept out of every message.
-        again: the command that tries it later.
+        action: what it does, for messages ("pushing … to …").
+        to: its destination, whose token is kept out of every message.
+        retry_command: the command that pushes the saved model later.
 
     Raises:
-        PushError: it failed for good, or `ATTEMPTS` times.
+        PushError: the error is permanent, or the last of `ATTEMPTS` failed.
     """
-    for number in range(1, ATTEMPTS + 1):
+    attempts = 0
+    while True:
+        attempts += 1
         try:
             return call()
-        except Exception as error:  # the client raises those of its HTTP library, of json and its own
-            status = _status(error)
-            passing = status in RETRIED if status is not None else _is_connection(error)
-            if not passing or number == ATTEMPTS:
-                hint = _hint(status)
-                later = f"; the model is saved as it was, and {again} pushes it" if again else ""
-                raise PushError(_without(to.token, f"{what} failed: {_reason(error, status)}{hint}{later}")) from error
-            pause = min(LONGEST_PAUSE, _retry_after(error) or 2.0 ** (number - 1))
-            logger.warning(
-                "%s", _without(to.token, f"{what} failed ({_reason(error, status)}); trying again in {pause:g} s")
-            )
+        except Exception as error:  # the client raises its own errors, those of its HTTP library and of json
+            reason = f"{action} failed: {_reason(error)}"
+            if attempts == ATTEMPTS or not _is_transient(error):
+                later = f"; the saved model is unchanged: `{retry_command}` pushes it" if retry_command else ""
+                raise PushError(_without(to.token, reason + _hint(error) + later)) from error
+            pause = min(LONGEST_PAUSE, _retry_after(error) or 2.0 ** (attempts - 1))
+            logger.warning("%s", _without(to.token, f"{reason}; trying again in {pause:g} s"))
             time.sleep(pause)
-    raise AssertionError
+
+
+def _check_offline(to: Destination) -> None:
+    """What can be checked without a request."""
+    try:
+        validate_repo_id(to.repo_id)
+    except HFValidationError as error:
+        raise PushError(
+            f"{to.repo_id!r} is not a valid repository name, expected NAME or NAMESPACE/NAME: {_one_line(error)}"
+        ) from error
+    if constants.is_offline_mode():
+        raise PushError(
+            "HF_HUB_OFFLINE is set, so the Hub cannot be reached: unset it, or push later with `maxsup-hf push`"
+        ) from OfflineModeIsEnabled("HF_HUB_OFFLINE")
+    if (to.token or get_token()) is None:
+        raise PushError("there is no token for the Hub: run `hf auth login` with a token of the role write, or set HF_TOKEN")
+
+
+def _full_repo_id(api: HfApi, to: Destination) -> str:
+    """`namespace/name`, after checking that the token may write there."""
+    user = with_retries(api.whoami, "checking the token", to)
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise PushError(
+            f"the token of {user['name']} has the role read: create one with the role write, and run `hf auth login` again"
+        )
+    namespace, _, name = to.repo_id.rpartition("/")
+    namespace = namespace or user["name"]
+    writable = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
+    if namespace not in writable:
+        raise PushError(
+            f"{user['name']} cannot push to the namespace {namespace!r}, only to {', '.join(writable)}: change the "
+            "repository name, or log in as a member of that organisation"
+        )
+    return f"{namespace}/{name}"
+
+
+def _warn_of_other_visibility(api: HfApi, repo_id: str, to: Destination) -> None:
+    """An existing repository keeps its visibility: making it public could publish what was meant to stay private."""
+    if to.private is None:
+        return
+    is_private = with_retries(lambda: api.repo_info(repo_id), f"reading the visibility of {repo_id}", to).private
+    if is_private != to.private:
+        wanted = _visibility(to.private)
+        logger.warning(
+            "%s already exists and is %s, but %s was requested; its visibility is left as it is. `hf repo settings %s --%s` "
+            "changes it.", repo_id, _visibility(is_private), wanted, repo_id, wanted,
+        )  # fmt: skip
 
 
 def _status(error: BaseException) -> int | None:
-    response = getattr(error, "response", None)
-    return getattr(response, "status_code", None) if isinstance(error, HfHubHTTPError) else None
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    return getattr(error.response, "status_code", None)
 
 
-def _is_connection(error: BaseException) -> bool:
-    """A broken connection, or a page where JSON was expected."""
-    if isinstance(error, json.JSONDecodeError):
+def _is_transient(error: BaseException) -> bool:
+    """A status that may pass, a broken connection, or an HTML page where JSON was expected."""
+    status = _status(error)
+    if status is not None:
+        return status in TRANSIENT
+    if isinstance(error, (json.JSONDecodeError, ConnectionError, TimeoutError)):
         return True
-    return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.partition(".")[0].startswith("http")
+    return type(error).__module__.partition(".")[0].startswith("http")  # http.client, httpx, httpcore
 
 
-def _reason(error: BaseException, status: int | None) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
         return "the Hub answered with something that is not JSON"
-    words = " ".join(str(error).split())
-    return f"{status}: {words[:300]}" if status else f"{type(error).__name__}: {words[:300]}"
+    return f"{_status(error) or type(error).__name__}: {_one_line(error)[:300]}"
 
 
-def _hint(status: int | None) -> str:
-    return {
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _hint(error: BaseException) -> str:
+    hints = {
         401: "; run `hf auth login` with a valid token",
-        403: "; the token needs the role write in that namespace: `hf auth login` with such a one",
-        404: "; look at the repository's name and at what the token may see",
-    }.get(status or 0, "")
+        403: "; the token needs the role write in that namespace: run `hf auth login` with such a token",
+        404: "; check the repository name and what the token has access to",
+    }
+    return hints.get(_status(error) or 0, "")
 
 
 def _retry_after(error: BaseException) -> float | None:
-    """Seconds that the Hub asks to wait; it says them as a number or as a date."""
+    """Seconds to wait according to Retry-After, which is a number of seconds or a date."""
     value = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After")
     if value is None:
         return None
-    try:
+    with suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        try:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        except ValueError:
-            return None
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return None
 
 
 def _without(token: str | None, message: str) -> str:

@@ -1,4 +1,4 @@
-"""What is known of a run, as plain data in `run.json` beside the model: all that a card is written from."""
+"""The record of a run, `run.json` beside the model, from which the model card is written."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ HYPERPARAMETERS = (
 
 
 def record(trainer: Any, **about: Any) -> dict[str, Any]:
-    """Gather what a Trainer knows; what it does not know is left out.
+    """What a Trainer knows about its run, as plain data. Unknown entries are left out.
 
     Args:
-        trainer: with a `loss_function`. What it says was trained, `trained_loss` and `trained_class_weights`, comes first:
-            where `trained_loss` is `None` nothing was trained, and there is no `loss`.
-        **about: what the caller knows of data and model: `tasks`, `dataset`, `dataset_tags` (a Hub id), `dataset_args`,
+        trainer: a Trainer with a `loss_function`. If it has a `trained_loss`, the loss that actually ran, that is recorded;
+            `None` means that nothing was trained, and there is no `loss` entry.
+        **about: what the caller knows about data and model: `tasks`, `dataset`, `dataset_tags` (a Hub id), `dataset_args`,
             `language`, `license`, `tags`, `model_name`, `finetuned_from`.
     """
-    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    hyperparameters = {name: plain(getattr(args, name, None)) for name in HYPERPARAMETERS}
-    state = trainer.state
-    found = {
+    args, state = trainer.args, trainer.state
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    finetuned_from = about.pop("finetuned_from", None)
+    found: dict[str, Any] = {
         "loss": _loss(trainer, model),
         "model": {
             "class": type(model).__name__,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "base_model": (given := about.pop("finetuned_from", None)) or _base_model(model),
-            "finetuned": bool(given or _source(model)),
+            "base_model": finetuned_from or _base_model(model),
+            "finetuned": bool(finetuned_from or _source(model)),
             "adapter": hasattr(model, "peft_config"),
         },
         **{key: value for key, value in about.items() if value},
-        "hyperparameters": {key: value for key, value in hyperparameters.items() if value not in (None, False, "", [], {})},
+        "hyperparameters": _hyperparameters(args),
         "devices": {"count": args.world_size * max(1, args.n_gpu), "kind": _device(args.device)},
         "versions": versions(),
         "steps": state.global_step,
@@ -55,14 +55,14 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
     }
     if args.hub_model_id:
         found["repo_id"] = getattr(trainer, "hub_model_id", None) or args.hub_model_id
-    runtime = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
-    if args.resume_from_checkpoint:
-        runtime = None  # of the last part alone
-    return {key: value for key, value in (found | {"train_seconds": runtime}).items() if value not in (None, {}, [])}
+    runtimes = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
+    if runtimes and not args.resume_from_checkpoint:  # a resumed run knows the time since it was resumed only
+        found["train_seconds"] = runtimes[-1]
+    return {key: value for key, value in found.items() if value not in (None, {}, [])}
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
-    """What was recorded, with the newest results of the folder.
+    """The record in a folder, updated with the results in its `all_results.json`.
 
     Raises:
         ValueError: the folder has no record.
@@ -70,8 +70,8 @@ def load_record(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / RECORD
     if not path.is_file():
         raise ValueError(
-            f"{folder} has no {RECORD}: a card is written from it. It is there after a training with MaxSupTrainer or "
-            "`maxsup-hf train`, once a card was made (Trainer.create_model_card)"
+            f"{folder} has no {RECORD}, from which the card is written: give the output_dir of `maxsup-hf train`, or call "
+            "create_model_card() of a MaxSupTrainer first"
         )
     found = json.loads(path.read_text(encoding="utf-8"))
     results = Path(folder) / "all_results.json"
@@ -80,78 +80,105 @@ def load_record(folder: str | Path) -> dict[str, Any]:
     return found
 
 
+def _hyperparameters(args: Any) -> dict[str, Any]:
+    values = {name: plain(getattr(args, name, None)) for name in HYPERPARAMETERS}
+    return {name: value for name, value in values.items() if value not in (None, False, "", [], {})}
+
+
 def _loss(trainer: Any, model: Any) -> dict[str, Any] | None:
-    """The loss that was trained, with its class weights; `None` where nothing was."""
+    """The loss that was trained, with its class weights; `None` if nothing was trained."""
     loss = getattr(trainer, "trained_loss", trainer.loss_function)
     if loss is None:
         return None
-    weights = getattr(trainer, "trained_class_weights", None)
-    return {
+    found: dict[str, Any] = {
         "name": loss.spec.name,
         "kwargs": {key: value for key, value in loss.kwargs.items() if value is not None},
         "formula": loss.spec.description,
         "citation": loss.spec.citation,
-    } | ({} if weights is None else {"class_weights": _class_weights(weights.tolist(), model)})
+    }
+    weights = getattr(trainer, "trained_class_weights", None)
+    if weights is not None:
+        found["class_weights"] = _class_weights(weights.tolist(), model)
+    return found
 
 
 def _class_weights(weights: list[float], model: Any) -> dict[str, float]:
-    """Class name, or its number where it has none, -> weight in six digits."""
-    labels = {int(k): str(name) for k, name in (getattr(getattr(model, "config", None), "id2label", None) or {}).items()}
-    names = [labels.get(k, str(k)) for k in range(len(weights))]
-    if len(labels) != len(weights) or len(set(names)) < len(names):
-        names = [str(k) for k in range(len(weights))]
-    return {name: float(f"{weight:.6g}") for name, weight in zip(names, weights, strict=True)}
+    """Class name -> weight in six digits. Classes go by their index if the model does not name each of them differently."""
+    id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
+    names = {int(index): str(name) for index, name in id2label.items()}
+    indices = range(len(weights))
+    if sorted(names) != list(indices) or len(set(names.values())) < len(names):
+        names = {index: str(index) for index in indices}
+    return {names[index]: float(f"{weight:.6g}") for index, weight in enumerate(weights)}
 
 
 def _last_evaluation(history: list[dict[str, Any]]) -> dict[str, float]:
-    """The last evaluation's metrics; a callback's geometry of it is an entry of its own."""
+    """The metrics of the last evaluation. `FeatureGeometryCallback` logs its own in an entry that follows."""
     found: dict[str, float] = {}
-    for sign in ("eval_", "feature_"):
-        entries = [entry for entry in history if any(key.startswith(sign) for key in entry)]
-        found |= _measured(entries[-1]) if entries else {}
+    for prefix in ("eval_", "feature_"):
+        entries = [entry for entry in history if any(key.startswith(prefix) for key in entry)]
+        if entries:
+            found |= _measured(entries[-1])
     return found
 
 
 def _measured(metrics: dict[str, Any]) -> dict[str, float]:
-    """Metrics of evaluation and test, without clocks and counts; NumPy numbers become Python's. `FeatureGeometryCallback`
-    gives the evaluation data's no prefix."""
+    """Metrics of evaluation and test, without run times and counts.
+
+    The keys of `FeatureGeometryCallback` have no prefix for the evaluation data; they get it here.
+    """
     left_out = ("_runtime", "_per_second", "_samples", "_loss", "_time")
-    metrics = {f"eval_{key}" if key.startswith("feature_") else key: value for key, value in metrics.items()}
-    return {
-        key: float(value)
-        for key, value in metrics.items()
-        if key.startswith(("eval_", "test_")) and not key.endswith(left_out) and isinstance(value, (int, float))
-    }
+    found = {}
+    for key, value in metrics.items():
+        name = f"eval_{key}" if key.startswith("feature_") else key
+        if name.startswith(("eval_", "test_")) and not name.endswith(left_out) and isinstance(value, (int, float)):
+            found[name] = float(value)
+    return found
 
 
 def _source(model: Any) -> str:
-    """Where the weights came from: a Hub id or a folder; empty where that is not known."""
+    """Where the weights were loaded from: a Hub id or a folder, or empty if unknown."""
     return getattr(getattr(model, "config", None), "_name_or_path", "") or ""
 
 
 def _base_model(model: Any) -> str | None:
-    """The Hub id that the model was fine-tuned from; a folder of this machine means nothing elsewhere."""
+    """The Hub id that the model was fine-tuned from. A folder is left out: its path means nothing on another machine."""
     name = _source(model)
-    return name if name and not os.path.exists(name) else None
+    if not name or os.path.exists(name):
+        return None
+    return name
 
 
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+    if device.type == "cpu":
+        return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return device.type
 
 
 def _command() -> str | None:
-    """The command line, where it was `maxsup-hf train` or one of its scripts, without anything like a token."""
-    program = Path(sys.argv[0]).name
-    words, before = [], ""
-    for word in sys.argv[1:]:
-        if "--resume_from_checkpoint" not in (before, word.partition("=")[0]):  # who does the training again begins it
-            words.append("<token>" if before.endswith("token") else word)
-        before = word if word.startswith("--") and "=" not in word else ""
-    words = [word.partition("=")[0] + "=<token>" if word.startswith("--hub_token=") else word for word in words]
-    if program == "maxsup-hf" or "maxsup_hf/__main__" in sys.argv[0]:
+    """The command line of `maxsup-hf` or one of its scripts; `None` in any other program."""
+    program = Path(sys.argv[0])
+    words = _public(sys.argv[1:])
+    if program.name == "maxsup-hf" or "maxsup_hf/__main__" in sys.argv[0]:
         return shlex.join(["maxsup-hf", *words])
     if "maxsup_hf/scripts" in sys.argv[0]:
-        return shlex.join(["maxsup-hf", "train", Path(program).stem.replace("_", "-"), *words])
+        return shlex.join(["maxsup-hf", "train", program.stem.replace("_", "-"), *words])
     return None
+
+
+def _public(words: list[str]) -> list[str]:
+    """A command line with its tokens masked, and without `--resume_from_checkpoint`: a run is reproduced from its start."""
+    found = []
+    flag = ""  # the flag whose value this word is, if it is one
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if "--resume_from_checkpoint" not in (flag, name):
+            if flag.endswith("token"):
+                word = "<token>"
+            elif equals and name.startswith("--") and name.endswith("token"):
+                word = f"{name}=<token>"
+            found.append(word)
+        flag = name if name.startswith("--") and not equals else ""
+    return found

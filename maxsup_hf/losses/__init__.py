@@ -1,10 +1,11 @@
-"""The losses, one file each; `create_loss(name)` makes one. Every module of this folder is imported, and so registered."""
+"""The losses, one file each; `create_loss(name)` makes one. Importing this package registers all of them."""
 
 from importlib import import_module
 from pkgutil import iter_modules
 
 from maxsup_hf.losses._decomposition import ls_decomposition
-from maxsup_hf.losses._loss import Loss, LossOutput, create_loss
+from maxsup_hf.losses._loss import Loss, create_loss
+from maxsup_hf.losses._output import LossOutput
 from maxsup_hf.losses._reduction import IGNORE_INDEX
 from maxsup_hf.losses._registry import get_spec, list_losses, register_loss
 from maxsup_hf.losses._spec import LossSpec, flatten, prefix_of

@@ -1,4 +1,4 @@
-"""The only place that sums: ignored rows, class weights, and the number of items that a loss is divided by."""
+"""Reducing values of rows to a loss: ignored rows, class weights, and the divisor of the mean."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def split_ignored(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Tell counted rows from ignored ones.
+    """Separate valid rows from ignored ones.
 
     Args:
-        target: (N,) integer labels, or (N, K) class probabilities (of which no row is ignored, as in torch).
+        target: (N,) integer labels, or (N, K) class probabilities, with which no row is ignored, as in torch.
         ignore_index: the label of ignored rows.
 
     Returns:
-        valid: (N,) bool, True for rows that count.
-        target: the same target, with a harmless class index in ignored rows.
+        valid: (N,) bool, False for ignored rows.
+        target: the same target, with a valid class index in ignored rows.
     """
     if target.is_floating_point():
         return torch.ones(target.shape[0], dtype=torch.bool, device=target.device), target
@@ -29,12 +29,18 @@ def split_ignored(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
 def check_reduction(
     reduction: str, num_items_in_batch: Tensor | float | None, weight_in_batch: Tensor | float | None = None
 ) -> None:
-    """Raise the errors of `reduce`; the arguments are named as in `maxsup_hf.losses.Loss.compute`."""
+    """Check the arguments of `reduce`, under their names in `maxsup_hf.losses.Loss.compute`.
+
+    Raises:
+        ValueError: an unknown `reduction`, or a divisor with a reduction other than `"mean"`.
+    """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
     for name, value in (("num_items_in_batch", num_items_in_batch), ("weight_in_batch", weight_in_batch)):
         if value is not None and reduction != "mean":
-            raise ValueError(f"{name} divides a sum, so it needs reduction='mean', got {reduction!r}; leave one of them out")
+            raise ValueError(
+                f"{name} is the divisor of a mean, so it needs reduction='mean', got {reduction!r}; leave one of them out"
+            )
 
 
 def reduce(
@@ -44,21 +50,21 @@ def reduce(
     num_items_in_batch: Tensor | float | None = None,
     row_weight: Tensor | None = None,
 ) -> Tensor:
-    """Reduce a value per row to the loss.
+    """Reduce the values of rows to the loss.
 
     Args:
         rows: (N,) values.
         valid: (N,) bool; other rows contribute exactly 0 and get a gradient of exactly 0. `None`: all are valid.
-        reduction: `"mean"` divides by `num_items_in_batch` where given, else by the summed weight of the valid rows;
-            `"sum"` adds; `"none"` returns (N,).
-        num_items_in_batch: items in the whole accumulated, cross-device batch; only with `"mean"`.
+        reduction: `"mean"` divides the sum by `num_items_in_batch` or, without it, by the summed weight of the valid rows;
+            `"sum"`; or `"none"`, which returns (N,).
+        num_items_in_batch: items in the complete batch over all micro-batches and ranks; only with `"mean"`.
         row_weight: (N,) factor of each row.
 
     Returns:
         A 0-dim tensor, or (N,) for `"none"`. With no valid row the mean is 0, not NaN.
 
     Raises:
-        ValueError: unknown `reduction`, or `num_items_in_batch` with another reduction than `"mean"`.
+        ValueError: as `check_reduction`.
     """
     check_reduction(reduction, num_items_in_batch)
     if valid is not None:
@@ -79,12 +85,12 @@ def reduce(
 
 
 def summed_weight(row_weight: Tensor, valid: Tensor | None) -> Tensor:
-    """Σ of the weights (N,) of the rows that are valid (N,); `None`: of all."""
+    """The sum of the weights (N,) of valid rows; all rows if `valid` is `None`."""
     return (row_weight if valid is None else torch.where(valid, row_weight, 0)).sum()
 
 
 def divided(total: Tensor, divisor: Tensor | float) -> Tensor:
-    """total/divisor, or the total where there is nothing to divide by. On a GPU nobody waits for the divisor."""
+    """total/divisor, or total if the divisor is 0. On a GPU the host does not wait for the value of the divisor."""
     if not isinstance(divisor, Tensor):
         return total / (divisor or 1)
     divisor = divisor.to(total.device, total.dtype)

@@ -1,7 +1,7 @@
-"""How a loss parameter moves over training: pure functions of progress in [0, 1], without counters.
+"""Schedules of loss parameters: pure functions of the progress of training in [0, 1], without counters.
 
-A schedule maps progress to the fraction of the way from a parameter's start to its end. The paper's is `linear`
-(α_t = 0.1 + 0.1·t/T, arXiv 2502.15798 Sec. 4); the authors' scripts change α once an epoch, in two ways: `epoch/T`
+A schedule maps progress to the fraction of the way from a parameter's start to its end. The paper's schedule is `linear`
+(α_t = 0.1 + 0.1·t/T, arXiv 2502.15798 Sec. 4). The authors' scripts change α once per epoch, in two ways: `epoch/T`
 (ImageNet) never reaches the end, `epoch/(T-1)` (CIFAR, long-tailed) reaches it in the last epoch.
 """
 
@@ -14,7 +14,7 @@ Schedule = Callable[[float, int | None, float | None], float]  # (progress, epoc
 
 
 def constant(progress: float, epochs: int | None = None, warmup_ratio: float | None = None) -> float:
-    """The start, throughout."""
+    """Always the start."""
     return 0.0
 
 
@@ -29,13 +29,13 @@ def cosine(progress: float, epochs: int | None = None, warmup_ratio: float | Non
 
 
 def warmup(progress: float, epochs: int | None = None, warmup_ratio: float | None = None) -> float:
-    """Linear until `warmup_ratio` of training is done, the end from there on.
+    """Linear until `warmup_ratio` of training is done, then constant at the end value.
 
     Raises:
         ValueError: `warmup_ratio` is not in (0, 1].
     """
     if warmup_ratio is None or not 0 < warmup_ratio <= 1:
-        raise ValueError(f"warmup_ratio must be in (0, 1] for a warm-up, got {warmup_ratio!r}")
+        raise ValueError(f"warmup_ratio must be in (0, 1] for schedule='warmup', got {warmup_ratio!r}")
     return 1.0 if progress >= warmup_ratio else progress / warmup_ratio
 
 
@@ -43,11 +43,11 @@ def staircase(progress: float, epochs: int | None, denominator: int) -> float:
     """Constant within an epoch: the epoch's index, counted from 0, over `denominator`, at most 1.
 
     Raises:
-        ValueError: `epochs` is not given: without it progress does not tell the epoch.
+        ValueError: `epochs` is missing: without it, progress does not determine the epoch.
     """
     if epochs is None or epochs < 1:
         raise ValueError(f"epochs must be a whole number of at least 1 for an epoch-wise schedule, got {epochs!r}")
-    # progress is a quotient of step counts, so progress·epochs can fall a rounding error short of a whole epoch
+    # progress is a quotient of step counts, so progress·epochs can be a rounding error below an integer
     epoch = int(progress * epochs + 1e-9 * epochs)
     return min(1.0, epoch / denominator)
 
@@ -74,5 +74,5 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def interpolate(start: float, end: float | None, fraction: float) -> float:
-    """The value a fraction of the way from `start` to `end`; `end=None` is constant."""
+    """The value that lies a fraction of the way from `start` to `end`; `end=None` means constant."""
     return start if end is None else start + (end - start) * fraction

@@ -1,4 +1,4 @@
-"""A loss on logits that are sharded over ranks along the vocabulary (tensor parallelism): no rank ever holds them all."""
+"""A loss on logits that are sharded over ranks along the vocabulary (tensor parallelism), without gathering them."""
 
 from __future__ import annotations
 
@@ -29,31 +29,41 @@ def vocab_parallel_loss(
     ignore_index: int = -100,
     **loss_kwargs: Any,
 ) -> Tensor:
-    """The loss of a batch whose vocabulary is spread over the ranks of a group, in their order.
+    """The loss of a batch whose vocabulary is sharded over the ranks of a process group, in the order of the ranks.
 
-    Every rank calls it with the same labels and its own columns of the logits, gets the same loss, and the gradient of that
-    loss with respect to its columns. Of equal top logits the one with the lowest index over all ranks is the top.
+    Every rank passes the same labels and its own columns of the logits. Every rank gets the same loss, and the gradient of
+    that loss with respect to its columns. If the top logit is tied, the lowest index over all ranks is the top.
 
     Args:
         local_logits: (..., V of this rank), floating; the ranks' parts may differ in size.
-        labels: (...) integer indices into the whole vocabulary.
-        group: process group; `None` is the default one.
-        loss: registered name, or a sum of names, of a loss on row statistics.
-        vocab_start: index of this rank's first column in the whole vocabulary. `None` asks the other ranks, once more.
+        labels: (...) integer indices into the complete vocabulary.
+        group: process group; `None` is the default group.
+        loss: name of a registered loss on row statistics, or a sum of names.
+        vocab_start: index of this rank's first column in the complete vocabulary. `None` asks the other ranks, which takes
+            one more communication.
         progress, num_items_in_batch, ignore_index: as for a loss on logits.
         reduction: `"mean"` or `"sum"`.
-        **loss_kwargs: of the loss.
+        **loss_kwargs: parameters of the loss, as for `create_loss`.
 
     Returns:
-        0-dim loss, float32 (float64 for float64 logits), the same on all ranks; differentiable once.
+        0-dim loss, float32 (float64 for float64 logits), the same on all ranks, which can be differentiated once.
 
     Raises:
-        ValueError: an unknown loss or one that needs the logits, another reduction, shapes that do not fit, or (on the
-            CPU) a label outside of the vocabulary.
+        ValueError: an unknown loss or one that needs the logits, another reduction, invalid shapes, or (on the CPU) a label
+            outside the vocabulary.
         RuntimeError: there is no process group; (from backward) a second derivative.
+
+    Example:
+        >>> import torch
+        >>> import torch.distributed as dist
+        >>> from maxsup_hf import vocab_parallel_loss
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # one rank
+        >>> print(f"{vocab_parallel_loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1]), loss='maxsup'):.3f}")
+        1.508
+        >>> dist.destroy_process_group()
     """
     made = create_loss(loss, **loss_kwargs)
-    made.check_row_numbers("vocab_parallel_loss")
+    made.require_row_statistics("vocab_parallel_loss")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     if labels.is_floating_point() or labels.shape != local_logits.shape[:-1]:
@@ -70,8 +80,9 @@ def vocab_parallel_loss(
     rows = local_logits.reshape(-1, local_logits.shape[-1])
     valid, target = split_ignored(widened(labels).reshape(-1), ignore_index)
     ones = valid.to(upcast(rows).dtype)
-    with torch.enable_grad():  # what a row's value is multiplied by: reduction knows, and it is linear
+    # The reduction is linear in the values of rows, so its gradient is the factor of each row.
+    with torch.enable_grad():
         total = reduce(ones.requires_grad_(), valid, reduction, num_items_in_batch)
     (scale,) = torch.autograd.grad(total, ones)
-    on_rows = RowLoss(made.spec.formula, made.spec.numbers, {**made.values(progress), **made.options}, {})
+    on_rows = RowLoss(made.spec.formula, made.spec.statistics, {**made.values(progress), **made.options}, {})
     return sharded_loss(rows, target, scale, vocab_start, group, on_rows)

@@ -1,3 +1,5 @@
+"""The confidence penalty of Pereyra et al. (2017): rewards the entropy of the predicted distribution."""
+
 from torch import Tensor
 
 from maxsup_hf.losses._registry import register_loss

@@ -1,3 +1,5 @@
+"""Plain cross-entropy."""
+
 from torch import Tensor
 
 from maxsup_hf.losses._registry import register_loss

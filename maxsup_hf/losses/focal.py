@@ -1,3 +1,5 @@
+"""The focal loss of Lin et al. (2017): gives less weight to rows that are predicted confidently."""
+
 import torch
 from torch import Tensor
 
@@ -16,8 +18,8 @@ CITATION = """@inproceedings{lin2017focal,
 def focal(cross_entropy: Tensor, *, gamma: float = 2.0, detach: bool = False) -> tuple[Tensor, Tensor]:
     """Focal loss: (1 − p)^γ·cross-entropy, p = exp(−cross-entropy) the probability of the label.
 
-    `detach=True` lets no gradient through the factor, as some public code does: it has the value of focal loss and the
-    gradient of a weighted cross-entropy.
+    `detach=True` stops the gradient of the factor, as some public code does: the value is that of focal loss, the gradient
+    that of a weighted cross-entropy.
     """
     # 1 − p without cancellation; the floor keeps the derivative of a fractional power finite at p = 1
     wrong = (-torch.expm1(-cross_entropy)).clamp_min(torch.finfo(cross_entropy.dtype).tiny)

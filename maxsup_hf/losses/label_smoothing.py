@@ -1,3 +1,5 @@
+"""Label smoothing (Szegedy et al., 2016), over all classes or over the other classes only."""
+
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +16,7 @@ CITATION = """@inproceedings{szegedy2016rethinking,
 
 
 def share(classes: Any, *, alpha: Any, over: str) -> Any:
-    """What part of the label is spread evenly over all K classes."""
+    """The share of the label that is spread evenly over all K classes."""
     return alpha if over == "K" else alpha * classes / (classes - 1).clamp_min(1)
 
 
@@ -31,8 +33,8 @@ def label_smoothing(
 ) -> tuple[Tensor, Tensor]:
     """Label smoothing: cross-entropy + α(z_label − mean z).
 
-    `over="K"` spreads α over all K classes, as torch, timm and the paper do; `over="K-1"` over the others only, as fairseq
-    does, which is the former with α·K/(K−1). With class weights it is torch's
-    `F.cross_entropy(weight=w, label_smoothing=α)`: each smoothed class counts with its own weight.
+    `over="K"` spreads α over all K classes, as torch, timm and the paper do. `over="K-1"` spreads it over the other classes
+    only, as fairseq does, which equals `over="K"` with α·K/(K−1). With class weights the loss is torch's
+    `F.cross_entropy(weight=w, label_smoothing=α)`, in which each smoothed class has its own weight.
     """
     return cross_entropy, share(classes, alpha=alpha, over=over) * (label - mean)

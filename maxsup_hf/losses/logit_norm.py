@@ -1,3 +1,5 @@
+"""LogitNorm (Wei et al., 2022): cross-entropy of logits scaled to a fixed norm."""
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,9 @@ CITATION = """@inproceedings{wei2022mitigating,
 )
 def logit_norm(logits: Tensor, target: Tensor, square: Tensor, *, tau: float = 0.04) -> tuple[Tensor, Tensor]:
     """LogitNorm: cross-entropy of z / (τ(‖z‖ + 1e-7))."""
-    # of a row of zeros the norm has no derivative: let none through
+    # At a row of zeros the norm is not differentiable: both `where` keep NaN out of its gradient.
     norm = square.where(square > 0, 1).sqrt().where(square > 0, 0)
     masked = logits == -torch.inf
     scaled = logits.masked_fill(masked, 0) / ((norm + 1e-7) * tau)[:, None]
-    label_term = statistics(scaled.masked_fill(masked, -torch.inf), target, ("cross_entropy",))["cross_entropy"]
-    return label_term, label_term.new_zeros(())
+    target_term = statistics(scaled.masked_fill(masked, -torch.inf), target, ("cross_entropy",))["cross_entropy"]
+    return target_term, target_term.new_zeros(())

@@ -1,3 +1,5 @@
+"""The logit penalty of Kornblith et al. (2021): an L2 penalty on the logits."""
+
 from torch import Tensor
 
 from maxsup_hf.losses._registry import register_loss

@@ -1,3 +1,5 @@
+"""The error amplification term of label smoothing alone: an ablation of the MaxSup paper."""
+
 from torch import Tensor
 
 from maxsup_hf.losses._decomposition import gaps
@@ -19,7 +21,8 @@ def ls_error_amplification(
     """Label smoothing's error amplification alone: cross-entropy + α/N·Σ_{z_n > z_label} (z_label − z_n).
 
     N is the number of such classes (arXiv 2502.15798, Table 1; 0 where there is none). `of="top"` is the table's other
-    form, α(z_label − max z). Either is at most 0, so class weights scale it with the cross-entropy that outweighs it.
+    form, α(z_label − max z). Both are at most 0, so class weights scale them along with the cross-entropy, which keeps the
+    sum bounded below.
     """
     if of == "top":
         return cross_entropy, alpha * (label - top)

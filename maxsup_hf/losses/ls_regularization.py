@@ -1,3 +1,5 @@
+"""The regularization term of label smoothing alone: an ablation of the MaxSup paper."""
+
 from torch import Tensor
 
 from maxsup_hf.losses._decomposition import gaps

@@ -1,3 +1,5 @@
+"""MaxSup (Zhou et al., 2025), as a registered loss and as a function like torch's cross_entropy."""
+
 import torch
 from torch import Tensor
 
@@ -28,24 +30,30 @@ def maxsup_loss(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """MaxSup with the signature and layouts of `torch.nn.functional.cross_entropy`: rename the function, and
-    `label_smoothing` to `alpha`.
+    """MaxSup with the signature and layouts of `torch.nn.functional.cross_entropy`, with `alpha` for `label_smoothing`.
 
     Source: arXiv 2502.15798, Definition 3.5. Ties for the top logit go to the first index.
 
     Args:
         input: logits of shape (K,), (N, K) or (N, K, d1, …), classes in dimension 1; floating.
         target: integer class indices of shape (), (N,) or (N, d1, …), or class probabilities of the shape of `input`.
-        weight: (K,) class weights, for the cross-entropy term and its normalisation; the penalty is unweighted.
+        weight: (K,) class weights of the cross-entropy term and its normalisation; the penalty is unweighted.
         alpha: strength of the penalty, constant, finite and not negative. Default 0.1.
         ignore_index: target value of ignored rows. Default −100.
-        reduction: `"mean"` (over counted rows; 0 where there are none), `"sum"` or `"none"`.
+        reduction: `"mean"` (over rows that are not ignored; 0 if all are), `"sum"` or `"none"`.
 
     Returns:
-        0-dim loss, or for `"none"` one value a row, of the shape of integer targets. float32, or float64 for float64 input.
+        0-dim loss, or for `"none"` one value per row, in the shape of integer targets. float32 (float64 for float64 input).
 
     Raises:
-        TypeError, ValueError: an argument that does not fit; the message says what was expected.
+        TypeError, ValueError: an invalid argument; the message says what was expected.
+
+    Example:
+        >>> import torch
+        >>> from maxsup_hf import maxsup_loss
+        >>> logits, labels = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1])
+        >>> print(f"{maxsup_loss(logits, labels, alpha=0.1):.3f}")
+        1.508
     """
     soft = target.is_floating_point()
     logits = torch.movedim(input, 1, -1) if input.ndim > 1 else input

@@ -1,3 +1,5 @@
+"""Poly-1 (Leng et al., 2022): cross-entropy with a different first coefficient of its polynomial expansion."""
+
 import torch
 from torch import Tensor
 

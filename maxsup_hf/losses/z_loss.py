@@ -1,3 +1,5 @@
+"""The z-loss of PaLM (Chowdhery et al., 2022): a penalty on the log-partition function."""
+
 from torch import Tensor
 
 from maxsup_hf.losses._registry import register_loss

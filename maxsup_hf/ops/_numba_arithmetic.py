@@ -1,6 +1,6 @@
 # mypy: ignore-errors
-"""What numba's own language lacks for the row operation, written in LLVM's instructions: an exp that becomes vector
-instructions, an order of floats that does not depend on how NaN compares, 16-bit floats, and memory at an address.
+"""What the row operation needs and numba does not provide, written as LLVM instructions: an exp that vectorises, an ordering
+of floats that is total even with NaN, conversions of 16-bit floats, and access to memory at an address.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ _F32 = ir.FloatType()
 
 
 class _Exp(NamedTuple):
-    """Constants of exp for one width of float."""
+    """The constants of `exp` for one float type."""
 
-    integer: ir.IntType  # of the same width
-    mantissa: int  # bits
+    integer: ir.IntType  # the integer type of the same width
+    mantissa: int  # the number of mantissa bits
     one: int  # the bits of 1.0
-    round: float  # adding it rounds to an integer, which then fills the lowest bits
-    ln2_high: float  # so few digits that its product with an exponent is exact
-    ln2_low: float
-    lowest: float  # the result is 0 below this: it would be smaller than the smallest normal number
+    round: float  # adding this rounds to an integer, which then occupies the lowest bits
+    ln2_high: float  # log 2, with so few digits that its product with an exponent is exact
+    ln2_low: float  # the rest of log 2
+    lowest: float  # below this the result would be subnormal, and is set to 0
     polynomial: tuple[float, ...]  # highest power first
 
 
 _EXP = {
-    # Fitted to the smallest relative error on |r| ≤ ln(2)/2, which is 4e-9.
+    # A minimax fit on |r| ≤ ln(2)/2, with a relative error of 4e-9.
     types.float32: _Exp(
         *(_I32, 23, 0x3F800000, 1.5 * 2.0**23, 0.693359375, -2.12194440e-4, -87.3),
         (0.0013814539415761828, 0.00836874544620514, 0.04166838899254799, 0.1666652113199234, 0.4999999403953552, 1.0, 1.0),
     ),
-    # Taylor's: the first term left out is below 1e-17.
+    # The Taylor series, whose first omitted term is below 1e-17.
     types.float64: _Exp(
         *(_I64, 52, 0x3FF0000000000000, 1.5 * 2.0**52, 0.693145751953125, 1.42860682030941723212e-6, -708.3),
         tuple(1 / math.factorial(power) for power in range(13, -1, -1)),
@@ -47,36 +47,44 @@ _EXP = {
 
 @intrinsic
 def exp(typing_context, x):
-    """exp(x) for x ≤ 0 to a relative error of 2e-7 (float32) or 1e-15 (float64), with 0 for subnormal results; NaN for NaN.
-    The error of `x` itself is not counted."""
+    """exp(x) for x ≤ 0, which vectorises where a call of the C library does not.
+
+    The relative error is 2e-7 (float32) or 1e-15 (float64), apart from that of `x` itself. Subnormal results become 0; NaN
+    stays NaN.
+    """
     constants = _EXP[x]
 
     def generate(context, builder, signature, arguments):
+        # exp(x) = 2^n · exp(r) with n = round(x / log 2) and r = x − n·log 2, in two steps so that r loses no digits.
         (value,) = arguments
-        number = value.type
+        real = value.type
         fused = {"flags": ("contract",)}
-        shifted = builder.fadd(builder.fmul(value, number(1 / math.log(2)), **fused), number(constants.round), **fused)
-        power = builder.fsub(shifted, number(constants.round))
-        rest = builder.fsub(value, builder.fmul(power, number(constants.ln2_high), **fused), **fused)
-        rest = builder.fsub(rest, builder.fmul(power, number(constants.ln2_low), **fused), **fused)
-        result = number(constants.polynomial[0])
+        shifted = builder.fadd(builder.fmul(value, real(1 / math.log(2)), **fused), real(constants.round), **fused)
+        power = builder.fsub(shifted, real(constants.round))
+        rest = builder.fsub(value, builder.fmul(power, real(constants.ln2_high), **fused), **fused)
+        rest = builder.fsub(rest, builder.fmul(power, real(constants.ln2_low), **fused), **fused)
+        result = real(constants.polynomial[0])
         for coefficient in constants.polynomial[1:]:
-            result = builder.fadd(builder.fmul(result, rest, **fused), number(coefficient), **fused)
+            result = builder.fadd(builder.fmul(result, rest, **fused), real(coefficient), **fused)
+        # 2^n: n is in the lowest bits of `shifted`; moved to the exponent's place, it is added to the bits of 1.0.
         exponent = builder.shl(builder.bitcast(shifted, constants.integer), constants.integer(constants.mantissa))
-        scale = builder.bitcast(builder.add(exponent, constants.integer(constants.one)), number)
-        underflow = builder.fcmp_ordered("<", value, number(constants.lowest))
-        return builder.select(underflow, number(0.0), builder.fmul(result, scale))
+        scale = builder.bitcast(builder.add(exponent, constants.integer(constants.one)), real)
+        underflow = builder.fcmp_ordered("<", value, real(constants.lowest))
+        return builder.select(underflow, real(0.0), builder.fmul(result, scale))
 
     return x(x), generate
 
 
 @intrinsic
 def order(typing_context, x):
-    """An integer that sorts as `x` does, with NaN at either end depending on its sign. Maxima of integers become vector
-    instructions without a promise that there is no NaN, and NaN is not lost."""
+    """An integer that sorts like the float `x`, with NaN at either end depending on its sign.
+
+    A maximum of integers vectorises; that of floats would, too, only with flags that promise there is no NaN.
+    """
     result = {types.float32: types.int32, types.float64: types.int64}[x]
 
     def generate(context, builder, signature, arguments):
+        # Floats sort like their bits as sign and magnitude: for negative ones, flip all bits but the sign.
         integer = context.get_value_type(result)
         bits = builder.bitcast(arguments[0], integer)
         sign = builder.ashr(bits, integer(result.bitwidth - 1))
@@ -87,7 +95,7 @@ def order(typing_context, x):
 
 @intrinsic
 def from_order(typing_context, key):
-    """The number whose `order` is `key`."""
+    """The float whose `order` is `key`."""
     result = {types.int32: types.float32, types.int64: types.float64}[key]
 
     def generate(context, builder, signature, arguments):
@@ -101,7 +109,7 @@ def from_order(typing_context, key):
 
 @intrinsic
 def add(typing_context, total, x):
-    """total + x, for sums over a row: in any order, so that the loop becomes vector instructions."""
+    """total + x for sums over a row, which may be reordered: without this permission a loop of sums does not vectorise."""
 
     def generate(context, builder, signature, arguments):
         return builder.fadd(*arguments, flags=("reassoc", "nsz", "contract"))
@@ -110,7 +118,7 @@ def add(typing_context, total, x):
 
 
 def _conversion(result: types.Type, argument: types.Type, generate: Callable[[Any, Any], Any]) -> Any:
-    """An intrinsic from a function that appends instructions to a builder."""
+    """An intrinsic that converts `argument` to `result` by the instructions that `generate` appends to a builder."""
 
     @intrinsic
     def convert(typing_context, value):
@@ -126,7 +134,7 @@ def _bfloat16_to_float32(builder: Any, bits: Any) -> Any:
 def _float32_to_bfloat16(builder: Any, value: Any) -> Any:
     bits = builder.bitcast(value, _I32)
     high = builder.lshr(bits, _I32(16))
-    # Half of the last place, less one where the last place is even: rounds to the nearest, ties to even.
+    # Round to nearest, ties to even: add half of the last place, less one bit if the last place is even.
     rounded = builder.lshr(builder.add(builder.add(bits, _I32(0x7FFF)), builder.and_(high, _I32(1))), _I32(16))
     is_nan = builder.fcmp_unordered("uno", value, value)
     return builder.trunc(builder.select(is_nan, builder.or_(high, _I32(0x40)), rounded), _I16)
@@ -136,7 +144,7 @@ def _float16_to_float32(builder: Any, bits: Any) -> Any:
     bits = builder.zext(bits, _I32)
     sign = builder.shl(builder.and_(bits, _I32(0x8000)), _I32(16))
     magnitude = builder.shl(builder.and_(bits, _I32(0x7FFF)), _I32(13))
-    # The exponents' offsets differ by 112; a product corrects this for subnormal numbers too.
+    # The exponent biases differ by 112; correcting this by a product is right for subnormals too.
     scaled = builder.fmul(builder.bitcast(magnitude, _F32), _F32(2.0**112))
     special = builder.icmp_unsigned(">=", magnitude, _I32(0x7C00 << 13))
     wide = builder.select(special, builder.or_(magnitude, _I32(0x7F800000)), builder.bitcast(scaled, _I32))
@@ -150,7 +158,7 @@ def _float32_to_float16(builder: Any, value: Any) -> Any:
     odd = builder.and_(builder.lshr(magnitude, _I32(13)), _I32(1))
     offset = builder.add(magnitude, _I32((0xFFF - (112 << 23)) & 0xFFFFFFFF))
     normal = builder.lshr(builder.add(offset, odd), _I32(13))
-    # Adding 0.5 leaves as many bits of the mantissa as a subnormal result has, rounded by the addition.
+    # A sum with 0.5 keeps exactly the mantissa bits of a subnormal result, and the addition rounds them.
     sum_ = builder.fadd(builder.bitcast(magnitude, _F32), _F32(0.5))
     subnormal = builder.sub(builder.bitcast(sum_, _I32), _I32(0x3F000000))
     is_nan = builder.icmp_unsigned(">", magnitude, _I32(0x7F800000))
@@ -166,15 +174,15 @@ float16_to_float32 = _conversion(types.float32, types.uint16, _float16_to_float3
 float32_to_float16 = _conversion(types.uint16, types.float32, _float32_to_float16)
 
 
-BFLOAT16, FLOAT16 = np.uint16, np.int16  # the dtypes under which kernels see these in memory, to tell them apart
+BFLOAT16, FLOAT16 = np.uint16, np.int16  # numpy has no bfloat16: kernels see both as integers of 16 bits, told apart by sign
 
 
 def widen(value: Any) -> Any:
-    """A number as it lies in memory as a float of at least 32 bits."""
+    """A value as stored in memory, converted to a float of at least 32 bits."""
 
 
 def narrow(value: Any, dtype: Any) -> Any:
-    """The opposite of `widen`, rounded to the nearest, for memory that holds `dtype`."""
+    """The inverse of `widen`, rounded to the nearest, for memory that holds `dtype`."""
 
 
 @overload(widen)
@@ -197,7 +205,7 @@ def _narrow(value, dtype):
 
 @intrinsic
 def pointer(typing_context, address, offset, dtype):
-    """Where the number at `offset` lies of those of a numpy `dtype` that begin at `address`, for `numba.carray`."""
+    """A pointer for `numba.carray` to element `offset` of an array of numpy type `dtype` that begins at `address`."""
     result = types.CPointer(dtype.dtype)
 
     def generate(context, builder, signature, arguments):

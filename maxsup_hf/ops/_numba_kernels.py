@@ -1,7 +1,7 @@
 # mypy: ignore-errors
-"""The row operation in numba's language, to be compiled and called by `maxsup_hf.ops.rows_numba`.
+"""The row operation as numba kernels, compiled and called by `maxsup_hf.ops.rows_numba`.
 
-Loops over classes have no branches, which makes them vector instructions: masked classes are left out by a selection.
+Loops over classes contain no branches, so that they vectorise: masked classes are excluded by selecting 0 instead.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from numba import carray, njit
 
 from maxsup_hf.ops._numba_arithmetic import add, exp, from_order, narrow, order, pointer, widen
 
-MASK_DISTANCE = 4096.0  # as in row_stats; it stands here because compiled code is cached by the text of these files
-_CHUNK = 512  # the first maximum is looked for in the chunk in which the maximum was reached
+# As in row_stats; repeated here because the cache of compiled code depends only on the text of these files.
+MASK_DISTANCE = 4096.0
+_CHUNK = 512  # classes; the first maximum is then searched for only in the chunk that contains it
 
 inlined = njit(forceinline=True, error_model="numpy")
 
 
 @inlined
 def array_at(memory, offset, dtype, shape):
-    """The numbers of `dtype` that begin `offset` of them after an address."""
+    """An array of `dtype` that begins `offset` elements after the address `memory`."""
     return carray(pointer(memory, offset, dtype), shape)
 
 
 @inlined
 def maximum(z):
-    """The maximum of a row and its first index. NaN may be the maximum or be missed; it reaches the sums in any case."""
-    zero = z.dtype.type(0)  # added to what is ordered: −0 becomes 0, which it ties with
+    """The maximum of a row and its first index. NaN may be taken for the maximum or not; either way it reaches the sums."""
+    zero = z.dtype.type(0)  # adding it turns −0 into 0: the two must tie, but differ in `order`
     highest = order(z[0] + zero)
     chunk = 0
     for start in range(0, len(z), _CHUNK):
         high = highest
-        # Unsigned, because for an index that may be negative numba adds a test that keeps the loop scalar.
+        # Unsigned, because numba adds a test for negative indices, and with it the loop does not vectorise.
         for k in range(np.uint64(start), np.uint64(min(start + _CHUNK, len(z)))):
             high = max(high, order(z[k] + zero))
         if high > highest:
@@ -48,8 +49,8 @@ def maximum(z):
 
 @inlined
 def terms(z, top, moments):
-    """What a class adds to the sums of a row, with x = z − top: 1, exp(x), x, and with `moments` z² and exp(x)·x; all 0 if
-    it is masked."""
+    """What a class contributes to the sums of a row, with x = z − top: 1, exp(x), x and, if `moments`, z² and exp(x)·x. All
+    are 0 for a masked class."""
     zero = type(z)(0)
     x = z - top
     p = exp(x)
@@ -62,8 +63,8 @@ def terms(z, top, moments):
 
 @inlined
 def gradient(z, top, p, have_exp, a, b, c, d, used, moments):
-    """The part of the gradient that falls on every unmasked class: exp(x)·(a + b·x) + c + d·z. `p` is exp(x) if
-    `have_exp`."""
+    """The gradient that every unmasked class gets, exp(x)·(a + b·x) + c + d·z with x = z − top; see `factors`. `p` is exp(x)
+    if `have_exp`."""
     x = z - top
     p = p if have_exp else exp(x)
     value = p * (a + b * x) + (c + d * z) if moments else p * a + c
@@ -72,7 +73,7 @@ def gradient(z, top, p, have_exp, a, b, c, d, used, moments):
 
 @inlined
 def sums(z, top, e, store, moments):
-    """`terms` added up over a row; `e` receives exp(x) if `store`."""
+    """The sums of `terms` over a row. If `store`, exp(x) is written to `e`."""
     classes = total = shifted = squares = products = z.dtype.type(0)
     for k in range(len(z)):
         one, p, x, square, product = terms(z[k], top, moments)
@@ -89,7 +90,7 @@ def sums(z, top, e, store, moments):
 
 @inlined
 def soft_sums(z, top, t):
-    """Σ t, Σ t·z and Σ t·(z − top), where a class of probability 0 counts nothing even if its logit is −inf."""
+    """Σ t, Σ t·z and Σ t·(z − top); a class of probability 0 contributes 0 even if its logit is −inf."""
     mass = label = shifted = z.dtype.type(0)
     for k in range(len(z)):
         used = t[k] != 0
@@ -101,7 +102,7 @@ def soft_sums(z, top, t):
 
 @inlined
 def write_stats(stats, top, classes, total, shifted, squares, products, mass, label, shifted_label, moments):
-    """Write the statistics of a row, in the order of `maxsup_hf.ops.row_stats.COLUMNS`, from its sums."""
+    """Compute the statistics of a row from its sums, and write them in the order of `maxsup_hf.ops.row_stats.COLUMNS`."""
     log_sum = math.log(total)
     shifted_expected = products / total
     stats[0] = mass * log_sum - shifted_label
@@ -118,7 +119,7 @@ def write_stats(stats, top, classes, total, shifted, squares, products, mass, la
 
 @inlined
 def factors(slopes, stats, mass):
-    """a, b, c, d of the part of the gradient that falls on every unmasked class: exp(x)·(a + b·x) + c + d·z, x = z − top."""
+    """a, b, c, d of the gradient that every unmasked class gets: exp(x)·(a + b·x) + c + d·z with x = z − top."""
     cross_entropy, lse, _, mean, _, square, expected, entropy = slopes
     by_x = expected - entropy
     by_softmax = cross_entropy * mass + lse + expected
@@ -129,7 +130,7 @@ def factors(slopes, stats, mass):
 
 @inlined
 def depends(slopes):
-    """Whether anything depends on a row. If not its gradient is 0, even if its logits are NaN."""
+    """Whether the loss depends on a row. If not, its gradient is 0 even if its logits are NaN."""
     used = False
     for s in range(len(slopes)):
         used |= slopes[s] != 0
@@ -138,9 +139,11 @@ def depends(slopes):
 
 @inlined
 def row(z, g, t, y, ignored, slopes, stats, index, r, soft, moments, with_stats, with_gradient):
-    """All of the operation for row `r`: logits `z`, gradient `g`, target `t` or `y`. Without `with_stats`, `stats` and
-    `index` are given; a class index outside of the row, as in a shard of the classes, counts as logit 0. The target's part
-    of the gradient falls on masked classes too."""
+    """The complete operation for row `r`, with logits `z`, gradient `g`, and target `t` (probabilities) or `y` (an index).
+
+    Without `with_stats`, `stats` and `index` are inputs. A class index outside the row, as in a shard of the classes, counts
+    as logit 0. Masked classes also get the target's part of the gradient.
+    """
     mass = z.dtype.type(1)
     if with_stats:
         if ignored:
@@ -180,7 +183,7 @@ def row(z, g, t, y, ignored, slopes, stats, index, r, soft, moments, with_stats,
 
 @inlined
 def load(memory, offset, dtype, z):
-    """Copy a row from memory that holds `dtype`."""
+    """Copy a row from memory that holds `dtype` to `z`, converting it."""
     source = array_at(memory, offset, dtype, len(z))
     for k in range(len(z)):
         z[k] = widen(source[k])
@@ -188,43 +191,44 @@ def load(memory, offset, dtype, z):
 
 @inlined
 def store(memory, offset, dtype, g):
-    """The opposite of `load`."""
+    """Copy a row from `g` to memory that holds `dtype`, converting it."""
     target = array_at(memory, offset, dtype, len(g))
     for k in range(len(g)):
         target[k] = narrow(g[k], dtype)
 
 
 def make_kernel(
-    name: str, memory: type, number: type, soft: bool, moments: bool, with_stats: bool, with_gradient: bool
+    name: str, memory: type, real: type, soft: bool, moments: bool, with_stats: bool, with_gradient: bool
 ) -> Callable[..., None]:
-    """The operation over rows `first` to `last`, each of which is contiguous, to be compiled with numba.
+    """A function for numba to compile: the operation on rows `first` to `last` (exclusive), each of them contiguous.
+
+    The flags are compile-time constants: as arguments they would double the running time. Arrays are passed as addresses,
+    and `z_step`, `g_step`, `t_step` are the strides of rows.
 
     Args:
-        name: of the function, under which it is cached.
-        memory: dtype of logits and gradient. If it is not `number`, rows go through a buffer.
-        number: dtype of class probabilities, statistics, slopes and of all arithmetic.
+        name: name of the function, under which numba caches it.
+        memory: dtype of logits and gradient. If it is not `real`, rows go through a buffer.
+        real: dtype of class probabilities, statistics, slopes and all arithmetic.
         soft: whether the target holds class probabilities.
         moments: whether `square`, `expected` and `entropy` are needed.
-        with_stats: write to `stats` and `index`, or read them.
-        with_gradient: write to `out`.
-
-    Memory is passed as addresses, and `z_step`, `g_step`, `t_step` are the strides of rows.
+        with_stats: whether to write `stats` and `index`, or to read them.
+        with_gradient: whether to write `out`.
     """
-    direct = memory is number
+    direct = memory is real
 
     def kernel(
         logits, target, out, slopes, stats, index, slopes_step, ignore_index, classes, z_step, g_step, t_step, first, last
     ):  # fmt: skip
-        all_stats = array_at(stats, 0, number, (last, 10))
+        all_stats = array_at(stats, 0, real, (last, 10))
         all_index = array_at(index, 0, np.int64, last)
-        all_slopes = array_at(slopes, 0, number, (last if slopes_step else 1, 8))
+        all_slopes = array_at(slopes, 0, real, (last if slopes_step else 1, 8))
         labels = array_at(target, 0, np.int64, last)
-        z, g = np.empty(0 if direct else classes, number), np.empty(0 if direct else classes, number)
+        z, g = np.empty(0 if direct else classes, real), np.empty(0 if direct else classes, real)
         for r in range(first, last):
-            t = array_at(target, r * t_step, number, classes)
+            t = array_at(target, r * t_step, real, classes)
             if direct:
-                z = array_at(logits, r * z_step, number, classes)
-                g = array_at(out, r * g_step, number, classes)
+                z = array_at(logits, r * z_step, real, classes)
+                g = array_at(out, r * g_step, real, classes)
             else:
                 load(logits, r * z_step, memory, z)
             y = 0 if soft else labels[r]
@@ -239,8 +243,10 @@ def make_kernel(
 
 
 def make_loss_kernel(name: str, memory: type, moments: bool) -> Callable[..., tuple[float, float, int]]:
-    """The gradient of rows `first` to `last` of a batch in one call, and what they add to the loss, to be compiled with
-    numba; see `maxsup_hf.ops.rows_numba.loss_and_grad`."""
+    """A function for numba to compile: the gradient of rows `first` to `last` (exclusive), and their share of the loss.
+
+    See `maxsup_hf.ops.rows_numba.loss_and_grad`.
+    """
     direct = memory is np.float32
 
     def kernel(
@@ -250,6 +256,7 @@ def make_loss_kernel(name: str, memory: type, moments: bool) -> Callable[..., tu
         labels = array_at(target, 0, np.int64, rows)
         z, g = np.empty(0 if direct else classes, np.float32), np.empty(0 if direct else classes, np.float32)
         counted = 0
+        # Every thread counts all rows of the batch, for each needs the divisor.
         for r in range(rows):
             counted += labels[r] != ignore_index
             if labels[r] != ignore_index and not 0 <= labels[r] < classes:
@@ -273,7 +280,7 @@ def make_loss_kernel(name: str, memory: type, moments: bool) -> Callable[..., tu
                 store(out, r * classes, memory, g)
             total += stats[0, 0]
             for s in range(8):
-                if slopes[s] != 0:  # a statistic without a slope may be infinite
+                if slopes[s] != 0:  # a statistic without a slope may be infinite, and 0 · ∞ is NaN
                     loss += slopes[s] * stats[0, s]
         return loss, scale * total, counted
 

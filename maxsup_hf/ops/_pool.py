@@ -1,7 +1,6 @@
-"""Threads for functions that release the GIL, usable after a fork and from several threads at once.
+"""A thread pool for functions that release the GIL, usable after a fork and from several threads at once.
 
-numba's own pools are neither: `workqueue` aborts the process when two threads enter it, and GNU OpenMP does not survive a
-fork.
+numba's own pools are not: `workqueue` aborts the process when two threads enter it, and GNU OpenMP does not survive a fork.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ _workers = 0
 
 
 def share(task: Callable[[int, int], None], count: int, threads: int, multiple: int = 1) -> None:
-    """Call `task(first, last)` on ranges that cover `range(count)`, on up to `threads` threads of which one is the caller.
+    """Call `task(first, last)` on ranges that cover `range(count)`, on up to `threads` threads including the caller.
 
-    A thread takes the next range when it is done with one, and the caller waits only for ranges that have been taken. So
-    callers that share the pool never wait for each other's work.
+    Each thread takes the next range when it finishes one, and the caller waits only for ranges that another thread has
+    started. So callers that share the pool never wait for each other's work.
 
     Args:
         multiple: ranges begin at multiples of this.
@@ -43,21 +42,21 @@ def share(task: Callable[[int, int], None], count: int, threads: int, multiple: 
 
 
 def _submit(work: Callable[[], None], count: int) -> list[Future[None]]:
-    """Have `count` other threads call `work`, or fewer where there are none."""
+    """Have `count` pool threads call `work`, or none at interpreter shutdown."""
     global _executor, _workers
     executor = _executor
     if executor is None or _workers < count:
-        # Two threads that get here at once make two pools; the one that is not kept ends when its work is done.
+        # Two threads that get here at once create two pools; the one that is dropped ends when its work is done.
         executor = _executor = ThreadPoolExecutor(count, thread_name_prefix="maxsup_hf")
         _workers = count
     try:
         return [executor.submit(work) for _ in range(count)]
-    except RuntimeError:  # the interpreter is shutting down, and starts no more threads
+    except RuntimeError:  # the interpreter is shutting down and cannot start threads
         return []
 
 
 def _forget() -> None:
-    """A forked child has none of its parent's threads."""
+    """Drop the pool in a forked child, where its threads do not exist."""
     global _executor, _workers
     _executor, _workers = None, 0
 

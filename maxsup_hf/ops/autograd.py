@@ -1,7 +1,7 @@
-"""Row statistics as a differentiable operation, whatever computes them.
+"""Row statistics as a differentiable operation on any backend.
 
-`statistics` serves every formula: its backward is one more pass over the logits. `linear_loss` is for formulas that are
-linear in the statistics, whose slopes are known beforehand: its gradient is made in the forward, in the same pass.
+`statistics` works for every formula: its backward is a second pass over the logits. `linear_loss` is for formulas that are
+linear in the statistics: their slopes are known in advance, so the forward computes the gradient in the same pass.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from maxsup_hf.ops.row_stats import COLUMNS, MOMENTS, SLOPES, STATISTICS, as_row
 
 
 def is_plain(logits: Tensor, target: Tensor) -> bool:
-    """Whether these are ordinary tensors in eager mode, of which memory may be read, with no transform or tracing."""
+    """Whether these are ordinary tensors in eager mode, whose memory may be read: no subclass, transform or tracing."""
     return type(logits) in (Tensor, nn.Parameter) and type(target) is Tensor and can_be_read(target)
 
 
 def can_be_read(x: Tensor) -> bool:
-    """Whether values may be looked at: not while tracing, nor inside of a transform, nor of a fake tensor."""
+    """Whether the values of a tensor may be read: not during tracing, inside a transform, or for a fake tensor."""
     return (
         not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
@@ -37,32 +37,32 @@ def can_be_read(x: Tensor) -> bool:
 
 
 def _transformed() -> bool:
-    """Inside of a transform of torch.func, or forward-mode differentiation."""
+    """Whether we are inside a torch.func transform or forward-mode differentiation."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def statistics(
     logits: Tensor, target: Tensor, names: Sequence[str] = STATISTICS, *, ignore_index: int = -100, backend: str = "cpu"
 ) -> dict[str, Tensor]:
-    """Compute statistics of each row, differentiably.
+    """Compute differentiable statistics of each row.
 
     Args:
         logits: (N, K) or (outer, K, inner), any floating dtype.
         target: (N,) int64 class indices, or class probabilities of the logits' shape.
-        names: which of `STATISTICS`.
-        ignore_index: class index of ignored rows, which get 0.
-        backend: as `maxsup_hf.ops.backends.choose` returns it.
+        names: which of `STATISTICS` to compute.
+        ignore_index: class index of ignored rows, whose statistics are 0.
+        backend: as returned by `maxsup_hf.ops.backends.choose`.
 
     Returns:
-        name -> (N,) float32 (float64 for float64 logits). Gradients have the logits' dtype; second derivatives are the
-        reference's. So are soft targets' gradients and transforms of torch.func.
+        name -> (N,) float32 (float64 for float64 logits). Gradients have the logits' dtype. Second derivatives, gradients
+        of soft targets and torch.func transforms use the reference implementation.
     """
     transformed = not torch.compiler.is_compiling() and _transformed()
     if backend == "reference" or target.requires_grad or transformed:
         rows = as_rows(target) if target.is_floating_point() else target
         return row_stats(as_rows(logits), rows, names, ignore_index=ignore_index)
     moments = not MOMENTS.isdisjoint(names)
-    found = _Statistics.apply(logits, target, tuple(names), ignore_index, moments, backend, is_plain(logits, target))
+    found = _RowStatistics.apply(logits, target, tuple(names), ignore_index, moments, backend, is_plain(logits, target))
     return dict(zip(names, found, strict=True))
 
 
@@ -79,7 +79,7 @@ def _rows(logits: Tensor, target: Tensor, ignore_index: int, moments: bool, back
 
 
 def _checked_rows(logits: Tensor, target: Tensor, ignore_index: int, moments: bool, backend: str) -> tuple[Tensor, Tensor]:
-    """`_rows` in a graph, which was made without a look at any label."""
+    """`_rows` for compiled graphs: labels cannot be read during tracing, so they are checked here, when the graph runs."""
     if not target.is_floating_point():
         check_range(target, logits.shape[1], ignore_index)
     return _rows(logits, target, ignore_index, moments, backend)
@@ -101,7 +101,7 @@ def _rows_grad(
     return out
 
 
-# Not `torch.library.custom_op`, whose wrappers cost more than a small batch.
+# Not `torch.library.custom_op`: its wrappers take longer than a small batch.
 _library.impl("rows", _checked_rows, "CompositeExplicitAutograd")
 _library.impl("rows_grad", _rows_grad, "CompositeExplicitAutograd")
 
@@ -116,7 +116,7 @@ def _(logits: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
-class _Statistics(torch.autograd.Function):
+class _RowStatistics(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -128,11 +128,11 @@ class _Statistics(torch.autograd.Function):
         backend: str,
         direct: bool,
     ) -> tuple[Tensor, ...]:
-        # The dispatcher costs more than a small batch.
+        # Without tracing, call the Python function: going through the dispatcher takes longer than a small batch.
         operation = _rows if direct else torch.ops.maxsup_hf.rows
         stats, index = operation(logits, target, ignore_index, moments, backend)
         ctx.names, ctx.ignore_index, ctx.moments, ctx.backend, ctx.direct = names, ignore_index, moments, backend, direct
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # a statistic that the formula does not use has no upstream gradient
         ctx.save_for_backward(logits, target, stats, index)
         columns = dict(zip(COLUMNS, stats.unbind(1), strict=True))
         return tuple(columns[name] for name in names)
@@ -151,7 +151,7 @@ class _Statistics(torch.autograd.Function):
 
 
 def _reference_gradient(logits: Tensor, target: Tensor, slopes: Tensor, ignore_index: int) -> Tensor:
-    """The gradient as something that can be differentiated again."""
+    """The gradient by the reference implementation, which can be differentiated again."""
     rows = as_rows(target) if target.is_floating_point() else target
     values = row_stats(as_rows(logits), rows, SLOPES, ignore_index=ignore_index)
     upstream = [slope.contiguous() for slope in slopes.expand(len(values["lse"]), len(SLOPES)).unbind(1)]
@@ -168,28 +168,28 @@ def linear_loss(
     moments: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Σ slope·statistic over all rows, with the gradient made at once; for plain tensors (see `is_plain`).
+    """Σ slope·statistic over all rows, with the gradient computed in the forward; for plain tensors (see `is_plain`).
 
     Args:
-        slopes: (1, 8) for all rows, or (N, 8).
-        by_entropy: what the cross-entropies are multiplied by before they are summed: a number, or (N,).
-        moments: whether a statistic of `MOMENTS` may have a slope.
+        slopes: (1, 8), shared by all rows, or (N, 8).
+        by_entropy: factor of the cross-entropies before they are summed: a scalar, or (N,).
+        moments: whether any statistic in `MOMENTS` may have a slope.
 
     Returns:
-        The loss, and without a gradient the cross-entropy in it; both 0-dim.
+        The loss, and the cross-entropy in it without a gradient; both 0-dim.
     """
     gradient = torch.empty_like(logits)
     flags = {"ignore_index": ignore_index, "moments": moments}
     stats, _ = resolve(backend, logits).rows_and_grad(logits.detach(), target, slopes, gradient, **flags)
-    # A statistic without a slope is left out: it may be infinite.
+    # A statistic without a slope may be infinite, and 0 · ∞ is NaN.
     total = torch.where(slopes == 0, 0, slopes * stats[:, : len(SLOPES)]).sum()
-    loss = _Made.apply(logits, target, total, gradient, slopes, flags, backend)
+    loss = _LossWithGradient.apply(logits, target, total, gradient, slopes, flags, backend)
     return loss, (stats[:, 0] * by_entropy).sum()
 
 
-def serves_loss(logits: Tensor, target: Tensor) -> bool:
-    """Whether `loss_in_one_call` takes these, if they are plain."""
-    return rows_numba.serves_loss(logits, target) and backends.has_numba()
+def supports_loss(logits: Tensor, target: Tensor) -> bool:
+    """Whether `loss_in_one_call` supports these tensors, given that they are plain (see `is_plain`)."""
+    return rows_numba.supports_loss(logits, target) and backends.has_numba()
 
 
 def on_cpu(x: Tensor) -> bool:
@@ -202,11 +202,11 @@ def loss_in_one_call(
     """`linear_loss` on the CPU with little overhead, for slopes that all rows share.
 
     Args:
-        slopes: eight numbers, for all rows.
-        divisor: what the sums are divided by; 0 stands for the number of rows that are not ignored.
+        slopes: eight floats, one for each of `SLOPES`.
+        divisor: divides the sums; 0 means the number of rows that are not ignored.
 
     Returns:
-        As `linear_loss`, or `None` if a class index is out of range.
+        As for `linear_loss`, or `None` if a class index is out of range.
     """
     gradient = torch.empty_like(logits)
     loss, entropy, counted = rows_numba.loss_and_grad(
@@ -216,11 +216,15 @@ def loss_in_one_call(
         return None
     scale = 1 / (divisor or counted or 1)
     flags = {"ignore_index": ignore_index, "moments": True}
-    return _Made.apply(logits, target, loss, gradient, (slopes, scale), flags, "cpu"), torch.tensor(entropy)
+    made = _LossWithGradient.apply(logits, target, loss, gradient, (slopes, scale), flags, "cpu")
+    return made, torch.tensor(entropy)
 
 
-class _Made(torch.autograd.Function):
-    """A loss whose gradient is made already. The first backward gives it away, a second one makes it again."""
+class _LossWithGradient(torch.autograd.Function):
+    """A loss whose gradient was computed in the forward.
+
+    The first backward scales that gradient in place and returns it without a copy; a second backward recomputes it.
+    """
 
     @staticmethod
     def forward(
@@ -233,21 +237,30 @@ class _Made(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        none = (None,) * 6
+        no_gradients = (None,) * 6  # for the arguments after the logits
         if upstream is None:
-            return None, *none
-        gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None or torch.is_grad_enabled():  # a second backward, or create_graph=True
+            return None, *no_gradients
+        if torch.is_grad_enabled():  # create_graph=True; the gradient is kept for a backward without it
             logits, target = ctx.saved_tensors
-            slopes = ctx.slopes
-            if not isinstance(slopes, Tensor):
-                slopes = upstream.new_tensor([slopes[0]]) * slopes[1]
-            if torch.is_grad_enabled():
-                ctx.gradient = gradient
-                return _reference_gradient(logits, target, slopes * upstream, ctx.flags["ignore_index"]), *none
+            slopes = _slopes_tensor(ctx.slopes, upstream) * upstream
+            return _reference_gradient(logits, target, slopes, ctx.flags["ignore_index"]), *no_gradients
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:  # a second backward
+            logits, target = ctx.saved_tensors
             gradient = torch.empty_like(logits)
+            slopes = _slopes_tensor(ctx.slopes, upstream)
             resolve(ctx.backend, logits).rows_and_grad(logits, target, slopes, gradient, **ctx.flags)
-        if not on_cpu(gradient):
-            return resolve(ctx.backend, gradient).multiply(gradient, upstream), *none
+        if not on_cpu(gradient):  # reading the factor would wait for the device
+            return resolve(ctx.backend, gradient).multiply(gradient, upstream), *no_gradients
         factor = upstream.item()
-        return gradient if factor == 1 else gradient.mul_(factor), *none
+        if factor != 1:
+            gradient.mul_(factor)
+        return gradient, *no_gradients
+
+
+def _slopes_tensor(slopes: Any, like: Tensor) -> Tensor:
+    """Slopes as the row operation expects them; `loss_in_one_call` keeps them as (floats, factor), which is cheaper."""
+    if isinstance(slopes, Tensor):
+        return slopes
+    values, factor = slopes
+    return like.new_tensor([values]) * factor

@@ -1,6 +1,7 @@
-"""Which backend computes the row operation, and what a user may say about it.
+"""Choosing the backend that computes the row operation.
 
-Every backend has `rows`, `rows_grad` and `rows_and_grad`, as `maxsup_hf.ops.rows_numba` describes them.
+Every backend is a module with the functions `rows`, `rows_grad` and `rows_and_grad`, documented in
+`maxsup_hf.ops.rows_numba`.
 """
 
 from __future__ import annotations
@@ -18,20 +19,23 @@ from maxsup_hf.ops.self_test import agrees
 
 KERNELS = ("auto", "plain", "cpu", "triton")
 
-# What `kernel="auto"` of a loss means: "auto" is the fastest that serves the device.
+# What `kernel="auto"` of a loss stands for; "auto" itself is the fastest backend for the device.
 DEFAULT = os.environ.get("MAXSUP_HF_KERNEL", "auto")
 if DEFAULT not in KERNELS:
     raise ValueError(f"MAXSUP_HF_KERNEL must be one of {', '.join(KERNELS)}, got {DEFAULT!r}")
 
 
 def choose(kernel: str, logits: Tensor) -> str:
-    """`"reference"`, or the name of a backend as `resolve` takes it.
+    """Choose a backend for these logits.
 
     Args:
         kernel: one of `KERNELS`.
 
+    Returns:
+        `"reference"`, or the name of a backend for `resolve`.
+
     Raises:
-        ValueError: an unknown kernel, or one asked for by name that cannot serve these logits.
+        ValueError: an unknown kernel, or one requested by name that does not support these logits.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(map(repr, KERNELS))}, got {kernel!r}")
@@ -40,24 +44,33 @@ def choose(kernel: str, logits: Tensor) -> str:
         return "reference"
     if wanted == "auto":
         wanted = {"cpu": "cpu", "cuda": "triton"}.get(logits.device.type, "torch")
-    obstacle = {"cpu": _no_cpu, "triton": _no_triton}[wanted](logits) if wanted in KERNELS else None
-    if obstacle and kernel == wanted:
+    obstacle = None
+    if wanted == "cpu":
+        obstacle = _why_not_cpu(logits)
+    elif wanted == "triton":
+        obstacle = _why_not_triton(logits)
+    if obstacle is None:
+        return wanted
+    if kernel == wanted:  # requested for this call: do not silently compute it in another way
         raise ValueError(f"kernel={kernel!r} cannot compute a loss here: {obstacle}; use kernel='auto'")
-    return "torch" if obstacle else wanted
+    return "torch"
 
 
-def _no_cpu(logits: Tensor) -> str | None:
-    return None if logits.device.type == "cpu" else f"it serves tensors on the CPU, got {logits.device}"
+def _why_not_cpu(logits: Tensor) -> str | None:
+    """Why the CPU backend does not support these logits, or `None` if it does."""
+    return None if logits.device.type == "cpu" else f"it supports only tensors on the CPU, got {logits.device}"
 
 
-def _no_triton(logits: Tensor) -> str | None:
-    if logits.device.type != "cuda" and not (logits.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return f"it serves tensors on an NVIDIA GPU, got {logits.device}"
+def _why_not_triton(logits: Tensor) -> str | None:
+    """Why the Triton backend does not support these logits, or `None` if it does."""
+    interpreted = logits.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if logits.device.type != "cuda" and not interpreted:
+        return f"it supports only tensors on an NVIDIA GPU, got {logits.device}"
     if logits.dtype == torch.float64:
-        return "it serves float32, bfloat16 and float16, got torch.float64"
+        return "it supports float32, bfloat16 and float16, got torch.float64"
     if torch.version.hip is not None:
-        return "it was not tried on AMD's GPUs"
-    return None if _has_triton() else "it needs the package triton, which comes with torch for CUDA on Linux"
+        return "it has not been tested on AMD GPUs"
+    return None if _has_triton() else "it needs the package triton, which is installed with torch for CUDA on Linux"
 
 
 @cache
@@ -66,24 +79,24 @@ def _has_triton() -> bool:
 
 
 def resolve(name: str, logits: Tensor) -> Any:
-    """The module of a backend: numba where it can be imported, Triton where it passed its test, else torch operations."""
+    """The module of a backend, or `rows_torch` if numba cannot be imported or Triton does not pass its self-test."""
     if name == "cpu" and has_numba():
         return rows_numba
     if name == "triton" and _triton_agrees(logits.device):
-        from maxsup_hf.ops import rows_triton  # not everywhere is there a Triton
+        from maxsup_hf.ops import rows_triton  # imported late: Triton is not installed everywhere
 
         return rows_triton
     return rows_torch
 
 
 def fastest(logits: Tensor) -> Any:
-    """The module of the backend that serves these logits by default."""
+    """The module of the default backend for these logits."""
     return resolve(choose("auto", logits), logits)
 
 
 @cache
 def has_numba() -> bool:
-    """Asked once: a failing import is slow to fail again."""
+    """Whether numba can be imported. Cached, because a failing import is as slow every time."""
     return rows_numba.why_unavailable() is None
 
 
@@ -93,6 +106,6 @@ _agreed: dict[torch.device, bool] = {}
 def _triton_agrees(device: torch.device) -> bool:
     if device not in _agreed:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return False  # a test would wait for the GPU, which a capture forbids
+            return False  # the self-test synchronises with the GPU, which is not allowed during a capture
         _agreed[device] = agrees(device)
     return _agreed[device]

@@ -1,4 +1,4 @@
-"""The derivative of a loss's formula with respect to row statistics: N values each, cheap beside a pass over N·K logits."""
+"""Derivatives of a loss formula with respect to row statistics: N values each, cheap next to a pass over N·K logits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Formula = Callable[..., tuple[Tensor, Tensor]]
 
 
 class RowLoss(NamedTuple):
-    """A loss on row statistics.
+    """A loss that needs only row statistics.
 
     Attributes:
         formula: `(row statistics, **values) -> (target term, penalty)`.
-        names: the statistics that it takes.
+        names: the row statistics that the formula takes.
         values: its parameters and options.
-        summands: of a sum, name -> formula of the penalty of each loss.
+        summands: for a sum of losses, name -> formula of the penalty of each.
     """
 
     formula: Formula
@@ -31,21 +31,22 @@ class RowLoss(NamedTuple):
 
     @property
     def needs_moments(self) -> bool:
+        """Whether the formula takes any of the more expensive statistics, `MOMENTS`."""
         return not MOMENTS.isdisjoint(self.names)
 
 
 def differentiate(
     formula: Formula, stats: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Evaluate a formula and its slopes.
+    """Evaluate a formula and its derivatives with respect to the row statistics (the slopes).
 
     Args:
         formula: `(row statistics, **parameters) -> (target term, penalty)`, each (N,) or 0-dim.
         stats: name -> (N,), in the formula's order.
-        values: its parameters, numbers or 0-dim tensors.
+        values: its parameters (floats or 0-dim tensors) and options.
 
     Returns:
-        (N,) target term + penalty, detached, and name -> (N,) derivative with respect to each statistic on which it depends.
+        Target term + penalty (N,), detached, and name -> (N,) derivative with respect to each statistic it depends on.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in stats.items()}
     with torch.enable_grad():
@@ -57,7 +58,7 @@ def differentiate(
 
 
 def packed(slopes: Mapping[str, Tensor], like: Tensor) -> Tensor:
-    """(N, 8) as the row operation takes them, of the slopes of some statistics; `like` is (N,)."""
+    """Slopes of some statistics as the (N, 8) tensor that the row operation takes, zero for the others; `like` is (N,)."""
     none = torch.zeros_like(like)
     return torch.stack([slopes.get(name, none) for name in SLOPES], 1)
 
@@ -65,55 +66,65 @@ def packed(slopes: Mapping[str, Tensor], like: Tensor) -> Tensor:
 def linear_coefficients(
     formula: Formula, names: Sequence[str], values: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The coefficients of a formula that is linear in the row statistics: its gradient is then known without a backward.
+    """The coefficients of a formula that is linear in the row statistics, whose gradient needs no backward.
 
     Args:
-        formula, names, values: as for `differentiate`, `names` those of the statistics.
+        formula, values: as for `differentiate`.
+        names: the row statistics that the formula takes, in its order.
 
     Returns:
-        name -> coefficient (a number or a 0-dim tensor) of the target term, and of the penalty; `None` for a formula
-        that is not linear.
+        name -> coefficient (a float or a 0-dim tensor) in the target term, and the same for the penalty; `None` if the
+        formula is not linear.
     """
     try:
-        terms: Any = formula(*(_Linear({name: 1.0}) for name in names), **values)
-    except (TypeError, AttributeError):
+        terms: Any = formula(*(_LinearForm({name: 1.0}) for name in names), **values)
+    except (TypeError, AttributeError):  # raised by any operation that `_LinearForm` does not define
         return None
-    return (terms[0].coefficients, terms[1].coefficients) if all(isinstance(term, _Linear) for term in terms) else None
+    if not all(isinstance(term, _LinearForm) for term in terms):
+        return None
+    return terms[0].coefficients, terms[1].coefficients
 
 
-class _Linear:
-    """Stands in for the row statistics: Σ coefficient·statistic. What is not linear raises TypeError or AttributeError, as
-    Python does where an operation is missing."""
+class _LinearForm:
+    """Σ coefficient·statistic, passed to a formula in place of a row statistic to find its coefficients.
+
+    It defines only the operations that keep a formula linear; all others raise TypeError or AttributeError, as for any
+    Python object.
+    """
 
     def __init__(self, coefficients: dict[str, Any]):
         self.coefficients = coefficients
 
-    def new_zeros(self, *args: Any) -> _Linear:
-        return _Linear({})
+    def new_zeros(self, *args: Any) -> _LinearForm:
+        return _LinearForm({})
 
-    def __add__(self, other: Any) -> _Linear:
-        if not isinstance(other, _Linear):
+    def __add__(self, other: Any) -> _LinearForm:
+        if not isinstance(other, _LinearForm):
             return NotImplemented
         names = dict.fromkeys((*self.coefficients, *other.coefficients))
-        return _Linear({name: self.coefficients.get(name, 0.0) + other.coefficients.get(name, 0.0) for name in names})
+        return _LinearForm({name: self.coefficients.get(name, 0.0) + other.coefficients.get(name, 0.0) for name in names})
 
-    def __mul__(self, other: Any) -> _Linear:
+    def __mul__(self, other: Any) -> _LinearForm:
         if not isinstance(other, Real | Tensor):
             return NotImplemented
-        return _Linear({name: coefficient * other for name, coefficient in self.coefficients.items()})
+        return _LinearForm({name: coefficient * other for name, coefficient in self.coefficients.items()})
 
     __rmul__ = __mul__
 
-    def __neg__(self) -> _Linear:
+    def __neg__(self) -> _LinearForm:
         return self * -1.0
 
-    def __sub__(self, other: Any) -> _Linear:
-        return self + -other if isinstance(other, _Linear) else NotImplemented
+    def __sub__(self, other: Any) -> _LinearForm:
+        if not isinstance(other, _LinearForm):
+            return NotImplemented
+        return self + -other
 
-    def __truediv__(self, other: Any) -> _Linear:
-        return self * (1 / other) if isinstance(other, Real | Tensor) else NotImplemented
+    def __truediv__(self, other: Any) -> _LinearForm:
+        if not isinstance(other, Real | Tensor):
+            return NotImplemented
+        return self * (1 / other)
 
-    # What Python answers for any object, though it is a question about the values.
+    # Python defines these for every object, but here the answer would depend on the values of the statistics.
     def __bool__(self) -> bool:
         raise TypeError("a linear form has no truth value")
 
@@ -122,4 +133,6 @@ class _Linear:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _Linear({}) if function is torch.zeros_like else NotImplemented
+        if function is torch.zeros_like:
+            return _LinearForm({})
+        return NotImplemented  # torch then raises TypeError

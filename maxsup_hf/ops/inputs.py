@@ -1,4 +1,4 @@
-"""Inputs, made fit for all that looks at them."""
+"""Checks and conversions of labels and logits that every operation needs."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NONE_IGNORED = -(2**62)  # an ignore_index that no label has
+NONE_IGNORED = -(2**62)  # an ignore_index that no label equals
 NARROW = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64)
 
 
 def gathered(x: Any) -> Any:
-    """A DTensor as a tensor of all that its ranks hold; the gradient finds its way back by itself."""
+    """A DTensor gathered from all ranks (differentiable); anything else unchanged."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def widened(labels: Tensor) -> Tensor:
-    """Class indices as int64, before anything is compared with them: −100 is not a number of 8 unsigned bits."""
+    """Class indices as int64. Comparing narrower labels with ignore_index would be wrong: uint8 cannot represent −100."""
     return labels.long() if labels.dtype in NARROW else labels
 
 
 def check_range(labels: Tensor, classes: int, ignore_index: int, name: str = "labels") -> bool:
-    """Refuse class indices that no class has. On a GPU the host does not wait: the device itself fails, as in torch.
+    """Reject class indices out of range. On a GPU this is a device-side assertion, as in torch, so the host does not wait.
 
     Args:
-        labels: int64, any shape, in memory that may be read.
-        name: of the argument, for the message.
+        labels: int64, any shape, whose values may be read.
+        name: the argument's name in the error message.
 
     Returns:
-        Whether it is known that no row is ignored.
+        True if it is known that no row is ignored.
 
     Raises:
         ValueError: a class index that is neither in [0, classes) nor `ignore_index`.

@@ -1,8 +1,8 @@
-"""A loss from hidden states and the weight of an output embedding: the logits never exist as a whole.
+"""A loss computed from hidden states and the output embedding's weight, without ever holding all logits.
 
-Rows go through the product in chunks. A chunk's logits become their own gradient in place, and at once the gradients of
-hidden states, weight and bias, so that nothing of the size N·V is ever held; the backward only multiplies them by what comes
-from above. Ignored rows are left out before the product.
+Rows go through the product in chunks. The gradient of a chunk overwrites its logits and is added at once to the gradients
+of hidden states, weight and bias, so nothing of size N·V is ever allocated; the backward only scales them by the upstream
+gradient. Ignored rows are dropped before the product.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from maxsup_hf.ops.formula import RowLoss, differentiate, packed
 from maxsup_hf.ops.inputs import NONE_IGNORED
 from maxsup_hf.ops.row_stats import COLUMNS
 
-ROWS = 32  # at least so many go through the product at a time
+ROWS = 32  # the least number of rows in a chunk: smaller products are slow
 
 
 class Head(NamedTuple):
-    """logits = softcap·tanh(scale·(hidden·weightᵀ + bias)/softcap), or without tanh where there is no softcap.
+    """The output layer: logits = softcap·tanh(scale·(hidden·weightᵀ + bias)/softcap), without the tanh if softcap is `None`.
 
     Attributes:
         weight: (V, D).
         bias: (V,) or `None`.
-        scale: Cohere's logit_scale, or 1/logits_scaling of Granite.
+        scale: factor of the logits: Cohere's logit_scale, or 1/logits_scaling of Granite.
         softcap: Gemma's final_logit_softcapping, or `None`.
     """
 
@@ -37,7 +37,7 @@ class Head(NamedTuple):
     softcap: float | None = None
 
     def write(self, hidden: Tensor, weight: Tensor, logits: Tensor) -> None:
-        """The logits of some rows, into memory; `weight` in the dtype of the product."""
+        """Write the logits of some rows to `logits`; `weight` is the layer's weight in the dtype of the product."""
         if logits.dtype == weight.dtype:
             torch.mm(hidden, weight.T, out=logits)
         else:
@@ -53,15 +53,15 @@ class Head(NamedTuple):
 def summed_loss(
     hidden: Tensor, target: Tensor, rows: Tensor, head: Head, loss: RowLoss, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The sum of a loss over the rows that count.
+    """The sum of a loss over the rows that are not ignored.
 
     Args:
         hidden: (N, D).
         target: (N,) int64 class indices.
-        rows: (M,) indices of the rows that count.
-        head: where logits come from.
-        loss: what to sum.
-        dtype: of the products; default that of `hidden`. All else is float32 (float64 for float64).
+        rows: (M,) indices of the rows that are not ignored.
+        head: the output layer.
+        loss: the loss to sum.
+        dtype: of the products; default: that of `hidden`. All other arithmetic is float32 (float64 for float64).
 
     Returns:
         The loss, 0-dim, and without a gradient (1 + summands,) the cross-entropy in it and the penalty of each summand;
@@ -70,11 +70,11 @@ def summed_loss(
     Raises:
         RuntimeError: (from backward) a second derivative, or a second backward through the same loss.
     """
-    with torch.autocast(hidden.device.type, enabled=False):  # what is in which precision is said here
-        return _Linear.apply(hidden, head.weight, head.bias, target, rows, head, loss, dtype or hidden.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):  # precision is chosen explicitly below
+        return _FusedLinearLoss.apply(hidden, head.weight, head.bias, target, rows, head, loss, dtype or hidden.dtype)
 
 
-class _Linear(torch.autograd.Function):
+class _FusedLinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: Tensor,
@@ -82,24 +82,22 @@ class _Linear(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         wide = torch.promote_types(dtype, torch.float32)
         given, wanted = (hidden, weight, bias), ctx.needs_input_grad[:3]
-        made = [
-            None if x is None or not needed else torch.zeros(x.shape, dtype=wide, device=x.device)
-            for x, needed in zip(given, wanted, strict=True)
-        ]
+        gradients = [_zeros(x, wide) if needed else None for x, needed in zip(given, wanted, strict=True)]
         weight = weight.to(dtype)
         sums = torch.zeros(2 + len(loss.summands), dtype=wide, device=hidden.device)
-        # The first chunk is the largest. The derivative of a softcap needs the logits beside their gradient.
-        size = _chunk(len(rows), *hidden.shape)
+        # One buffer serves all chunks, of which the first is the largest. The gradient overwrites the logits, except that
+        # the derivative of a softcap needs both.
+        size = _chunk_size(len(rows), *hidden.shape)
         memory = hidden.new_empty((1 if head.softcap is None else 2, min(size, len(rows)), len(weight)), dtype=wide)
         for chunk in rows.split(size):
             h, z, g = hidden[chunk].to(dtype), memory[0, : len(chunk)], memory[-1, : len(chunk)]
             head.write(h, weight, z)
             sums += _write_gradient(z, target[chunk], g if any(wanted) else None, head.scale, loss)
             if head.softcap is not None and any(wanted):
-                g.mul_(1 - z.div_(head.softcap).square_())
-            _add(made, chunk, h, weight, g.to(dtype))
-        # Not as saved tensors: the backward gives them away, and autograd takes what nobody else holds without a copy.
-        ctx.gradients = made
+                g.mul_(1 - z.div_(head.softcap).square_())  # d/dx c·tanh(x/c) = 1 − tanh²(x/c)
+            _accumulate(gradients, chunk, h, weight, g.to(dtype))
+        # Not as saved tensors: without another reference to them, autograd takes over what the backward returns, uncopied.
+        ctx.gradients = gradients
         ctx.dtypes = [None if x is None else x.dtype for x in given]
         total, others = sums[0].clone(), sums[1:].clone()
         ctx.mark_non_differentiable(others)
@@ -112,7 +110,8 @@ class _Linear(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError(
-                "backward ran twice through one fused linear loss, whose gradients are used up: compute the loss again"
+                "backward ran twice through one fused linear loss, whose gradients are freed by the first backward: compute "
+                "the loss again"
             )
         if upstream.device.type != "cpu" or upstream.item() != 1:
             torch._foreach_mul_([g for g in gradients if g is not None], upstream)
@@ -120,9 +119,16 @@ class _Linear(torch.autograd.Function):
         return *gradients, None, None, None, None, None
 
 
+def _zeros(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else torch.zeros(x.shape, dtype=dtype, device=x.device)
+
+
 def _write_gradient(z: Tensor, target: Tensor, out: Tensor | None, scale: float, loss: RowLoss) -> Tensor:
-    """(2 + summands,) loss, cross-entropy and penalties of some rows, summed. The gradient, times `scale`, goes into `out`,
-    which may be `z`."""
+    """Write the gradient with respect to logits `z`, times `scale`, to `out`, which may be `z` or `None`.
+
+    Returns:
+        (2 + summands,) the loss, the cross-entropy and the penalties, summed over the rows.
+    """
     backend = backends.fastest(z)
     flags: Any = {"ignore_index": NONE_IGNORED, "moments": loss.needs_moments}
     stats, index = backend.rows(z, target, **flags)
@@ -137,9 +143,9 @@ def _write_gradient(z: Tensor, target: Tensor, out: Tensor | None, scale: float,
     return torch.stack([of_rows.sum(), columns["cross_entropy"].sum(), *penalties])
 
 
-def _add(made: Sequence[Tensor | None], rows: Tensor, h: Tensor, weight: Tensor, g: Tensor) -> None:
-    """Add what a chunk whose logits have the gradient `g` adds to the gradients of hidden states, weight and bias."""
-    of_hidden, of_weight, of_bias = made
+def _accumulate(gradients: Sequence[Tensor | None], rows: Tensor, h: Tensor, weight: Tensor, g: Tensor) -> None:
+    """Add the share of a chunk, whose logits have the gradient `g`, to the gradients of hidden states, weight and bias."""
+    of_hidden, of_weight, of_bias = gradients
     if of_hidden is not None:
         of_hidden[rows] = (g @ weight).to(of_hidden.dtype)
     if of_weight is not None and g.dtype == of_weight.dtype:
@@ -150,9 +156,12 @@ def _add(made: Sequence[Tensor | None], rows: Tensor, h: Tensor, weight: Tensor,
         of_bias += g.sum(0, dtype=of_bias.dtype)
 
 
-def _chunk(counted: int, rows: int, width: int) -> int:
-    """How many rows go through the product at a time: a quarter as many as hidden states are wide, so that a chunk's logits
-    take a quarter of what the gradient of the weight takes, and a sixteenth of all rows; but not so few that products get
-    slow, and the same number in each chunk."""
-    most = max(ROWS, min(width // 4, -(-rows // 16)))
-    return max(1, -(-counted // max(1, -(-counted // most))))
+def _chunk_size(counted: int, rows: int, width: int) -> int:
+    """How many rows go through the product at a time.
+
+    At most width/4, so that a chunk's logits take a quarter of the memory of the weight's gradient, and at most a sixteenth
+    of all rows; but at least `ROWS`. Rows are then spread evenly over the chunks.
+    """
+    most = max(ROWS, min(width // 4, -(-rows // 16)))  # −(−a // b) rounds a/b up
+    chunks = max(1, -(-counted // most))
+    return max(1, -(-counted // chunks))

@@ -1,4 +1,4 @@
-"""The statistics of a row of logits, from which every loss is one short formula: the reference implementation.
+"""The statistics of a row of logits, from which every loss is computed: the reference implementation in plain torch.
 
 For a row `z` of K logits with target `t` (one-hot for a class index) and `mass = Σ t_k` (1 for a class index):
 
@@ -16,11 +16,12 @@ statistic          value                                    gradient with respec
 `classes`          K, the number of unmasked classes        0
 =================  =======================================  ===================================
 
-`cross_entropy` and `entropy` are statistics of their own because the differences would lose their digits where the logits
-are large. For the same reason backends pass on `exp_sum = Σ exp(z_k − top)`, of which `q` is made, in a last column.
+`cross_entropy` and `entropy` are statistics of their own because computing them as differences would lose precision where
+the logits are large. For the same reason backends also return `exp_sum = Σ exp(z_k − top)`, from which `q` is computed, in a
+last column.
 
-A class is masked where its logit lies more than `MASK_DISTANCE` below the largest of its row: it is neither in a sum nor in
-K. This covers −inf, the minimum of every dtype before and after a cast, and the −1e4 to −1e30 that models mask with.
+A class is masked where its logit lies more than `MASK_DISTANCE` below the largest of its row: it is left out of every sum
+and of K. This covers −inf, the minimum of every dtype before and after a cast, and the −1e4 to −1e30 that models mask with.
 """
 
 from __future__ import annotations
@@ -30,23 +31,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SLOPES = ("cross_entropy", "lse", "top", "mean", "label", "square", "expected", "entropy")  # those with a gradient
-MOMENTS = frozenset(SLOPES[5:])  # which cost more than the others
+SLOPES = ("cross_entropy", "lse", "top", "mean", "label", "square", "expected", "entropy")  # the ones with a gradient
+MOMENTS = frozenset(SLOPES[5:])  # more expensive than the others, so computed only where needed
 STATISTICS = (*SLOPES, "classes")
-COLUMNS = (*STATISTICS, "exp_sum")  # of what a backend returns
+COLUMNS = (*STATISTICS, "exp_sum")  # of the table that a backend returns
 MASK_DISTANCE = 4096.0
 
 
 def row_stats(
     logits: Tensor, target: Tensor, names: Sequence[str] = STATISTICS, *, ignore_index: int | None = None
 ) -> dict[str, Tensor]:
-    """Compute statistics of each row in ordinary operations, differentiable any number of times, also in a soft target.
+    """Compute the statistics of each row in ordinary torch operations.
+
+    They can be differentiated any number of times, also with respect to a soft target.
 
     Args:
         logits: (N, K), any floating dtype.
         target: (N,) int64 class indices, or (N, K) class probabilities.
-        names: which of `COLUMNS`.
-        ignore_index: class index of ignored rows, whose statistics and gradients are 0; `None` for none.
+        names: which of `COLUMNS` to return.
+        ignore_index: class index of ignored rows, whose statistics and gradients are 0; `None` ignores no row.
 
     Returns:
         name -> (N,) float32, or float64 for float64 logits.
@@ -57,19 +60,24 @@ def row_stats(
         valid = target != ignore_index
         z, target = torch.where(valid[:, None], z, 0), torch.where(valid, target, 0)
     masked = masked_classes(z)
+    # A masked logit may be −inf, and 0 · −inf is NaN in values and gradients: replace it before any arithmetic.
     finite = torch.where(masked, 0, z)
     classes = (~masked).sum(-1).to(z.dtype)
-    top = z.gather(-1, z.argmax(-1, keepdim=True))  # argmax is the first maximum; `amax` would share its gradient
+    # argmax picks the first maximum; `amax` would split the gradient among ties.
+    top = z.gather(-1, z.argmax(-1, keepdim=True))
+    # The maximum cancels out of everything computed from `shifted`, so no gradient needs to pass through it.
     shifted = z - top.detach()
     exp_sum = torch.where(masked, 0, shifted.exp()).sum(-1)
     log_sum = exp_sum.log()
     if soft:
         t = target.to(z.dtype)
         absent = masked & (t == 0)  # 0 · −inf would be NaN
-        label, shifted_label = ((t * torch.where(absent, 0, x)).sum(-1) for x in (z, shifted))
+        label = (t * torch.where(absent, 0, z)).sum(-1)
+        shifted_label = (t * torch.where(absent, 0, shifted)).sum(-1)
         mass = t.sum(-1)
     else:
-        label, shifted_label = (x.gather(-1, target[:, None]).squeeze(-1) for x in (z, shifted))
+        label = z.gather(-1, target[:, None]).squeeze(-1)
+        shifted_label = shifted.gather(-1, target[:, None]).squeeze(-1)
         mass = torch.ones_like(label)
     q = torch.where(masked, 0, torch.exp(shifted - log_sum[:, None]))
     log_q = torch.where(masked, 0, shifted - log_sum[:, None])
@@ -96,22 +104,22 @@ def upcast(logits: Tensor) -> Tensor:
 
 
 def masked_classes(logits: Tensor) -> Tensor:
-    """Which classes (last dimension) are masked."""
+    """Which classes (in the last dimension) are masked, as a bool tensor of the shape of the logits."""
     z = upcast(logits)
     return z < z.amax(-1, keepdim=True) - MASK_DISTANCE
 
 
 def empty_stats(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Memory for what a backend returns: (N, 10) statistics, and the index (N,) of the top."""
-    rows, number = row_count(logits), torch.promote_types(logits.dtype, torch.float32)
-    return logits.new_empty((rows, len(COLUMNS)), dtype=number), logits.new_empty((rows,), dtype=torch.int64)
+    """Uninitialised memory for what a backend returns: the statistics (N, 10), and the index (N,) of the top."""
+    rows, dtype = row_count(logits), torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty((rows, len(COLUMNS)), dtype=dtype), logits.new_empty((rows,), dtype=torch.int64)
 
 
 def row_count(x: Tensor) -> int:
-    """Of (N, K) or (outer, K, inner)."""
+    """The number of rows of logits (N, K) or (outer, K, inner)."""
     return x.shape[0] if x.ndim == 2 else x.shape[0] * x.shape[2]
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """(N, K) of (N, K) or (outer, K, inner), rows ordered outer-major."""
+    """Logits or probabilities (N, K) or (outer, K, inner) as (N, K), with rows in outer-major order."""
     return x if x.ndim == 2 else x.movedim(1, -1).reshape(-1, x.shape[1])

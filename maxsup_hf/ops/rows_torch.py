@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maxsup_hf.ops.row_stats import COLUMNS, MASK_DISTANCE, SLOPES, as_rows, empty_stats, row_stats, upcast
 
-BLOCK = 2**20  # elements worked on at a time on a CPU, for each thread; an accelerator takes larger blocks
+BLOCK = 2**20  # elements processed at a time, for each thread of a CPU; accelerators take larger blocks
 
 
 def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,7 @@ def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) ->
         stats, index = empty_stats(logits)
         for part in _blocks(z):
             here, inside = z[part], t[part]
-            if not t.is_floating_point():  # a class index outside of the row, as in a shard, counts as logit 0
+            if not t.is_floating_point():  # a class index outside the row, as in a shard of the classes, counts as logit 0
                 elsewhere = (inside != ignore_index) & ((inside < 0) | (inside >= z.shape[1]))
                 inside = torch.where(elsewhere, 0, inside)
             found = row_stats(here, inside, COLUMNS, ignore_index=ignore_index)
@@ -34,16 +34,9 @@ def rows(logits: Tensor, target: Tensor, *, ignore_index: int, moments: bool) ->
 
 
 def rows_grad(
-    logits: Tensor,
-    target: Tensor,
-    stats: Tensor,
-    index: Tensor,
-    slopes: Tensor,
-    out: Tensor,
-    *,
-    ignore_index: int,
+    logits: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int,
     moments: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Write to `out` the gradient with respect to the logits; see `maxsup_hf.ops.rows_numba.rows_grad`."""
     with torch.no_grad():
         z, t = as_rows(logits), _target_rows(target)
@@ -58,18 +51,19 @@ def rows_grad(
 def rows_and_grad(
     logits: Tensor, target: Tensor, slopes: Tensor, out: Tensor, *, ignore_index: int, moments: bool
 ) -> tuple[Tensor, Tensor]:
-    """`rows` and `rows_grad`, for slopes known beforehand."""
+    """`rows` and `rows_grad` for slopes known in advance."""
     stats, index = rows(logits, target, ignore_index=ignore_index, moments=moments)
     rows_grad(logits, target, stats, index, slopes, out, ignore_index=ignore_index, moments=moments)
     return stats, index
 
 
 def multiply(grad: Tensor, factor: Tensor) -> Tensor:
-    """`grad` times a 0-dim factor, in place."""
+    """Multiply `grad` by a 0-dim factor, in place."""
     return grad.mul_(factor)
 
 
 def _gradient(z: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: Tensor, ignore_index: int) -> Tensor:
+    """The gradient of some rows, by the table in `maxsup_hf.ops.row_stats`."""
     z = upcast(z)
     by = dict(zip(SLOPES, slopes[:, None].unbind(2), strict=True))
     of = dict(zip(COLUMNS, stats[:, None].unbind(2), strict=True))
@@ -80,6 +74,7 @@ def _gradient(z: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: T
     q = x.exp() / of["exp_sum"]
     shifted_expected = of["exp_sum"].log() - of["entropy"]
     grad = q * (by["cross_entropy"] * mass + by["lse"] + by["expected"])
+    # A term without a slope must not be added even as a product with 0: its other factor may be infinite.
     by_x = by["expected"] - by["entropy"]
     grad = torch.where(by_x == 0, grad, grad + by_x * q * (x - shifted_expected))
     grad = grad + by["mean"] / of["classes"].clamp_min(1)
@@ -88,17 +83,19 @@ def _gradient(z: Tensor, target: Tensor, stats: Tensor, index: Tensor, slopes: T
     columns = torch.arange(z.shape[1], device=z.device)
     at_label = (columns == target[:, None]).to(z.dtype) if soft is None else soft
     grad = grad + (by["label"] - by["cross_entropy"]) * at_label + by["top"] * (columns == index[:, None])
-    unused = (slopes == 0).all(1)
+    unused = (slopes == 0).all(1)  # the gradient is then 0 even if the logits are NaN
     if soft is None:
         unused |= target == ignore_index
     return torch.where(unused[:, None], 0, grad)
 
 
 def _target_rows(target: Tensor) -> Tensor:
+    """Class probabilities as (N, K); class indices as they are."""
     return as_rows(target) if target.is_floating_point() else target
 
 
 def _blocks(z: Tensor) -> Iterator[slice]:
+    """Slices of rows, small enough that temporary tensors stay small."""
     size = BLOCK * (torch.get_num_threads() if z.device.type == "cpu" else 64)
     step = max(1, size // max(1, z.shape[1]))
     return (slice(start, start + step) for start in range(0, len(z), step))

@@ -1,11 +1,11 @@
-"""Row statistics and their gradient on an NVIDIA GPU, one Triton program a row; see `maxsup_hf.ops.rows_numba`.
+"""Row statistics and their gradient on an NVIDIA GPU, with one Triton program per row; see `maxsup_hf.ops.rows_numba`.
 
-Up to `IN_REGISTERS` classes a program holds its row in registers; above it passes over the row twice, and finds it in the
-L2 cache the second time. Nothing is added up by atomics and the host waits for nothing: results do not change from run to
-run, and a CUDA graph can capture it.
+With up to `IN_REGISTERS` classes a program holds its row in registers; with more it passes over the row several times, and
+finds it in the L2 cache after the first. There are no atomics and the host never waits: results are the same in every run,
+and a CUDA graph can capture the kernel.
 
-TRITON_INTERPRET=1, set before Triton is imported, runs the same kernel on the CPU; so the tests run it. They also compile it
-for GPUs that need not be there.
+TRITON_INTERPRET=1, set before Triton is imported, runs the same kernel on the CPU. The tests do this, and they also compile
+it for GPUs that the machine does not have.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from maxsup_hf.ops import row_stats
 from maxsup_hf.ops.row_stats import as_rows, empty_stats
 
-IN_REGISTERS = 16384  # of 32,768 the assembler would spill a row into memory
-BLOCK = 8192  # of a pass over a longer row
+IN_REGISTERS = 16384  # classes; with 32,768 the assembler would spill the row to memory
+BLOCK = 8192  # classes processed at a time in a longer row
 MASK_DISTANCE = tl.constexpr(row_stats.MASK_DISTANCE)
 
 
@@ -31,6 +31,7 @@ def _row(
     BLOCK: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    # From here on the pointers are those of this program's row.
     logits += row * row_step
     target += row * (classes if SOFT else 1)
     grad += row * classes
@@ -44,14 +45,14 @@ def _row(
     z = tl.zeros((BLOCK,), tl.float32)
     t = tl.zeros((BLOCK,), tl.float32)
     mass = 1.0
-    if SOFT and not STATS:
+    if SOFT and not STATS:  # not among the given statistics
         mass = 0.0
         for start in tl.range(0, BLOCK if ONE else classes, BLOCK):
             t = tl.load(target + start + column, mask=start + column < classes, other=0.0).to(tl.float32)
             mass += tl.sum(t, axis=0)
 
     if STATS:
-        # The top comes first, of which all else is measured; the row then stands in registers, or in the cache.
+        # The top comes first, because all other sums are measured from it. The row is then in registers, or in the cache.
         top = -float("inf")
         where = classes * 0
         for start in tl.range(0, BLOCK if ONE else classes, BLOCK):
@@ -75,7 +76,7 @@ def _row(
             if not ONE:
                 z = tl.load(logits + k, mask=k < classes, other=-float("inf")).to(tl.float32)
             x = z - top
-            unmasked = ~(x < -MASK_DISTANCE) & (k < classes)  # NaN must reach the loss
+            unmasked = ~(x < -MASK_DISTANCE) & (k < classes)  # written so that NaN is not masked, but reaches the loss
             e = tl.where(unmasked, tl.exp(x), 0.0)
             total += tl.sum(e, axis=0)
             shifted += tl.sum(tl.where(unmasked, x, 0.0), axis=0)
@@ -121,13 +122,14 @@ def _row(
         by_square = tl.load(slopes + 5)
         by_expected = tl.load(slopes + 6)
         by_x = by_expected - tl.load(slopes + 7)
-        # A row that nothing depends on has the gradient 0 even where its logits are NaN. A slope of NaN is not 0.
+        # If the loss does not depend on a row, its gradient is 0 even if its logits are NaN. A slope of NaN is not 0.
         used = (by_entropy != 0) | (by_lse != 0) | (by_top != 0) | (by_mean != 0) | (by_label != 0)
         used = (used | (by_square != 0) | (by_expected != 0) | (by_x != 0)) & counted
         by_softmax = by_entropy * mass + by_lse + by_expected
         by_softmax = tl.where(by_x == 0, by_softmax, by_softmax - by_x * shifted_expected)
         by_mean = by_mean / tl.maximum(count, 1.0)
         by_target = by_label - by_entropy
+        # q·(by_softmax + by_x·x) + by_mean + 2·by_square·z for every unmasked class, then the top's and the target's share.
         for start in tl.range(0, BLOCK if ONE else classes, BLOCK):
             k = start + column
             if not ONE or not STATS:
@@ -151,7 +153,7 @@ def _row(
 
 @triton.jit
 def _times(values, factor, size, BLOCK: tl.constexpr):
-    """values *= factor, without touching memory where the factor is 1, as it is after a plain `loss.backward()`."""
+    """values *= factor, without touching memory if the factor is 1, as it is in a plain `loss.backward()`."""
     by = tl.load(factor).to(tl.float32)
     if by != 1.0:
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -160,7 +162,7 @@ def _times(values, factor, size, BLOCK: tl.constexpr):
 
 
 def warps(block: int) -> int:
-    """Of a program: a thread holds 16 elements of the row, or 32 of the longest."""
+    """The number of warps of a program: each thread holds 16 elements of the row, or 32 of the longest rows."""
     return min(32, max(4, block // 512))
 
 
@@ -199,38 +201,55 @@ def _launch(
     moments: bool,
     given: bool = False,
 ) -> None:
+    """Run the kernel on all rows.
+
+    Args:
+        slopes, out: `None` if no gradient is needed.
+        stats, index: inputs if `given`, otherwise outputs.
+    """
     z = as_rows(logits)
-    z = z if z.stride(1) == 1 else z.contiguous()
+    if z.stride(1) != 1:
+        z = z.contiguous()
     soft = target.is_floating_point()
     t = (as_rows(target) if soft else target).contiguous()
     n, classes = z.shape
     if n == 0:
         return
-    # Images hold their classes apart, and get their gradient by a copy.
-    into = out if out is None or (out.ndim == 2 and out.is_contiguous()) else torch.empty_like(z)
-    slopes = None if slopes is None else slopes.float().contiguous()
+    # The kernel writes contiguous rows. The classes of images are not adjacent: their gradient is copied afterwards.
+    if out is None or (out.ndim == 2 and out.is_contiguous()):
+        written = out
+    else:
+        written = torch.empty_like(z)
+    slopes_step = 0
+    if slopes is not None:
+        slopes = slopes.float().contiguous()
+        slopes_step = 0 if len(slopes) == 1 else slopes.stride(0)
     one = classes <= IN_REGISTERS
     block = triton.next_power_of_2(classes) if one else BLOCK
     with torch.cuda.device_of(logits):
+        # Where no gradient is computed, any pointers will do for the slopes and the gradient.
         _row[(n,)](
-            z, t, stats if slopes is None else slopes, stats, index, z if into is None else into,
-            classes, z.stride(0), 0 if slopes is None or len(slopes) == 1 else slopes.stride(0), ignore_index,
+            z, t, stats if slopes is None else slopes, stats, index, z if written is None else written,
+            classes, z.stride(0), slopes_step, ignore_index,
             SOFT=soft, MOMENTS=moments, STATS=not given, WRITE=out is not None, BLOCK=block, ONE=one,
             num_warps=warps(block),
         )  # fmt: skip
-    if out is not None and into is not out:
-        assert into is not None
-        shape = (out.shape[0], out.shape[2], out.shape[1]) if out.ndim == 3 else out.shape
-        out.copy_(into.view(shape).movedim(-1, 1) if out.ndim == 3 else into)
+    if out is None or written is None or written is out:
+        return
+    if out.ndim == 3:
+        outer, classes, inner = out.shape
+        out.copy_(written.view(outer, inner, classes).movedim(-1, 1))
+    else:
+        out.copy_(written)
 
 
 def multiply(grad: Tensor, factor: Tensor) -> Tensor:
-    """`grad` times a 0-dim factor, in place."""
-    dense = sum((size - 1) * step for size, step in zip(grad.shape, grad.stride(), strict=True)) + 1 == grad.numel()
-    if not dense or not grad.numel():
-        return grad.mul_(factor)  # between the gaps of something larger
+    """Multiply `grad` by a 0-dim factor, in place."""
+    span = sum((size - 1) * step for size, step in zip(grad.shape, grad.stride(), strict=True)) + 1
+    if span != grad.numel() or not grad.numel():  # a view with gaps, which must keep what is in them
+        return grad.mul_(factor)
     block = 4096
-    flat = torch.as_strided(grad, (grad.numel(),), (1,))  # whatever the order of its dimensions
+    flat = torch.as_strided(grad, (grad.numel(),), (1,))  # all elements, whatever the order of the dimensions
     with torch.cuda.device_of(grad):
         _times[(triton.cdiv(grad.numel(), block),)](flat, factor.contiguous(), grad.numel(), BLOCK=block)
     return grad

@@ -1,4 +1,4 @@
-"""The test that the Triton backend must pass on a GPU before it is used there: drivers, compilers and GPUs differ."""
+"""The self-test that Triton must pass on each GPU before it is used there: drivers, compilers and GPUs differ."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 from maxsup_hf.ops import rows_torch
 from maxsup_hf.ops.row_stats import SLOPES
 
-TOLERANCE = 1e-4  # float32 sums over a long row; what is wrong is wrong by more
+TOLERANCE = 1e-4  # relative; float32 sums over a long row differ by less, a miscompiled kernel by far more
 
 
 def agrees(device: torch.device) -> bool:
-    """Whether Triton compiles for this device and gives what torch operations give. If not, a warning says why."""
+    """Whether Triton compiles for this device and agrees with torch operations. If not, a warning gives the reason."""
     try:
         difference = max(_difference(classes, soft, device) for classes in (37, 20_000) for soft in (False, True))
         reason = "" if difference < TOLERANCE else f"its results differ from torch's by {difference:.1e}"
-    except Exception as error:  # a compiler fails in many ways
+    except Exception as error:  # compilers fail in many ways
         reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
     if reason:
         warnings.warn(
-            f"the Triton kernel is not used on {device}: {reason}. Losses are computed in torch operations instead, slower "
-            "and as correct. MAXSUP_HF_KERNEL=plain silences this",
+            f"the Triton kernel is not used on {device}: {reason}. Losses are computed in torch operations instead, which "
+            "is slower but equally correct. Set MAXSUP_HF_KERNEL=plain to silence this warning",
             stacklevel=2,
         )
     return not reason
 
 
 def _difference(classes: int, soft: bool, device: torch.device) -> float:
-    """The largest relative difference of statistics and gradients; NaN counts as infinitely much."""
+    """The largest relative difference in statistics and gradients; NaN counts as an infinite difference."""
     from maxsup_hf.ops import rows_triton
 
     generator = torch.Generator().manual_seed(0)

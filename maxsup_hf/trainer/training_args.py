@@ -11,7 +11,6 @@ from typing import Any
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from maxsup_hf.losses import Loss, create_loss, flatten, prefix_of
-from maxsup_hf.losses._fused_linear import check_serves
 from maxsup_hf.trainer.class_weights import parse_class_weights
 
 
@@ -134,7 +133,7 @@ class MaxSupArgumentsMixin:
         self._filled_in: dict[str, int] = {}
         loss = self.make_loss()
         if self.fused_linear_loss:
-            check_serves(loss)
+            loss.require_row_statistics("fused_linear_loss")
         super().__post_init__()  # type: ignore[misc]
 
     def make_loss(self) -> Loss:

@@ -1,4 +1,4 @@
-"""`maxsup-hf bench`, on shapes that take no time."""
+"""`maxsup-hf bench`, on small shapes."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_report(tmp_path, capsys):
         assert row["graph_breaks"] is None
         assert all(error < 1e-5 for error in row["gradient_error_times_rows"].values()) or row["dtype"] == "bfloat16"
         ours, theirs = (row["peak_memory_over_logits"][name] for name in ("loss", "label smoothing"))
-        assert ours < theirs or row["shape"] == [8, 10] or row["dtype"] == "bfloat16"  # a block in float32 is larger
+        assert ours < theirs or row["shape"] == [8, 10] or row["dtype"] == "bfloat16"  # one float32 block is larger
     out = capsys.readouterr().out
     assert "| 300×40 | bfloat16 | loss |" in out and "threads: " in out
 
@@ -110,19 +110,19 @@ def test_a_wrong_variant_is_not_timed(monkeypatch):
         run("--variant_shapes", "16x10")
 
 
-def test_the_measure_of_memory():
+def test_peak_memory():
     case = logits.Case(100, 1000, torch.float32, torch.device("cpu"))
     clones = logits.Candidate(lambda z, _: z.detach().clone() + z.detach().clone() * 0, backward=False)
     assert case.peak(clones) == pytest.approx(3 * 4 * 100 * 1000, rel=1e-4)
 
 
-def test_the_reference_is_the_plain_path_whatever_the_cut(monkeypatch):
+def test_the_reference_is_the_plain_path():
     case, loss = logits.Case(50, 20, torch.float32, torch.device("cpu")), create_loss("maxsup")
-    whole = logits.reference(loss, case)
+    found = logits.reference(loss, case)
     leaf = case.source.double().requires_grad_()
     value = loss(leaf, case.labels, kernel="plain")
     value.backward()
-    torch.testing.assert_close(whole, (value.detach(), leaf.grad))
+    torch.testing.assert_close(found, (value.detach(), leaf.grad))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_the_reference_is_the_plain_path_whatever_the_cut(monkeypatch):
         (["--shapes", "64"], "expected rows x classes as 64x10"),
         (["--shapes", "64x1"], "at least 2 classes"),
         (["--linear_shapes", "64x10"], "expected rows x width x classes as 2048x512x32000"),
-        (["--dtypes", "int8"], "expected some of float32, bfloat16, float16, got 'int8'"),
+        (["--dtypes", "int8"], "expected comma-separated names out of float32, bfloat16, float16, got 'int8'"),
         (["--loss", "maxup"], "invalid choice: 'maxup'"),
     ],
 )
@@ -142,7 +142,7 @@ def test_bad_flags(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_unknown_flags_of_other_commands_are_refused(capsys):
+def test_flags_of_bench_are_rejected_by_other_commands(capsys):
     with pytest.raises(SystemExit):
         cli.main(["losses", "--shapes", "1x2"])
     assert "unrecognized arguments: --shapes 1x2" in capsys.readouterr().err

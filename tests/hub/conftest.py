@@ -1,5 +1,5 @@
-"""A Hub of the tests' own. huggingface_hub reads its address when it is imported, so that what talks to it runs in a process
-of its own, with `hub_environment`."""
+"""A Hub for the tests. huggingface_hub reads the Hub's address when it is imported, so a test either runs its client in
+another process, with `hub_environment`, or patches the constants of huggingface_hub."""
 
 import os
 
@@ -16,7 +16,7 @@ def hub():
 
 @pytest.fixture
 def hub_environment(hub, tmp_path):
-    """Environment of a process whose Hub is `hub`: nothing of the machine's own settings."""
+    """Environment of a process whose Hub is `hub`, without the Hub settings of this machine."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     return kept | {
         "HF_ENDPOINT": hub.url,

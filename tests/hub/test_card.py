@@ -1,4 +1,4 @@
-"""Model cards that fill themselves."""
+"""Model cards written from the record of a run."""
 
 import json
 import re
@@ -14,8 +14,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli, create_loss
-from maxsup_hf.hub.card import write_benchmark_result, write_card
-from maxsup_hf.hub.record import load_record
+from maxsup_hf.hub.card import START, write_benchmark_result, write_card
+from maxsup_hf.hub.record import _command, load_record
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.models import build_model, load_config
 from tests import HANGS, tiny
@@ -73,7 +73,7 @@ def test_class_weights(run, tmp_path):
     assert "weighted" not in (run / "README.md").read_text() and "class_weights" not in load_record(run)["loss"]
 
 
-def test_weights_of_many_classes_are_summed_up(run, tmp_path):
+def test_weights_of_many_classes_are_summarized(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run")
     found = load_record(run)
     found["loss"]["class_weights"] = {f"class {k}": 1 + k / 8 for k in range(40)}
@@ -101,12 +101,12 @@ def test_the_loss_is_what_was_trained(tmp_path):
 
 
 @pytest.mark.parametrize("tags", [None, "mine"])
-def test_where_nothing_was_trained_the_card_names_no_loss(tags, tmp_path):
+def test_without_training_the_card_names_no_loss(tags, tmp_path):
     trainer = train(tmp_path / "out", loss="maxsup")
     trainer.trained_loss = None
     trainer.create_model_card(dataset="digits", tags=tags)
     assert "loss" not in load_record(tmp_path / "out")
-    for _ in range(2):  # also where there is a card already
+    for _ in range(2):  # also if there is a card already
         card = ModelCard.load(tmp_path / "out" / "README.md")
         assert (card.data.tags or []) == ([tags] if tags else [])
         assert "## Loss" not in card.text and "), trained" not in card.text and "## Training" in card.text
@@ -115,7 +115,7 @@ def test_where_nothing_was_trained_the_card_names_no_loss(tags, tmp_path):
 
 
 @pytest.mark.parametrize(("source", "said"), [("", "trained"), ("folder", "fine-tuned"), ("me/base", "fine-tuned")])
-def test_what_the_weights_came_from(source, said, run, tmp_path):
+def test_the_base_model(source, said, run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run")
     trainer = train(tmp_path / "out", loss="maxsup")
     trainer.model.config.name_or_path = str(folder) if source == "folder" else source
@@ -125,11 +125,29 @@ def test_what_the_weights_came_from(source, said, run, tmp_path):
     assert f"{said} on digits" in card.text and ("](https://huggingface.co/me/base)" in card.text) == ("/" in source)
 
 
-def test_a_model_made_of_a_config_was_not_fine_tuned(run, tmp_path):
+def test_a_model_made_from_a_config_was_not_fine_tuned(run, tmp_path):
     args = ScriptArguments(config_name=str(run))
     assert build_model(AutoModelForImageClassification, load_config(args), args, 0).config.name_or_path == ""
     args = ScriptArguments(model_name_or_path=str(run))
     assert build_model(AutoModelForImageClassification, load_config(args), args, 0).config.name_or_path == str(run)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["card", "out dir"], "maxsup-hf card 'out dir'"),
+        (["train", "--hub_token", "hf_1", "--fp16"], "maxsup-hf train --hub_token '<token>' --fp16"),
+        (["train", "--hub_token=hf_1", "--push_to_hub_token=hf_1"],
+         "maxsup-hf train '--hub_token=<token>' '--push_to_hub_token=<token>'"),
+        (["train", "--resume_from_checkpoint", "true", "--seed", "1"], "maxsup-hf train --seed 1"),
+        (["train", "--resume_from_checkpoint=out", "--seed", "1"], "maxsup-hf train --seed 1"),
+    ],
+)  # fmt: skip
+def test_the_recorded_command_has_no_tokens_and_does_not_resume(words, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/maxsup-hf", *words])
+    assert _command() == expected
+    monkeypatch.setattr(sys, "argv", ["/home/me/train.py", *words])
+    assert _command() is None
 
 
 def test_the_code_in_it_runs(run):
@@ -148,7 +166,17 @@ def test_writing_again_changes_nothing(run, capsys):
     assert (run / "README.md").read_bytes() == before and str(run) in capsys.readouterr().out
 
 
-def test_new_results_and_figures_come_in(run):
+def test_a_card_of_an_earlier_version_is_rewritten_in_place(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / run.name)
+    text = (folder / "README.md").read_text()
+    old_mark = "<!-- maxsup_hf: what stands between these marks is written anew with every card -->"
+    assert text.count(START) == 1
+    (folder / "README.md").write_text("\n\n".join([text.replace(START, old_mark), "Written by hand."]))
+    card = write_card(folder).read_text()
+    assert card == f"{text}\nWritten by hand.\n"
+
+
+def test_new_results_and_figures_are_added(run):
     (run / "all_results.json").write_text(json.dumps({"eval_accuracy": 0.75, "test_accuracy": 0.7, "eval_runtime": 3.0}))
     (run / "figures").mkdir()
     (run / "figures" / "reliability_diagram.png").write_bytes(b"")
@@ -161,8 +189,8 @@ def test_new_results_and_figures_come_in(run):
     assert {r.dataset_split for r in ModelCard.load(run / "README.md").data.eval_results} == {"validation", "test"}
 
 
-def test_the_geometry_of_features_comes_in(tmp_path):
-    """`FeatureGeometryCallback` logs it after the evaluation, without a prefix for the evaluation data."""
+def test_feature_geometry_is_a_result(tmp_path):
+    """`FeatureGeometryCallback` logs it after the evaluation, without the prefix `eval_`."""
     trainer = train(tmp_path)
     trainer.log({"feature_within": 0.25, "feature_r2": 0.5})
     trainer.create_model_card()
@@ -180,7 +208,7 @@ def test_a_benchmarks_result(run, capsys):
     assert str(path) in capsys.readouterr().out
     (entry,) = huggingface_hub.parse_eval_result_entries(yaml.safe_load(path.read_text()))
     found = write_benchmark_result(run, "my-org/birds", "species", "eval_accuracy")
-    assert found == path and sha not in path.read_text(), "written anew"
+    assert found == path and sha not in path.read_text(), "the file is overwritten"
     assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == ("my-org/birds", "species", sha)
     assert entry.value == load_record(run)["results"]["eval_accuracy"]
 
@@ -188,16 +216,16 @@ def test_a_benchmarks_result(run, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--benchmark", "my-org/birds"], "needs both --benchmark and --task_id"),
+        (["--benchmark", "my-org/birds"], "--benchmark and --task_id must be given together"),
         (["--benchmark", "birds", "--task_id", "a", "--metric", "eval_accuracy"], "as owner/name, got 'birds'"),
         (["--benchmark", "my-org/birds", "--task_id", "a/b", "--metric", "eval_accuracy"], "a task in the benchmark's"),
         (
             ["--benchmark", "my-org/birds", "--task_id", "a", "--metric", "eval_f1"],
-            "one of the run's results, eval_accuracy",
+            "one of the run's results (eval_accuracy",
         ),
     ],
 )
-def test_no_result_for_a_benchmark(flags, message, run, capsys):
+def test_bad_benchmark_arguments_are_refused(flags, message, run, capsys):
     with pytest.raises(SystemExit):
         cli.main(["card", str(run), *flags])
     assert message in capsys.readouterr().err
@@ -215,22 +243,22 @@ def test_a_users_card_is_kept_and_extended(tmp_path):
     assert text == (tmp_path / "README.md").read_text()
 
 
-def test_a_card_that_the_hub_would_refuse_is_found_before_training(tmp_path):
+def test_an_invalid_card_is_refused_before_training(tmp_path):
     broken = "---\nlicense: [mit\n---\n# My model\n"
     (tmp_path / "README.md").write_text(broken)
     args = MaxSupTrainingArguments(str(tmp_path), use_cpu=True, push_to_hub=True, hub_token="hf_writer")
-    with pytest.raises(ValueError, match=r"README.md cannot be read as a model card.*Correct the part between"):
+    with pytest.raises(ValueError, match=r"README.md is not a valid model card.*Fix its metadata"):
         MaxSupTrainer(tiny.vit(), args)
     assert (tmp_path / "README.md").read_text() == broken
 
 
-def test_a_folder_without_a_run(tmp_path, capsys):
+def test_a_folder_without_a_record_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["card", str(tmp_path)])
-    assert stop.value.code == 2 and "has no run.json: a card is written from it" in capsys.readouterr().err
+    assert stop.value.code == 2 and "has no run.json, from which the card is written" in capsys.readouterr().err
 
 
-def test_the_clients_own_validation(run, hub, monkeypatch):
+def test_the_client_accepts_the_card(run, hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(huggingface_hub.repocard, "ENDPOINT", hub.url, raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

@@ -1,4 +1,4 @@
-"""The authors' layouts, with random weights, against the source architectures written out in torch."""
+"""Conversion of random weights in the authors' layouts, compared with the source architectures written out in torch."""
 
 import os
 import pickle
@@ -29,7 +29,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """torchvision's names and arithmetic."""
+    """The names and arithmetic of torchvision."""
 
     def __init__(self, classes=1000):
         super().__init__()
@@ -64,7 +64,7 @@ class Block(nn.Module):
 
 
 class DeitSmall(nn.Module):
-    """timm's names and arithmetic."""
+    """The names and arithmetic of timm."""
 
     def __init__(self, classes=1000):
         super().__init__()
@@ -109,7 +109,7 @@ def test_logits_are_those_of_the_source(architecture, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_other_classes():
+def test_other_class_counts_and_names():
     weights = random("deit_small", 5).state_dict()
     assert convert(weights, "deit_small").config.num_labels == 5
     assert convert(weights, "deit_small", id2label=dict(enumerate("abcde"))).config.id2label[4] == "e"
@@ -135,7 +135,7 @@ def test_wrong_or_partial_weights_are_listed():
 
 
 def test_blur_pool_is_refused():
-    with pytest.raises(ValueError, match="BlurPool convolutions .blur_filter., which no ResNet of transformers or timm has"):
+    with pytest.raises(ValueError, match="BlurPool convolutions .blur_filter., which no ResNet of transformers has"):
         convert({"layer1.0.conv2.blur_filter": torch.zeros(1)}, "resnet50")
 
 
@@ -153,7 +153,7 @@ def test_a_pickle_with_code_is_refused(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "ran").exists() and isinstance(stop.value.__cause__.__cause__, pickle.UnpicklingError)
 
 
-def test_a_file_without_weights(tmp_path):
+def test_a_file_without_weights_is_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="holds no state dict"):
+    with pytest.raises(ValueError, match="must hold a state dict"):
         read_checkpoint(tmp_path / "weights.pt")

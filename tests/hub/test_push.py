@@ -1,4 +1,4 @@
-"""What a Hub can do to a push, made to happen by the server of the tests."""
+"""Pushes to a test server that fails in the ways the Hub can fail."""
 
 import logging
 import pickle
@@ -11,7 +11,7 @@ import torch
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli
 from maxsup_hf.hub import push
-from maxsup_hf.hub.push import Destination, PushError, prepare, push_folder
+from maxsup_hf.hub.push import Destination, PushError, ensure_destination, push_folder
 from tests import HANGS, tiny
 
 ME = Destination("me/tiny", token="hf_writer")
@@ -19,7 +19,7 @@ ME = Destination("me/tiny", token="hf_writer")
 
 @pytest.fixture
 def here(hub, monkeypatch, tmp_path):
-    """This process talks to `hub`; pauses are noted, not waited for."""
+    """This process talks to `hub`; pauses are recorded instead of waited for."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
@@ -52,7 +52,7 @@ def snapshot(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# ---- what goes right ----
+# ---- pushes that succeed ----
 
 
 def test_one_commit_without_pickles_and_a_second_push_sends_nothing(here, saved):
@@ -66,7 +66,7 @@ def test_one_commit_without_pickles_and_a_second_push_sends_nothing(here, saved)
     assert sum("PUT /lfs" in request for request in here.requests) == uploads == 1
 
 
-def test_a_branch_that_is_absent_is_made_and_a_pull_request(here, saved):
+def test_a_missing_branch_and_a_pull_request_are_created(here, saved):
     push_folder(saved, Destination("me/tiny", "hf_writer", revision="experiments"))
     repo = here.repos["me/tiny"]
     assert "model.safetensors" in repo.files("experiments") and "model.safetensors" not in repo.files("main")
@@ -86,24 +86,24 @@ def test_from_the_command_line(here, saved, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("there", "asked"), [(True, False), (False, True)])
-def test_another_visibility_is_said(there, asked, here, caplog):
-    prepare(Destination("me/tiny", "hf_writer", private=there))
-    prepare(Destination("me/tiny", "hf_writer", private=asked))
+def test_a_different_visibility_is_warned_of(there, asked, here, caplog):
+    ensure_destination(Destination("me/tiny", "hf_writer", private=there))
+    ensure_destination(Destination("me/tiny", "hf_writer", private=asked))
     words = ["public", "private"]
-    assert f"me/tiny is there already and {words[there]}, though {words[asked]} was asked for" in caplog.text
+    assert f"me/tiny already exists and is {words[there]}, but {words[asked]} was requested" in caplog.text
 
 
-# ---- what is known beforehand ----
+# ---- checks before anything is sent ----
 
 
 @pytest.mark.parametrize(
     ("to", "message"),
     [
         (Destination("me/tiny"), "no token for the Hub: run `hf auth login`"),
-        (Destination("me/tiny", "hf_wrong"), "asking who the token belongs to failed: 401.*run `hf auth login`"),
-        (Destination("me/tiny", "hf_reader"), "the token of me has the role read: make one with the role write"),
-        (Destination("you/tiny", "hf_writer"), r"me cannot push to the namespace 'you' .only to me, my-org."),
-        (Destination("me/a b", "hf_writer"), "'me/a b' is not a valid repository name"),
+        (Destination("me/tiny", "hf_wrong"), "checking the token failed: 401.*run `hf auth login`"),
+        (Destination("me/tiny", "hf_reader"), "the token of me has the role read: create one with the role write"),
+        (Destination("you/tiny", "hf_writer"), "me cannot push to the namespace 'you', only to me, my-org: change"),
+        (Destination("me/a b", "hf_writer"), "'me/a b' is not a valid repository name, expected NAME or NAMESPACE/NAME"),
         (Destination("me/you/tiny", "hf_writer"), "'me/you/tiny' is not a valid repository name"),
     ],
 )
@@ -121,15 +121,15 @@ def test_offline_trains_and_says_how_to_push_later(here, monkeypatch, tmp_path, 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     trainer = train(tmp_path)
     assert trainer.state.global_step == 2 and not here.requests
-    assert f"`maxsup-hf push {tmp_path} me/tiny` does so later" in caplog.text
+    assert f"To push later: `maxsup-hf push {tmp_path} me/tiny`" in caplog.text
 
 
-def test_a_folder_without_a_model(here, tmp_path):
-    with pytest.raises(PushError, match="holds no saved model"):
+def test_a_folder_without_a_model_is_refused(here, tmp_path):
+    with pytest.raises(PushError, match="neither config.json nor adapter_config.json: give the folder of a saved model"):
         push_folder(tmp_path, ME)
 
 
-# ---- what passes ----
+# ---- transient and permanent errors ----
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_folder_without_a_model(here, tmp_path):
         ("POST /api/models/me/tiny/commit", {"drop": True}),
     ],
 )
-def test_passing_trouble_is_waited_out(request_, fault, here, saved, caplog):
+def test_transient_errors_are_retried(request_, fault, here, saved, caplog):
     before = snapshot(saved)
     here.fault(request_, times=2, **fault)
     push_folder(saved, ME)
@@ -152,6 +152,16 @@ def test_passing_trouble_is_waited_out(request_, fault, here, saved, caplog):
     assert snapshot(saved) == before
     if "Retry-After" in fault.get("headers", {}):
         assert here.pauses == [7.0, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("told", "pause"), [("7", 7.0), ("120", 60.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 1.0), ("soon", 1.0)]
+)
+def test_the_pause_that_the_hub_asks_for(told, pause, here):
+    """A date in the past and an invalid value lead to the usual pause; no pause is longer than a minute."""
+    here.fault("POST /api/repos/create", times=1, status=429, headers={"Retry-After": told})
+    ensure_destination(ME)
+    assert here.pauses == [pause]
 
 
 @pytest.mark.parametrize(
@@ -163,22 +173,22 @@ def test_passing_trouble_is_waited_out(request_, fault, here, saved, caplog):
         ("PUT /lfs", {"status": 500}, "pushing .* failed"),
     ],
 )
-def test_lasting_trouble_ends_with_the_next_command(request_, fault, message, here, saved):
+def test_permanent_errors_name_the_next_command(request_, fault, message, here, saved):
     before = snapshot(saved)
-    trouble = here.fault(request_, **fault)
+    lasting = here.fault(request_, **fault)
     with pytest.raises(PushError, match=message) as caught:
         push_folder(saved, ME)
     assert caught.value.__cause__ is not None
-    assert f"`maxsup-hf push {saved} me/tiny` pushes it" in str(caught.value)
+    assert f"the saved model is unchanged: `maxsup-hf push {saved} me/tiny` pushes it" in str(caught.value)
     assert snapshot(saved) == before
     if fault["status"] == 403:
-        assert not here.pauses  # no sense in asking again
-    here.faults.remove(trouble)
+        assert not here.pauses  # another attempt would be refused as well
+    here.faults.remove(lasting)
     push_folder(saved, ME)
     assert "model.safetensors" in here.repos["me/tiny"].files("main")
 
 
-# ---- while training ----
+# ---- pushes during training ----
 
 
 def train(folder, **kwargs):
@@ -192,18 +202,18 @@ def train(folder, **kwargs):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_push_in_the_background_that_fails_is_said_and_made_up_for(status, here, tmp_path, caplog):
+def test_a_failed_background_push_is_reported_and_made_up_for(status, here, tmp_path, caplog):
     here.fault("POST /api/models/me/tiny/commit", times=1, status=status)
     with caplog.at_level(logging.WARNING):
         trainer = train(tmp_path)
     assert trainer.state.global_step == 2 and len(trainer._failed_pushes) == 1
-    assert f"failed: {status}" in caplog.text and "Training goes on" in caplog.text
+    assert f"failed: {status}" in caplog.text and "Training continues" in caplog.text
     pushed = here.repos["me/tiny"].files("main")
     assert pushed["model.safetensors"] == (tmp_path / "model.safetensors").read_bytes()
     assert "loss_state.safetensors" in pushed
 
 
-def test_a_hub_that_stays_away_costs_the_push_but_not_the_training(here, tmp_path, caplog):
+def test_training_survives_a_hub_that_stays_down(here, tmp_path, caplog):
     here.fault("POST /api/models/me/tiny/commit", status=403)
     trainer = train(tmp_path)
     assert "pushes failed during training, and the last one too" in caplog.text and "`maxsup-hf push" in caplog.text
@@ -212,7 +222,7 @@ def test_a_hub_that_stays_away_costs_the_push_but_not_the_training(here, tmp_pat
         trainer.push_to_hub()
 
 
-def test_a_slow_hub_is_left_at_the_last_step(here, tmp_path):
+def test_a_slow_hub_ends_with_the_last_step(here, tmp_path):
     here.fault("POST /api/models/me/tiny/preupload", times=1, delay=3.0)
     train(tmp_path, max_steps=6)
     weights = here.repos["me/tiny"].files("main")["model.safetensors"]
@@ -228,7 +238,7 @@ def test_all_checkpoints_reach_the_hub_though_rotation_deletes_them(here, tmp_pa
     assert not list(tmp_path.glob("_push-*"))
 
 
-def test_the_token_is_written_nowhere(here, tmp_path, caplog, capsys):
+def test_the_token_is_never_written(here, tmp_path, caplog, capsys):
     trainer = train(tmp_path, hub_strategy="all_checkpoints")
     assert trainer.args.hub_token == "hf_writer"
     secret = b"hf_writer"
@@ -245,7 +255,7 @@ def test_a_users_own_readme_is_kept(here, tmp_path):
     assert "Written by hand." in pushed and "license: mit" in pushed
 
 
-def test_the_command_line_of_training_ends_with_the_next_command(hub, hub_environment, tmp_path):
+def test_training_on_the_command_line_names_the_next_command(hub, hub_environment, tmp_path):
     flags = ["--max_steps", "1", "--max_train_samples", "32", "--max_eval_samples", "16", "--disable_tqdm", "true"]
     command = [sys.executable, "-m", "maxsup_hf", "train", "image-classification", "--output_dir", "out", "--push_to_hub",
                "true", "--hub_model_id", "me/digits", *flags]  # fmt: skip

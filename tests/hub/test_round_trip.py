@@ -43,12 +43,12 @@ def test_what_is_pushed_loads_with_equal_logits(strategy, transfer, hub, hub_env
     torch.save(tiny.batch("vit", size=16)["pixel_values"][:1], tmp_path / "pixels.pt")
     loaded = run(hub_environment, "-c", LOAD, "me/tiny", tmp_path / "pixels.pt", tmp_path / "logits.pt", cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr[-3000:]
-    # Two processes may choose other kernels, by the alignment of their memory: not equal in every bit.
+    # Two processes may choose different kernels, depending on how their memory is aligned, so the last bits may differ.
     torch.testing.assert_close(
         torch.load(tmp_path / "logits.pt"), torch.load(tmp_path / "out" / "logits.pt"), atol=1e-6, rtol=0
     )
     by_lfs = [request for request in hub.requests if request.startswith("PUT /lfs/")]
     by_xet = [request for request in hub.requests if re.search("/xet-(read|write)-token/", request)]
     assert (bool(by_lfs), bool(by_xet)) == (transfer == "lfs", transfer == "xet")
-    if transfer == "xet":  # and the model came from the store, too
+    if transfer == "xet":  # the model was also loaded from the store
         assert not [request for request in hub.requests if re.match("GET .*/resolve/.*model.safetensors", request)]

@@ -1,4 +1,4 @@
-"""Trains a tiny image classifier for two steps with whatever flags are given, and says what came out.
+"""Train a tiny image classifier for two steps, with any training arguments, push it, and save its logits.
 
 python -m tests.hub.train OUTPUT [--name value ...]      # values are JSON
 """

@@ -1,4 +1,4 @@
-"""A Xet store in a folder: hf_xet itself keeps one where the address that the Hub gives it begins with `local://`."""
+"""A Xet store in a folder. hf_xet keeps one there if the Hub gives it an address that begins with `local://`."""
 
 import hashlib
 import shutil
@@ -9,22 +9,22 @@ LIVES_UNTIL = 9_999_999_999
 
 
 class XetStore:
-    """Files in a store, which the client has written.
+    """The files that a client has written to a store.
 
     Attributes:
-        url: for the `casUrl` of the Hub's answers.
+        url: the `casUrl` in the Hub's answers.
     """
 
     def __init__(self, folder):
         self.folder, self.url = Path(folder), f"local://{folder}"
 
     def connection(self):
-        """What a client needs, as headers and as JSON: the Python side reads the ones, hf_xet the other."""
+        """What a client needs, as JSON and as headers: hf_xet reads the JSON, huggingface_hub the headers."""
         headers = {"X-Xet-Cas-Url": self.url, "X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": str(LIVES_UNTIL)}
         return {"casUrl": self.url, "accessToken": "xet", "exp": LIVES_UNTIL}, headers
 
     def hashes(self):
-        """sha256 -> Xet hash of each file, from the shards that came with the uploads."""
+        """sha256 -> Xet hash of each file, read from the shards of the uploads."""
         found = {}
         for shard in (self.folder / "xet" / "xorbs" / "shards").glob("*.mdb"):
             data, at = shard.read_bytes(), 48  # after the header
@@ -38,14 +38,14 @@ class XetStore:
         return found
 
     def read(self, sha256, size, folder):
-        """A file's content, put together from the store.
+        """A file's content, reassembled from the store.
 
         Raises:
-            KeyError: it is not there.
+            KeyError: the store has no such file.
         """
         import hf_xet
 
-        # The client that has just written holds a lock on its store, but not on a copy of it.
+        # The client that wrote last still holds a lock on the store, so a copy is read.
         copy = shutil.copytree(self.folder, Path(folder) / "store")
         path = Path(folder) / sha256
         with hf_xet.XetSession().new_file_download_group(endpoint=f"local://{copy}") as group:

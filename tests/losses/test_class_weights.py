@@ -1,4 +1,4 @@
-"""Class weights in every registered loss: torch's where torch has one, bounded below, and the same in every kernel."""
+"""Class weights in every registered loss: as in torch where torch has the loss, bounded below, the same in every kernel."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from maxsup_hf.losses import _registry, get_spec
 
 @pytest.fixture
 def registry(monkeypatch):
-    """Registrations of a test end with it."""
+    """Registrations of a test are undone after it."""
     monkeypatch.setattr(_registry, "_SPECS", dict(_registry._SPECS))
 
 
 KERNELS = ("plain", "cpu", "auto")
-SMOOTHED = {"K": 0.1, "K-1": 0.1 * 6 / 5}  # alpha of torch that means the same among 6 classes
+SMOOTHED = {"K": 0.1, "K-1": 0.1 * 6 / 5}  # the alpha of torch that is equivalent with 6 classes
 
 
 def problem(soft, dtype=torch.float64):
@@ -40,7 +40,7 @@ def agree(value, expected, logits, rtol=1e-10):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("over", SMOOTHED)
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
-def test_label_smoothing_is_that_of_torch(soft, over, reduction, kernel):
+def test_label_smoothing_equals_torch(soft, over, reduction, kernel):
     logits, labels, weight = problem(soft)
     expected = cross_entropy(logits, labels, weight.double(), reduction=reduction, label_smoothing=SMOOTHED[over])
     loss = create_loss("label_smoothing", over=over)
@@ -88,7 +88,7 @@ def test_masked_classes_equal_removed_ones(soft):
         assert (grad[:, [1, 4]] == 0).all()
 
 
-def test_an_ignored_row_is_ignored_whatever_it_holds():
+def test_an_ignored_row_may_hold_nan():
     logits, labels, weight = problem(False)
     with torch.no_grad():
         logits[3] = torch.nan
@@ -98,28 +98,28 @@ def test_an_ignored_row_is_ignored_whatever_it_holds():
         assert value.isfinite() and grad.isfinite().all() and (grad[3] == 0).all()
 
 
-def test_the_strength_has_a_gradient():
+def test_the_gradient_of_alpha():
     logits, labels, weight = problem(False)
     alpha = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     value = create_loss("label_smoothing").compute(logits, labels, {"alpha": alpha}, weight=weight).loss
     (slope,) = torch.autograd.grad(value, alpha)
     ends = [cross_entropy(logits, labels, weight.double(), label_smoothing=alpha) for alpha in (0.0, 1.0)]
-    torch.testing.assert_close(slope, ends[1] - ends[0])  # it is linear in alpha
+    torch.testing.assert_close(slope, ends[1] - ends[0])  # the loss is linear in alpha
 
 
 # ---- bounded below ----
 
 
 def bound(name, weight):
-    """No weighted loss at its defaults falls below this; the confidence penalty is −β·entropy, the others are sums of terms
-    that are not negative."""
+    """A lower bound of a weighted loss with its default parameters: the confidence penalty is −β·entropy, the others are
+    sums of non-negative terms."""
     return -0.1 * torch.tensor(float(len(weight))).log().item() if name == "confidence_penalty" else 0.0
 
 
 @pytest.mark.parametrize("name", list_losses())
 def test_every_loss_is_bounded_below(name):
-    """What is unbounded falls for as long as it is trained, wherever it starts: here in the logits themselves, of labels of
-    which one class weighs 100 times the other and of rows that start wrong."""
+    """Minimises the loss over the logits themselves, starting with wrong rows, where one class weighs 100 times the other:
+    an unbounded loss would keep falling."""
     labels, weight = torch.tensor([0, 1] * 8), torch.tensor([1.0, 100.0])
     loss = create_loss(name)
     z = torch.randn(16, 2, requires_grad=True)
@@ -136,8 +136,8 @@ def test_every_loss_is_bounded_below(name):
 
 @pytest.mark.parametrize("name", [*list_losses(), "label_smoothing+ls_error_amplification", "maxsup+ls_error_amplification"])
 def test_every_loss_is_bounded_far_out(name):
-    """The same far from the origin, where an unbounded loss is very negative: one row goes in every direction of a grid, the
-    others are predicted right."""
+    """Far from the origin an unbounded loss is very negative: one row takes every direction of a grid, the others are
+    predicted correctly."""
     labels, weight = torch.arange(3), torch.tensor([0.01, 1.0, 50.0], dtype=torch.float64)
     steps = torch.linspace(-1, 1, 5, dtype=torch.float64)
     for direction in torch.cartesian_prod(steps, steps, steps):
@@ -148,7 +148,7 @@ def test_every_loss_is_bounded_far_out(name):
                 assert create_loss(name)(length * rows, labels, weight=weight).item() >= bound(name, weight) - 1e-6
 
 
-def test_a_negative_penalty_of_the_label_is_weighted_with_the_cross_entropy():
+def test_a_negative_penalty_on_the_label_is_weighted():
     logits, labels, weight = problem(False)
     loss = create_loss("ls_error_amplification", of="top")
     z, y = logits[labels >= 0], labels[labels >= 0]
@@ -156,7 +156,7 @@ def test_a_negative_penalty_of_the_label_is_weighted_with_the_cross_entropy():
     agree(loss(logits, labels, weight=weight), (weight[y] * rows).sum() / weight[y].sum(), logits, rtol=1e-6)
 
 
-def test_a_users_penalty_of_the_label_is_weighted_too(registry):
+def test_a_users_penalty_on_the_label_is_weighted(registry):
     @register_loss("towards_the_label")
     def towards_the_label(cross_entropy, label, mean, *, alpha=0.5):
         return cross_entropy, alpha * (label - mean)
@@ -171,34 +171,34 @@ def test_a_users_penalty_of_the_label_is_weighted_too(registry):
         create_loss("towards_the_label")(*problem(True)[:2], weight=weight)
 
 
-# ---- what it is divided by ----
+# ---- the divisor ----
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", ["cross_entropy", "maxsup", "label_smoothing", "maxsup+label_smoothing"])
-def test_weight_in_batch_divides_what_is_weighted(name, kernel):
-    """Two micro-batches, each divided by the weight and the rows of both, add up to the batch."""
+def test_weight_in_batch_divides_the_weighted_sum(name, kernel):
+    """Two micro-batches, both divided by the weight and the rows of the complete batch, add up to it."""
     logits, labels, weight = problem(False)
     loss = create_loss(name)
     weights, rows = weight[labels[labels >= 0]].sum(), (labels >= 0).sum()
-    whole = loss.compute(logits, labels, loss.values(0.5), weight=weight, kernel="plain")
+    complete = loss.compute(logits, labels, loss.values(0.5), weight=weight, kernel="plain")
     divisors = {"weight_in_batch": weights, "num_items_in_batch": rows}
     parts = [
         loss.compute(logits[part], labels[part], loss.values(0.5), weight=weight, kernel=kernel, **divisors)
         for part in (slice(0, 2), slice(2, 12))
     ]
-    agree(parts[0].loss + parts[1].loss, whole.loss, logits, rtol=1e-6)
-    torch.testing.assert_close(sum(part.cross_entropy for part in parts), whole.cross_entropy, rtol=1e-6, atol=1e-6)
+    agree(parts[0].loss + parts[1].loss, complete.loss, logits, rtol=1e-6)
+    torch.testing.assert_close(sum(part.cross_entropy for part in parts), complete.cross_entropy, rtol=1e-6, atol=1e-6)
 
 
-def test_weight_in_batch_without_what_it_divides_is_refused():
+def test_weight_in_batch_without_a_weighted_sum_is_rejected():
     logits, labels, weight = problem(False)
     loss = create_loss("maxsup")
-    with pytest.raises(ValueError, match="weight_in_batch divides a sum that class weights scale.*got no weight"):
+    with pytest.raises(ValueError, match="weight_in_batch divides the class-weighted sum.*got no weight"):
         loss.compute(logits, labels, loss.values(0), weight_in_batch=3.0)
     with pytest.raises(ValueError, match="weight_in_batch divides.*labels of torch.float64; leave it out"):
         loss.compute(logits, problem(True)[1], loss.values(0), weight=weight, weight_in_batch=3.0)
-    with pytest.raises(ValueError, match="weight_in_batch divides a sum, so it needs reduction='mean', got 'sum'"):
+    with pytest.raises(ValueError, match="weight_in_batch is the divisor of a mean, .* reduction='mean', got 'sum'"):
         loss.compute(logits, labels, loss.values(0), weight=weight, weight_in_batch=3.0, reduction="sum")
 
 
@@ -211,10 +211,10 @@ def test_weights_of_any_dtype(dtype):
         agree(value, cross_entropy(logits, labels, weight.float(), label_smoothing=0.1), logits, rtol=1e-5)
 
 
-# ---- what a formula needs ----
+# ---- what a formula takes and returns ----
 
 
-def test_a_formula_that_takes_votes_gets_them_always_unless_it_says_when(registry):
+def test_votes_are_always_needed_unless_an_option_decides(registry):
     @register_loss("by_votes")
     def by_votes(cross_entropy, votes, *, lam=1.0):
         return cross_entropy, lam * (0 * cross_entropy if votes is None else votes.to(cross_entropy.dtype).mean(-1))
@@ -226,7 +226,7 @@ def test_a_formula_that_takes_votes_gets_them_always_unless_it_says_when(registr
         register_loss("by_other", needs={"votes": "dense"})(by_votes)
 
 
-def test_a_target_term_of_its_own_need_not_be_declared(registry):
+def test_a_replaced_target_term_is_detected(registry):
     @register_loss("squared")
     def squared(cross_entropy):
         return cross_entropy**2, cross_entropy.new_zeros(())

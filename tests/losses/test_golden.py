@@ -1,4 +1,4 @@
-"""Figures that the authors' and the baselines' public code computes (tests/golden.json)."""
+"""Values computed by the public code of the authors and of the baselines (tests/golden.json)."""
 
 import json
 from pathlib import Path
@@ -99,14 +99,14 @@ def test_online_label_smoothing(case, precision):
         table = torch.tensor(expected["soft_labels_after_epoch"], dtype=torch.float64)
         table = table.T if columns else table
         learned = loss.state.table.double()
-        if not columns:  # there a class without a right prediction is filled in, here it is left to `fallback`
+        if not columns:  # they fill in a class without a correct prediction, we leave that to `fallback`
             table = table.where((learned > 0).any(-1, keepdim=True), 0)
         torch.testing.assert_close(learned, table, **close)
     first = case["epochs"][0][0]
     seen = loss.state.total.clone()
     value = (hard + soft) * loss.eval()(torch.tensor(first["logits"], dtype=dtype), torch.tensor(first["labels"]))
     assert value.item() == pytest.approx(case["eval_loss"], rel=TOLERANCE[precision])
-    assert torch.equal(loss.state.total, seen)  # evaluation teaches nothing
+    assert torch.equal(loss.state.total, seen)  # evaluation does not change the state
 
 
 @pytest.mark.parametrize("case", GOLDEN["alpha_schedule"], ids=lambda case: f"{case['epochs']} epochs")

@@ -1,4 +1,4 @@
-"""`maxsup_loss` in the place of `torch.nn.functional.cross_entropy`."""
+"""`maxsup_loss` as a replacement of `torch.nn.functional.cross_entropy`."""
 
 import pytest
 import torch
@@ -68,6 +68,6 @@ def test_all_correct_equals_label_smoothing():
 def test_misuse(logits, target, kwargs, error, message):
     with pytest.raises(error, match=message):
         maxsup_loss(logits, target, **kwargs)
-    if logits.is_floating_point():  # where a gradient is asked for, another path serves
+    if logits.is_floating_point():  # with a gradient the loss is computed in another way
         with pytest.raises(error, match=message):
             maxsup_loss(logits.clone().requires_grad_(), target, **kwargs)

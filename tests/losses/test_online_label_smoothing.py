@@ -1,4 +1,4 @@
-"""What online label smoothing remembers. Its values are in test_golden.py."""
+"""The state of online label smoothing; test_golden.py has its values."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def epoch(loss, seed=0, rows=12, classes=4):
     return logits, labels
 
 
-def test_a_class_that_was_never_right_gets_the_fallback():
+def test_a_class_never_predicted_correctly_gets_the_fallback():
     loss = create_loss("online_label_smoothing", alpha=1.0)
     loss(torch.tensor([[2.0, 0.0, 0.0], [3.0, 0.0, 1.0]]), torch.tensor([0, 1]))
     loss.end_epoch(1)
@@ -24,7 +24,7 @@ def test_a_class_that_was_never_right_gets_the_fallback():
         torch.testing.assert_close(loss(logits, torch.tensor([label])), expected)
 
 
-def test_a_masked_class_gives_its_share_to_the_others():
+def test_the_share_of_a_masked_class_goes_to_the_others():
     loss = create_loss("online_label_smoothing", alpha=1.0)
     loss(torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([0]))
     loss.end_epoch(1)
@@ -55,7 +55,7 @@ def test_a_confident_soft_label_is_frozen():
     assert torch.equal(loss.state.table[0], first[0]) and not torch.equal(loss.state.table[1], first[1])
 
 
-def test_ignored_and_wrong_rows_teach_nothing():
+def test_ignored_and_wrong_rows_do_not_change_the_state():
     loss, other = create_loss("online_label_smoothing"), create_loss("online_label_smoothing")
     logits, labels = torch.randn(20, 3), torch.randint(3, (20,))
     right = logits.argmax(-1) == labels
@@ -64,19 +64,19 @@ def test_ignored_and_wrong_rows_teach_nothing():
     assert torch.equal(loss.state.total, other.state.total) and loss.state.count.sum() == right.sum()
 
 
-def test_going_on_from_a_checkpoint_in_mid_epoch():
-    whole, first, second = (create_loss("online_label_smoothing") for _ in range(3))
+def test_resuming_in_the_middle_of_an_epoch():
+    uninterrupted, first, second = (create_loss("online_label_smoothing") for _ in range(3))
     for seed in (0, 1):
-        epoch(whole, seed)
-    whole.end_epoch(1)
+        epoch(uninterrupted, seed)
+    uninterrupted.end_epoch(1)
     epoch(first, 0)
     second.state.load(first.state.tensors())
     epoch(second, 1)
     second.end_epoch(1)
-    assert torch.equal(whole.state.table, second.state.table)
+    assert torch.equal(uninterrupted.state.table, second.state.table)
 
 
-def test_two_ranks_learn_what_one_would():
+def test_two_ranks_learn_the_same_as_one():
     alone, left, right = (create_loss("online_label_smoothing") for _ in range(3))
     for seed, rank in ((0, left), (1, right)):
         epoch(alone, seed)
@@ -84,7 +84,7 @@ def test_two_ranks_learn_what_one_would():
     sums = iter([left.state.total + right.state.total, left.state.count + right.state.count])
     kept = left.state.total.clone()
     saved = left.state.tensors(lambda _: next(sums))
-    assert torch.equal(left.state.total, kept)  # saving does not make a rank hold the others' rows
+    assert torch.equal(left.state.total, kept)  # saving does not add the other ranks' rows to a rank
     resumed, idle = create_loss("online_label_smoothing"), create_loss("online_label_smoothing")
     resumed.state.load(saved)
     idle.state.load(saved, main=False)
@@ -94,12 +94,12 @@ def test_two_ranks_learn_what_one_would():
     torch.testing.assert_close(alone.state.table, resumed.state.table)
 
 
-def test_too_many_classes_are_refused_before_any_memory_is_taken():
+def test_too_many_classes_are_rejected_before_allocation():
     with pytest.raises(ValueError, match="with 100,000 classes needs two 100,000 x 100,000 tables, 111.8 GiB"):
         create_loss("online_label_smoothing")(torch.zeros(1, 100_000), torch.tensor([0]))
 
 
-def test_another_number_of_classes_is_refused():
+def test_a_changed_number_of_classes_is_rejected():
     loss = create_loss("online_label_smoothing")
     epoch(loss)
     with pytest.raises(ValueError, match="one table for 4 classes, but got logits with 5"):

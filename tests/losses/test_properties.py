@@ -1,4 +1,4 @@
-"""What holds for every registered loss."""
+"""Properties of every registered loss."""
 
 import pytest
 import torch
@@ -19,18 +19,18 @@ def takes_soft_labels(name):
 
 
 def weighs_classes_of_soft_labels(name):
-    """Whether the target term is cross-entropy, so that class weights under soft labels mean something."""
+    """Whether the target term is cross-entropy, so that class weights are defined for soft labels."""
     row = [0.3, -1.0, 2.0]
-    return plain.TWINS[name](row, 1, create_loss(name).values(0))[0] == plain.numbers(row, 1)["cross_entropy"]
+    return plain.REFERENCE[name](row, 1, create_loss(name).values(0))[0] == plain.row_statistics(row, 1)["cross_entropy"]
 
 
-def test_every_loss_has_a_plain_twin_and_a_golden_line():
+def test_every_loss_has_a_reference_implementation_and_golden_values():
     from tests.losses.test_golden import GOLDEN
 
-    assert not set(LOSSES) ^ set(plain.TWINS), "each loss needs a twin in tests/plain.py (CONTRIBUTING.md, step 3)"
+    assert not set(LOSSES) ^ set(plain.REFERENCE), "each loss needs one in tests/plain.py (CONTRIBUTING.md)"
     sequences = {"online_label_smoothing"} if GOLDEN["online_label_smoothing"] else set()
     golden = {case["loss"] for case in GOLDEN["losses"]} | sequences
-    assert not set(LOSSES) ^ golden, "each loss needs a case in tests/golden.json (CONTRIBUTING.md, step 3)"
+    assert not set(LOSSES) ^ golden, "each loss needs a case in tests/golden.json (CONTRIBUTING.md)"
 
 
 @st.composite
@@ -45,7 +45,7 @@ def problems(draw):
         labels = torch.rand(n, k, generator=generator, dtype=torch.float64).softmax(-1)
     else:
         labels = torch.randint(k, (n,), generator=generator)
-    if k > 3 and draw(st.booleans()):  # a masked class, which no label names
+    if k > 3 and draw(st.booleans()):  # a masked class, which is no row's label
         logits[:, 1] = -torch.inf
         if soft:
             labels[:, 1] = 0
@@ -59,7 +59,7 @@ def problems(draw):
 
 @pytest.mark.parametrize("name", LOSSES)
 @given(problem=problems())
-def test_matches_the_plain_loop(name, problem):
+def test_matches_plain_python(name, problem):
     logits, labels, weight, reduction = problem
     loss = create_loss(name)
     if labels.is_floating_point() and not takes_soft_labels(name):
@@ -105,7 +105,7 @@ def test_masked_classes_equal_removed_ones(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_adding_a_constant_changes_nothing_where_the_loss_says_so(name):
+def test_shift_invariance_is_as_declared(name):
     logits, labels = torch.randn(6, 5, dtype=torch.float64), torch.randint(5, (6,))
     results = []
     for shift in (0.0, 3.0):
@@ -119,17 +119,17 @@ def test_adding_a_constant_changes_nothing_where_the_loss_says_so(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_ignoring_a_row_equals_leaving_it_out(name):
+def test_ignoring_a_row_equals_removing_it(name):
     loss, logits = create_loss(name), torch.randn(6, 5, dtype=torch.float64)
     labels = torch.tensor([1, 255, 4, 255, 0, 2])
     kept = labels != 255
-    logits[1] = torch.nan  # what an ignored row holds is nobody's business
-    whole, sliced = logits.clone().requires_grad_(), logits[kept].clone().requires_grad_()
-    value, expected = loss(whole, labels, ignore_index=255), loss(sliced, labels[kept])
+    logits[1] = torch.nan  # an ignored row may hold anything
+    complete, sliced = logits.clone().requires_grad_(), logits[kept].clone().requires_grad_()
+    value, expected = loss(complete, labels, ignore_index=255), loss(sliced, labels[kept])
     torch.testing.assert_close(value, expected)
     value.backward(), expected.backward()
-    torch.testing.assert_close(whole.grad[kept], sliced.grad)
-    assert (whole.grad[~kept] == 0).all()
+    torch.testing.assert_close(complete.grad[kept], sliced.grad)
+    assert (complete.grad[~kept] == 0).all()
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -199,7 +199,7 @@ def test_without_strength_it_is_cross_entropy(name):
     if any(spec.bounds.get(parameter, (0, 1))[0] > 0 for parameter in spec.parameters):
         with pytest.raises(ValueError, match="must be finite and at least"):
             create_loss(name, **nothing)
-        return  # it has no strength at which it is cross-entropy
+        return  # no value of its parameters makes it cross-entropy
     for kernel in ("plain",) if spec.needs_logits else ("plain", "auto"):
         results = []
         for function in (create_loss(name, **nothing), create_loss("cross_entropy")):

@@ -1,3 +1,5 @@
+"""Registering losses, checking their parameters, schedules, and sums of losses."""
+
 import os
 
 import pytest
@@ -9,11 +11,11 @@ from maxsup_hf.losses import _registry, get_spec
 
 @pytest.fixture
 def registry(monkeypatch):
-    """Registrations of a test end with it."""
+    """Registrations of a test are undone after it."""
     monkeypatch.setattr(_registry, "_SPECS", dict(_registry._SPECS))
 
 
-def test_losses_of_the_folder_are_found():
+def test_losses_of_the_package_are_registered():
     assert {"cross_entropy", "label_smoothing", "maxsup"} <= set(list_losses())
 
 
@@ -23,7 +25,7 @@ def test_every_loss_is_described(name):
     assert repr(name) in repr(create_loss(name))
 
 
-def test_a_loss_of_ones_own_in_three_lines(registry):
+def test_a_users_loss_in_three_lines(registry):
     @register_loss("half_maxsup")
     def half_maxsup(cross_entropy, top, mean, *, alpha=0.1):
         return cross_entropy, alpha / 2 * (top - mean)
@@ -34,8 +36,8 @@ def test_a_loss_of_ones_own_in_three_lines(registry):
     assert "half_maxsup" in list_losses()
 
 
-def test_files_that_the_environment_names(registry, monkeypatch, tmp_path):
-    """So that a loss of one's own is known in every process of a comparison or a launcher."""
+def test_files_listed_in_the_environment(registry, monkeypatch, tmp_path):
+    """They make a user's loss known in every process of a comparison or a launcher."""
     formula = "@register_loss('half_{0}')\ndef half_{0}(top, cross_entropy):\n    return cross_entropy, top / 2\n"
     for name in ("first", "second"):
         text = "from maxsup_hf import list_losses, register_loss\nassert list_losses()\n" + formula.format(name)
@@ -56,18 +58,18 @@ def test_files_that_the_environment_names(registry, monkeypatch, tmp_path):
     [
         (
             lambda top, mean, *, alpha=0.1: (top, alpha * (top - mean).mean()),
-            r"not averaged; of 3 rows it returned \(3,\), \(\)",
+            r"not averaged; for 3 rows it returned \(3,\), \(\)",
         ),
         (lambda cross_entropy: cross_entropy, r"two tensors of shape \(N,\).* returned \(3,\)$"),
         (lambda cross_entropy: cross_entropy.mean(), r"returned \(\)$"),
         (lambda cross_entropy: (cross_entropy, None), r"returned \(3,\), None$"),
         (
             lambda cross_entropy, logits, *, k=3: (cross_entropy, logits.topk(k).values[:, 0]),
-            r"fails on 3 rows.*write int\(k\)",
+            r"failed on a batch of 3 rows.*write int\(k\)",
         ),
         (
             lambda top, *, alpha=0.1, alpha_end=0.2: (top, top),
-            r"'alpha_end' of loss 'a' comes with 'alpha'.*alpha_end=0.2\)",
+            r"'alpha_end' of loss 'a' exists for every parameter 'alpha' and must not.*alpha_end=0.2\)",
         ),
     ],
 )
@@ -80,18 +82,18 @@ def test_a_formula_is_tried_when_it_is_registered(formula, message, registry):
 def test_registration_is_checked(registry):
     with pytest.raises(TypeError, match="'tip' of loss 'a' must be a row statistic"):
         register_loss("a")(lambda tip: (tip, tip))
-    with pytest.raises(TypeError, match="'alpha' of loss 'b' needs a number"):
+    with pytest.raises(TypeError, match="'alpha' of loss 'b' must have a numeric default, got none"):
         register_loss("b")(lambda top, *, alpha: (top, top))
-    with pytest.raises(TypeError, match="'beta_end'"):
+    with pytest.raises(TypeError, match=r"unexpected argument 'beta_end'.*of loss 'c' \(alpha_end\)"):
         register_loss("c", beta_end=1.0)(lambda top, *, alpha=0.1: (top, top))
-    with pytest.raises(ValueError, match="'maxsup' is registered already"):
+    with pytest.raises(ValueError, match=r"'maxsup' is already registered \(by maxsup_hf.losses.maxsup\)"):
         register_loss("maxsup")(lambda top: (top, top))
 
 
 @pytest.mark.parametrize(
     "name, nearest", [("maxsupp", "maxsup"), ("Label-Smoothing", "label_smoothing"), ("cross", "cross_entropy")]
 )
-def test_an_unknown_name_says_which_is_nearest(name, nearest):
+def test_an_unknown_name_gets_a_suggestion(name, nearest):
     with pytest.raises(ValueError, match=f"unknown loss '{name}', did you mean '{nearest}'"):
         create_loss(name)
 
@@ -153,15 +155,15 @@ def test_schedules():
         ("epoch/(T-1)", {"epochs": 4}, [0, 1 / 3, 2 / 3, 1, 1]),
     ],
 )
-def test_every_number_of_every_loss_can_move(name, schedule, extra, fractions):
+def test_every_parameter_of_every_loss_can_be_scheduled(name, schedule, extra, fractions):
     for parameter in get_spec(name).parameters:
         loss = create_loss(name, **{parameter: 0.25, f"{parameter}_end": 0.75}, schedule=schedule, **extra)
         values = [loss.values(progress)[parameter] for progress in (0, 0.25, 0.5, 0.75, 1)]
         assert values == pytest.approx([0.25 + 0.5 * fraction for fraction in fractions])
 
 
-def test_a_schedule_that_moves_nothing_is_refused():
-    with pytest.raises(ValueError, match="schedule='cosine' of loss 'focal' moves nothing: say where to, with gamma_end"):
+def test_a_schedule_without_an_end_value_is_rejected():
+    with pytest.raises(ValueError, match="schedule='cosine' of loss 'focal' has no effect .*: set gamma_end"):
         create_loss("focal", schedule="cosine")
     with pytest.raises(TypeError, match="warmup_ratio of loss 'maxsup' must be a number, got NoneType"):
         create_loss("maxsup", schedule="warmup")
@@ -191,22 +193,22 @@ def test_penalties_add():
     assert "zhou2025maxsup" in both.spec.citation and "chowdhery2022palm" in both.spec.citation
 
 
-@pytest.mark.parametrize("rule", [name for name in list_losses() if get_spec(name).replaces_target])
-def test_a_penalty_adds_to_any_target_rule_and_two_rules_are_refused(rule):
+@pytest.mark.parametrize("replacing", [name for name in list_losses() if get_spec(name).replaces_target])
+def test_a_penalty_adds_to_any_target_term_and_two_target_terms_are_rejected(replacing):
     logits, labels = torch.randn(6, 5, dtype=torch.float64), torch.randint(5, (6,))
     added = create_loss("maxsup")(logits, labels) - create_loss("cross_entropy")(logits, labels)
-    for name in (f"{rule}+maxsup", f"maxsup + {rule}"):
-        torch.testing.assert_close(create_loss(name)(logits, labels), create_loss(rule)(logits, labels) + added)
+    for name in (f"{replacing}+maxsup", f"maxsup + {replacing}"):
+        torch.testing.assert_close(create_loss(name)(logits, labels), create_loss(replacing)(logits, labels) + added)
     for other in list_losses():
-        if get_spec(other).replaces_target and other != rule:
-            with pytest.raises(ValueError, match=f"cannot be combined, and '{rule}' and '{other}' do"):
-                create_loss(f"{rule}+{other}")
+        if get_spec(other).replaces_target and other != replacing:
+            with pytest.raises(ValueError, match=f"cannot be combined, and '{replacing}' and '{other}' do"):
+                create_loss(f"{replacing}+{other}")
 
 
 @pytest.mark.parametrize(
     ("name", "kwargs", "error", "message"),
     [
-        ("maxsup+maxsup", {}, ValueError, "names a loss twice"),
+        ("maxsup+maxsup", {}, ValueError, "names the same loss twice"),
         ("maxsup+zloss", {}, ValueError, "unknown loss 'zloss', did you mean 'z_loss'"),
         ("maxsup+", {}, ValueError, "unknown loss ''"),
         ("maxsup+z_loss", {"alpha": 0.1}, TypeError, "no parameter 'alpha', did you mean 'maxsup.alpha'"),
@@ -216,7 +218,7 @@ def test_a_penalty_adds_to_any_target_rule_and_two_rules_are_refused(rule):
             "maxsup+z_loss",
             {"z_loss": {"schedule": "linear"}},
             ValueError,
-            "moves nothing: say where to, with z_loss.lam_end",
+            "has no effect without an end value: set z_loss.lam_end",
         ),
     ],
 )
@@ -226,9 +228,9 @@ def test_sums_are_checked(name, kwargs, error, message):
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 7, 90, 300])
-def test_epoch_staircase_steps_at_whole_epochs_only(epochs):
+def test_epoch_wise_schedules_change_only_between_epochs(epochs):
     loss = create_loss("maxsup", schedule="epoch/T", epochs=epochs)
-    steps = 37  # a step each; every e·37/(37·epochs) must count as epoch e, whatever the rounding
+    steps = 37  # per epoch; the progress e·37/(37·epochs) must count as epoch e, whatever the rounding error
     for step in range(epochs * steps):
         expected = 0.1 + 0.1 * (step // steps) / epochs
         assert loss.values(step / (epochs * steps))["alpha"] == pytest.approx(expected, abs=1e-12)

@@ -1,4 +1,4 @@
-"""Logits sharded along the vocabulary, over two and three real processes (gloo), against the loss on whole logits."""
+"""Logits sharded along the vocabulary over two and three processes (gloo), against the same loss on all logits."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_d
 from maxsup_hf import create_loss, list_losses, vocab_parallel_loss
 from maxsup_hf.losses import get_spec
 
-SERVED = [name for name in [*list_losses(), "maxsup+z_loss"] if not get_spec(name).needs_logits]
+ON_STATISTICS = [name for name in [*list_losses(), "maxsup+z_loss"] if not get_spec(name).needs_logits]
 SIZES = {2: (5, 8), 3: (4, 1, 8)}
 CASES = {"mean": {}, "sum": {"reduction": "sum"}, "items": {"num_items_in_batch": 20}, "late": {"progress": 0.8}}
 
@@ -18,8 +18,8 @@ def problem(dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(2, 6, 13, generator=generator, dtype=torch.float64)).round(decimals=1).to(dtype)
     labels = torch.randint(13, (2, 6), generator=generator)
-    logits[0, 0, 2] = logits[0, 0, 9] = 20.0  # the top twice, on different ranks
-    logits[0, 1, 4:7] = -torch.inf  # masked classes, with three ranks all of the second one's
+    logits[0, 0, 2] = logits[0, 0, 9] = 20.0  # the top is tied, on different ranks
+    logits[0, 1, 4:7] = -torch.inf  # masked classes; with three ranks, all classes of the second
     labels[0, 1] = 0
     labels[1, 2] = labels[1, 5] = -100
     logits[1, 2] = torch.nan
@@ -36,7 +36,7 @@ def on_a_rank(rank, world, store, results):
     found = {}
     for dtype in (torch.float64, torch.bfloat16):
         logits, labels = problem(dtype)
-        for name in SERVED:
+        for name in ON_STATISTICS:
             for case, kwargs in CASES.items():
                 mine = logits[..., start : start + sizes[rank]].clone().requires_grad_()
                 calls.clear()
@@ -53,13 +53,13 @@ def on_a_rank(rank, world, store, results):
 
 
 def check_dtensors(world):
-    """A loss on logits of which every rank holds a part is that of the whole, whatever is ignored."""
+    """A loss on a DTensor is the loss on the complete logits."""
     mesh = init_device_mesh("cpu", (world,))
     logits = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 7, -100, 3, 2, -100])
     for name in list_losses():
-        whole = logits.clone().requires_grad_()
-        expected = create_loss(name)(whole, labels)
+        complete = logits.clone().requires_grad_()
+        expected = create_loss(name)(complete, labels)
         expected.backward()
         for placement in (Shard(0), Shard(1), Replicate()):
             parts = distribute_tensor(logits, mesh, [placement]).requires_grad_()
@@ -68,7 +68,7 @@ def check_dtensors(world):
                 value = create_loss(name)(parts, target)
                 (gradient,) = torch.autograd.grad(value, parts)
                 torch.testing.assert_close(value, expected)
-                torch.testing.assert_close(gradient.full_tensor(), whole.grad)
+                torch.testing.assert_close(gradient.full_tensor(), complete.grad)
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -79,8 +79,8 @@ def of_ranks(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", SERVED)
-def test_equals_the_loss_on_whole_logits(name, case, of_ranks):
+@pytest.mark.parametrize("name", ON_STATISTICS)
+def test_equals_the_loss_on_all_logits(name, case, of_ranks):
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.bfloat16, 2**-7)):
         logits, labels = problem(dtype)
         exact = logits.double().requires_grad_()
@@ -92,7 +92,7 @@ def test_equals_the_loss_on_whole_logits(name, case, of_ranks):
         gradient = torch.cat([rank[1] for rank in found], -1)
         assert gradient.dtype == dtype
         torch.testing.assert_close(gradient.double(), exact.grad, rtol=tolerance, atol=tolerance / 100)
-        # one all_gather forward, and one more where the place of the shard was not said; none backward
+        # one all_gather in the forward, and one more if vocab_start was not given; none in the backward
         assert all((rank[2], rank[3]) == (2 if case == "sum" else 1, 0) for rank in found)
 
 

@@ -1,8 +1,8 @@
-"""Compiles the Triton kernels for GPUs that need not be there, and prints what the assembler says of each.
+"""Compile the Triton kernels for GPUs that this machine need not have, and print the resources that each uses.
 
 python tests/ops/compiled_triton.py
 
-A line for each: compute capability, dtype, variant, registers, bytes of stack (spilled registers) and of shared memory.
+Each line has the compute capability, dtype, variant, registers, bytes of stack (spilled registers) and of shared memory.
 """
 
 import re
@@ -31,7 +31,7 @@ def compile_row(capability, dtype, classes, soft, stats, write, moments=False):
         "grad": f"*{dtype}", "classes": "i32", "row_step": "i32", "slopes_step": "i32", "ignore_index": "i32",
         **dict.fromkeys(("SOFT", "MOMENTS", "STATS", "WRITE", "BLOCK", "ONE"), "constexpr"),
     }  # fmt: skip
-    # what a launch would know: tensors begin at multiples of 16 bytes, and so do rows of 16 × n classes
+    # what Triton would find out at a launch: tensors begin at multiples of 16 bytes, and so do rows of 16 × n classes
     known = range(8 if classes % 16 == 0 else 6)
     source = ASTSource(
         rows_triton._row,
@@ -54,8 +54,8 @@ def usage(kernel):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        said = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    return tuple(int(re.search(rf"{name}:(\d+)", said.stdout)[1]) for name in ("REG", "STACK", "SHARED"))
+        result = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    return tuple(int(re.search(rf"{name}:(\d+)", result.stdout)[1]) for name in ("REG", "STACK", "SHARED"))
 
 
 def main():

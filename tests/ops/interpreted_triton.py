@@ -1,5 +1,7 @@
-"""The Triton kernel, run on the CPU by Triton's interpreter. test_triton.py runs this in a process of its own with
-TRITON_INTERPRET=1, which Triton must see when it is first imported."""
+"""Tests of the Triton kernel in Triton's interpreter, on the CPU.
+
+test_triton.py runs this file in a process of its own with TRITON_INTERPRET=1, which must be set before Triton is imported.
+"""
 
 import pytest
 import torch
@@ -8,38 +10,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maxsup_hf import create_loss
 from maxsup_hf.losses import get_spec
 from maxsup_hf.ops import backends, rows_triton, self_test
+from tests.ops.cases import LOSSES, TRITON, batch, check, ignored
 from tests.ops.test_backends import (  # noqa: F401
-    LOSSES,
-    TRITON,
-    batch,
-    check,
-    ignored,
-    test_digits_far_from_zero,
     test_every_case,
     test_float16_gradients_survive_a_gradient_scaler,
     test_images_and_other_shapes,
-    test_logits_that_are_not_numbers_reach_loss_and_gradient,
-    test_what_comes_from_above,
+    test_nan_and_infinity_reach_loss_and_gradient,
+    test_precision_far_from_zero,
+    test_upstream_gradients,
 )
 from tests.ops.test_rows import test_contract, test_shards  # noqa: F401
 
 assert TRITON
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NaN on purpose
-SERVED = [name for name in LOSSES if not get_spec(name).needs_logits]
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NaN is intended
+ON_STATISTICS = [name for name in LOSSES if not get_spec(name).needs_logits]
 
 
 @pytest.fixture
 def two_passes(monkeypatch):
-    """Every row is longer than what fits into registers."""
+    """Makes every row too long for the registers."""
     monkeypatch.setattr(rows_triton, "IN_REGISTERS", 8)
     monkeypatch.setattr(rows_triton, "BLOCK", 16)
 
 
-@pytest.mark.parametrize("name", SERVED)
-def test_rows_that_do_not_fit_into_registers(name, two_passes):
+@pytest.mark.parametrize("name", ON_STATISTICS)
+def test_rows_that_do_not_fit_in_registers(name, two_passes):
     logits, labels = 3 * torch.randn(4, 53), torch.tensor([0, 17, 52, 31])
-    logits[0, 5] = logits[0, 40] = 20.0  # a tie over two blocks
-    logits[1, 16:32] = -torch.inf  # a block of masked classes, but for the label
+    logits[0, 5] = logits[0, 40] = 20.0  # a tie across two blocks
+    logits[1, 16:32] = -torch.inf  # all classes of a block are masked, except the label
     logits[1, 17] = 1.0
     check(name, "triton", "blocks", torch.float32, logits, labels)
     target = torch.rand(4, 53).softmax(-1)
@@ -51,7 +49,7 @@ def test_contract_in_two_passes(two_passes):
     test_contract("triton", "rows", True)
 
 
-def test_the_same_bits_every_time():
+def test_results_are_bitwise_reproducible():
     logits, labels = torch.randn(8, 300), torch.randint(300, (8,))
     found = []
     for _ in range(2):
@@ -62,8 +60,8 @@ def test_the_same_bits_every_time():
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
 
 
-class NobodyWaits(TorchDispatchMode):
-    """Fails where the host would have to wait for a GPU: values read, or shapes that depend on them."""
+class HostNeverWaits(TorchDispatchMode):
+    """Fails if the host would have to wait for a GPU, because it reads values, or because a shape depends on them."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         assert not {"_local_scalar_dense", "nonzero", "masked_select", "unique"} & {function.name().split("::")[1]}
@@ -71,16 +69,16 @@ class NobodyWaits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", SERVED)
-def test_nobody_waits(name, dtype, monkeypatch):
-    """What is done on the CPU here, but not for a GPU, is taken out: reading labels and factors."""
+@pytest.mark.parametrize("name", ON_STATISTICS)
+def test_the_host_never_waits(name, dtype, monkeypatch):
+    """On the CPU the code reads labels and factors, which it does not do for a GPU: that is patched out here."""
     monkeypatch.setattr("maxsup_hf.losses._loss.check_inputs", lambda *_: False)
     monkeypatch.setattr("maxsup_hf.losses._compute.is_plain", lambda *_: True)
     monkeypatch.setattr("maxsup_hf.losses._compute._one_over", lambda divisor, like: 1 / torch.as_tensor(divisor))
     monkeypatch.setattr("maxsup_hf.ops.autograd.is_plain", lambda *_: True)
     monkeypatch.setattr("maxsup_hf.ops.autograd.on_cpu", lambda _: False)
     launched = []
-    # the launch itself is the interpreter's, which reads every number
+    # the kernel launch is replaced too, because the interpreter reads every value
     monkeypatch.setattr(rows_triton, "_row", {(i,): lambda *_, **__: launched.append("row") for i in range(9)})
     monkeypatch.setattr(rows_triton, "_times", {(i,): lambda *_, **__: launched.append("times") for i in range(9)})
     monkeypatch.setattr(backends, "_agreed", {torch.device("cpu"): True})
@@ -88,12 +86,12 @@ def test_nobody_waits(name, dtype, monkeypatch):
     leaf, loss = logits.to(dtype).requires_grad_(), create_loss(name)
     for options in ({}, {"num_items_in_batch": torch.tensor(7)}, {"weight": torch.rand(7)}):
         launched.clear()
-        with NobodyWaits():
+        with HostNeverWaits():
             loss.compute(leaf * 1, labels, loss.values(0.5), kernel="triton", **options).loss.backward()
         assert launched
 
 
-def test_what_disagrees_is_not_used(monkeypatch):
+def test_a_kernel_that_disagrees_is_not_used(monkeypatch):
     device = torch.device("cpu")
     assert self_test.agrees(device)
     right = rows_triton.rows_grad

@@ -1,4 +1,4 @@
-"""Losses inside of what traces and transforms, and what they report."""
+"""Losses under tracing, torch.func transforms and torch.compile, and the penalties that they report."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_forward_mode():
 
 @pytest.mark.parametrize("name", ["maxsup", "focal", "ls_error_amplification", "maxsup+z_loss"])
 def test_transforms_of_torch_func(name):
-    """The gradient of each row by itself: `vmap`, `grad`, and one in the other."""
+    """`vmap`, `grad`, and one inside the other, which gives the gradient of each row."""
     made = create_loss(name)
     rows, labels = logits(), LABELS.clamp_min(0)
     leaf = rows.clone().requires_grad_()
@@ -76,7 +76,7 @@ def test_dynamic_shapes_under_compile():
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_a_soft_target_gets_the_gradient_that_torch_gives(soft):
+def test_gradients_of_soft_targets_are_those_of_torch(soft):
     z = logits()
     target = torch.rand(4, 5).softmax(1)
     if not soft:  # one-hot, with zeros
@@ -102,6 +102,6 @@ def test_penalties_of_a_sum(name, weight):
 
 
 @pytest.mark.parametrize("mask", [-torch.inf, -1e30, -65504.0, -1e4])
-def test_a_loss_in_fused_and_plain_form_masks_alike(mask):
+def test_masked_classes_do_not_change_the_loss(mask):
     z = torch.cat([logits(), torch.full((4, 2), mask)], 1)
     torch.testing.assert_close(maxsup_loss(z, LABELS), maxsup_loss(logits(), LABELS))

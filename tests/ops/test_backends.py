@@ -1,178 +1,51 @@
-"""Every loss on every backend, against the plain Python of tests/plain.py and the gradient of the reference in float64."""
+"""Every loss on every backend, against its reference implementations (tests/ops/cases.py)."""
 
-import contextlib
 import math
-import os
 
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
-from maxsup_hf import create_loss, list_losses
+from maxsup_hf import create_loss
 from maxsup_hf.losses import get_spec
-from maxsup_hf.ops import backends, rows_torch
-from tests import plain
-
-TRITON = os.environ.get("TRITON_INTERPRET") == "1"
-BACKENDS = ["triton"] if TRITON else ["reference", "numba", "torch"]
-FAST = [name for name in BACKENDS if name != "reference"]
-LOSSES = list_losses()
-SUMS = ["maxsup+z_loss", "label_smoothing+logit_penalty"]
-N, K = (5, 7) if TRITON else (12, 7)
-IGNORED = -100
-
-
-@contextlib.contextmanager
-def served_by(name):
-    """What `kernel` of a loss has to be, so that this backend serves."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_torch, "BLOCK", 4 * K)  # small problems are cut like large ones
-        if name in ("numba", "torch"):
-            patch.setattr(backends, "has_numba", lambda: name == "numba")
-        yield {"reference": "plain", "triton": "triton"}.get(name, "auto")
-
-
-def batch(n=N, k=K, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(n, k, generator=generator, dtype=torch.float64)
-    return logits, torch.randint(k, (n,), generator=generator)
-
-
-def soft(n=N, k=K, zeros=0.0):
-    generator = torch.Generator().manual_seed(1)
-    target = torch.rand(n, k, generator=generator, dtype=torch.float64)
-    target = torch.where(torch.rand(n, k, generator=generator) < zeros, 0, target)
-    return target if zeros else target / target.sum(1, keepdim=True)
-
-
-def masked(value):
-    logits, labels = batch()
-    logits[1::2, 2] = value
-    logits[0] = value
-    logits[0, 3] = 1.0  # one unmasked class
-    return logits, labels.masked_fill(labels == 2, 3).index_fill(0, torch.tensor([0]), 3)
-
-
-def changed(change, size=None):
-    logits, labels = batch(*size) if size else batch()
-    return change(logits), labels
-
-
-def ignored(rows):
-    logits, labels = batch()
-    logits[rows] = math.nan
-    labels[rows] = IGNORED
-    return logits, labels
-
-
-WEIGHT = torch.linspace(0.2, 2.0, K, dtype=torch.float64)
-
-# name -> (logits, labels, options of the loss)
-CASES = {
-    "hard": (*batch(), {}),
-    "soft": (batch()[0], soft(), {}),
-    "zeros in the target": (batch()[0], soft(zeros=0.5), {}),
-    "class weights": (*ignored([0]), {"weight": WEIGHT}),
-    "class weights of soft labels": (batch()[0], soft(), {"weight": WEIGHT}),
-    "class weights, summed": (*batch(), {"weight": WEIGHT, "reduction": "sum"}),
-    "ignored": (*ignored([0, 3]), {}),
-    "all ignored": (*ignored(slice(None)), {}),
-    "a class is ignored": (*batch(), {"ignore_index": 2}),
-    "sum": (*ignored([1]), {"reduction": "sum"}),
-    "each row": (*ignored([1]), {"reduction": "none"}),
-    "items": (*ignored([1]), {"num_items_in_batch": torch.tensor(31.0)}),
-    "masked": (*masked(-math.inf), {}),
-    "masked by -1e30": (*masked(-1e30), {}),
-    "masked by -1e4": (*masked(-1e4), {}),
-    "ties": (*changed(lambda z: z.round().clamp(-1, 1)), {}),
-    "far": (*changed(lambda z: z + 1000), {}),
-    "extreme": (*changed(lambda z: 100 * z), {}),
-    "uint8 labels": (batch()[0], batch()[1].to(torch.uint8), {}),
-    "int16 labels": (batch()[0], batch()[1].short(), {}),
-    "columns": (*changed(lambda z: z.T.contiguous().T), {}),
-    "every other": (*changed(lambda z: z[:, ::2], (N, 2 * K)), {}),
-    "empty": (*batch(0), {}),
-    "two classes": (*batch(N, 2), {}),
-}
-CASES["every other"] = (CASES["every other"][0], CASES["every other"][1] % K, {})
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-def results(name, logits, labels, kernel, **options):
-    """Loss, its cross-entropy and the gradient; for a loss of each row, that of a weighted sum."""
-    loss = create_loss(name)
-    logits = logits.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    output = loss.compute(logits, labels, loss.values(0), kernel=kernel, **options)
-    total = (output.loss * torch.arange(1.0, output.loss.numel() + 1).view_as(output.loss)).sum()
-    total.backward()
-    return output.loss.detach(), output.cross_entropy, logits.grad
-
-
-def oracle(name, logits, labels, weight=None, num_items_in_batch=None, reduction="mean", ignore_index=IGNORED):
-    """The loss in plain Python, of a single loss or a sum."""
-    rows, targets = logits.double().tolist(), labels.tolist()
-    weights = None if weight is None else weight.tolist()
-    by = {"weight": weights, "ignore_index": ignore_index}
-
-    def one(name, reduction):
-        return plain.loss(name, rows, targets, create_loss(name).values(0), reduction=reduction, **by)
-
-    def whole(reduction):
-        parts = [one(part, reduction) for part in (*name.split("+"), *["cross_entropy"] * name.count("+"))]
-        signs = [1] * (name.count("+") + 1) + [-1] * name.count("+")
-        return sum(sign * torch.tensor(part, dtype=torch.float64) for sign, part in zip(signs, parts, strict=True))
-
-    return whole("sum") / num_items_in_batch if num_items_in_batch is not None else whole(reduction)
-
-
-def has_a_meaning(name, labels, weight=None, **_):
-    """Whether the loss takes such labels and weights at all; that others are refused is tested with the losses."""
-    spec = get_spec(name)
-    if not labels.is_floating_point():
-        return True
-    return "labels" not in spec.arguments and (weight is None or spec.weighs_soft_labels)
-
-
-def check(name, kernel, case, dtype, logits, labels, **options):
-    logits = logits.to(dtype)
-    narrow = dtype in (torch.bfloat16, torch.float16)
-    exact = results(name, logits.double(), labels, "plain", **options)
-    found = results(name, logits, labels, kernel, **options)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    assert [x.dtype for x in found] == [wide, wide, dtype], case
-    rtol, atol = (1e-10, 1e-11) if wide == torch.float64 else (2e-5, 1e-5 * max(1.0, exact[0].abs().max().item() / 100))
-    assert_close(
-        found[0].double(), oracle(name, logits, labels, **options), rtol=rtol, atol=atol, msg=lambda m: f"{case}: {m}"
-    )
-    assert_close(found[1].double(), exact[1], rtol=rtol, atol=atol, msg=lambda m: f"{case}: {m}")
-    # Label smoothing with class weights rounds two gradients; Triton's interpreter truncates.
-    step = (3 if kernel == "triton" else 1.5) * torch.finfo(dtype).eps if narrow else rtol
-    assert_close(found[2].double(), exact[2], rtol=step, atol=max(atol, 1e-7), msg=lambda m: f"{case}, gradient: {m}")
-
-
-def dtypes_of(backend):
-    return [torch.float32, torch.float16] if backend == "triton" else DTYPES
+from tests.ops.cases import (
+    BACKENDS,
+    CASES,
+    FAST,
+    LOSSES,
+    SUMS,
+    TRITON,
+    K,
+    batch,
+    check,
+    dtypes_of,
+    ignored,
+    is_supported,
+    results,
+    soft,
+    use_backend,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", LOSSES + SUMS)
 def test_every_case(name, backend):
-    with served_by(backend) as kernel:
+    with use_backend(backend) as kernel:
         if get_spec(name).needs_logits:
             kernel = "auto"
         for case, (logits, labels, options) in CASES.items():
-            for dtype in dtypes_of(backend) if has_a_meaning(name, labels, **options) else ():
+            for dtype in dtypes_of(backend) if is_supported(name, labels, **options) else ():
                 if dtype == torch.float16 and case in ("masked by -1e30", "extreme"):
-                    continue  # these logits are not float16 numbers
+                    continue  # float16 cannot represent these logits
                 check(name, kernel, f"{case}, {dtype}", dtype, logits, labels, **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", LOSSES + SUMS)
 def test_images_and_other_shapes(name, backend):
-    """(N, K, H, W) and (..., K) against the same rows in (N, K)."""
-    with served_by(backend) as kernel:
+    """(N, K, H, W) and (..., K) give what the same rows in (N, K) give."""
+    with use_backend(backend) as kernel:
         kernel = "auto" if get_spec(name).needs_logits else kernel
         rows, labels = ignored([1]) if TRITON else ignored([1, 7])
         if not TRITON:
@@ -181,7 +54,7 @@ def test_images_and_other_shapes(name, backend):
         rows = rows.to(dtype)
         expected = results(name, rows, labels, "plain")
         shape = (1, 1, 5) if TRITON else (2, 5, 6)
-        image = rows.view(*shape, K).movedim(-1, 1).contiguous().movedim(1, -1)  # classes far apart
+        image = rows.view(*shape, K).movedim(-1, 1).contiguous().movedim(1, -1)  # the classes are not adjacent in memory
         gap = torch.nn.functional.pad(image.movedim(-1, 1), (1, 2)).movedim(1, -1)[:, :, 1:-2]
         for view in (rows.view(*shape, K), image, gap):
             found = results(name, view, labels.view(shape), kernel)
@@ -196,14 +69,14 @@ def test_images_and_other_shapes(name, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("name", LOSSES)
-def test_logits_that_are_not_numbers_reach_loss_and_gradient(name, bad, backend):
-    with served_by(backend) as kernel:
+def test_nan_and_infinity_reach_loss_and_gradient(name, bad, backend):
+    with use_backend(backend) as kernel:
         logits, labels = (x[:3] for x in batch())
         logits = logits.to(dtypes_of(backend)[0])
         logits[1, 2] = bad
         kernel = "auto" if get_spec(name).needs_logits else kernel
         loss, _, gradient = results(name, logits, labels, kernel)
-        assert not loss.isfinite() and gradient[1].isnan().any(), "a gradient scaler would not see it"
+        assert not loss.isfinite() and gradient[1].isnan().any(), "a gradient scaler would not notice it"
         clean = results(name, logits.nan_to_num(0, posinf=0), labels, "plain")[2]
         assert_close(gradient[::2], clean[::2])
 
@@ -213,7 +86,7 @@ def test_logits_that_are_not_numbers_reach_loss_and_gradient(name, bad, backend)
 def test_derivatives(name, soft_labels):
     logits, labels = batch()[0][:4], ignored([1])[1][:4]
     labels = soft(4) if soft_labels else labels
-    if not has_a_meaning(name, labels):
+    if not is_supported(name, labels):
         return
     logits = logits.requires_grad_()
     for options in ({}, {"reduction": "none"}):
@@ -223,9 +96,9 @@ def test_derivatives(name, soft_labels):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["maxsup", "focal"])
-def test_what_comes_from_above(name, backend):
-    """A factor, and a second backward through one graph, which makes the gradient again."""
-    with served_by(backend) as kernel:
+def test_upstream_gradients(name, backend):
+    """The upstream gradient scales ours, also in a second backward through one graph, which recomputes it."""
+    with use_backend(backend) as kernel:
         for dtype in dtypes_of(backend)[:3]:
             logits, labels = batch(40, 1500) if dtype == torch.float32 and not TRITON else batch()
             fast = logits.to(dtype, copy=True).requires_grad_()
@@ -241,7 +114,7 @@ def test_what_comes_from_above(name, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_float16_gradients_survive_a_gradient_scaler(backend):
-    with served_by(backend) as kernel:
+    with use_backend(backend) as kernel:
         logits, labels = torch.randn(8, 5000).half(), torch.randint(5000, (8,))
         wide, narrow = (logits.to(t).requires_grad_() for t in (torch.float64, torch.float16))
         for z, by in ((wide, "plain"), (narrow, kernel)):
@@ -252,8 +125,8 @@ def test_float16_gradients_survive_a_gradient_scaler(backend):
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("name", ["maxsup", "focal"])
-def test_a_schedule_that_moves_on_before_the_backward(name, backend):
-    with served_by(backend) as kernel:
+def test_a_schedule_that_advances_before_the_backward(name, backend):
+    with use_backend(backend) as kernel:
         logits, labels = batch()
         logits = logits.half()
         parameter = {"maxsup": "alpha", "focal": "gamma"}[name]
@@ -268,9 +141,9 @@ def test_a_schedule_that_moves_on_before_the_backward(name, backend):
 
 @pytest.mark.parametrize("offset", [1e4, -1e4])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_digits_far_from_zero(backend, offset):
-    """Float32 ends in the seventh digit: of the loss, not of logits that are thousands of times larger."""
-    with served_by(backend) as kernel:
+def test_precision_far_from_zero(backend, offset):
+    """The error is relative to the loss, not to logits that are thousands of times larger."""
+    with use_backend(backend) as kernel:
         generator = torch.Generator().manual_seed(0)
         logits, labels = torch.randn(64, 32, generator=generator) + offset, torch.arange(64) % 32
         for name in ("cross_entropy", "confidence_penalty", "maxsup", "label_smoothing"):
@@ -283,10 +156,10 @@ def test_digits_far_from_zero(backend, offset):
                     assert_close(found[0].double(), exact[0], rtol=3e-7, atol=0)
 
 
-# ---- which one serves ----
+# ---- which backend is used ----
 
 
-def test_kernels_that_cannot_serve_are_refused_by_name():
+def test_requested_kernels_that_cannot_compute_are_rejected():
     logits, labels = torch.randn(4, 5), torch.randint(5, (4,))
     with pytest.raises(ValueError, match="kernel must be one of 'auto', 'plain', 'cpu', 'triton', got 'gpu'"):
         create_loss("maxsup")(logits, labels, kernel="gpu")
@@ -301,7 +174,7 @@ def test_kernels_that_cannot_serve_are_refused_by_name():
                 create_loss(name)(logits, labels, kernel="cpu")
 
 
-def test_a_parameter_may_be_learned():
+def test_a_parameter_can_be_learned():
     logits, labels = batch()
     alpha = torch.tensor(0.1, requires_grad=True, dtype=torch.float64)
     output = create_loss("maxsup").compute(logits.requires_grad_(), labels, {"alpha": alpha})
@@ -323,7 +196,7 @@ def test_compiled(name, cases):
     function = torch.compile(lambda z, t: loss.compute(z, t, loss.values(0)), fullgraph=True, backend="aot_eager")
     for case in cases:
         logits, labels, _ = CASES[case]
-        if not has_a_meaning(name, labels):
+        if not is_supported(name, labels):
             return
         traced = logits.clone().requires_grad_()
         output = function(traced, labels)
@@ -335,7 +208,7 @@ def test_compiled(name, cases):
 
 
 @pytest.mark.skipif(TRITON, reason="needs a process without TRITON_INTERPRET")
-def test_one_compilation_serves_a_schedule_and_sees_wrong_labels():
+def test_one_compilation_is_enough_for_a_schedule_and_checks_labels():
     torch._dynamo.reset()
     logits, labels = torch.randn(8, 50, requires_grad=True), torch.randint(50, (8,))
     loss, alpha = create_loss("maxsup"), torch.zeros((), dtype=torch.float64)

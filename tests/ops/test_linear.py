@@ -1,4 +1,4 @@
-"""The fused linear loss against the loss on whole logits."""
+"""The fused linear loss against the same loss on logits."""
 
 import weakref
 
@@ -14,7 +14,7 @@ from maxsup_hf import create_loss, fused_linear_loss, list_losses
 from maxsup_hf.losses import get_spec
 from maxsup_hf.ops import linear
 
-SERVED = [name for name in [*list_losses(), "maxsup+z_loss"] if not get_spec(name).needs_logits]
+ON_STATISTICS = [name for name in [*list_losses(), "maxsup+z_loss"] if not get_spec(name).needs_logits]
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def problem(n=7, d=4, v=11, seed=0, dtype=torch.float64, bias=True):
     return [t if t is None else t.requires_grad_() for t in tensors], labels
 
 
-def whole(hidden, weight, bias, labels, name, scale=None, softcap=None, **kwargs):
+def unfused(hidden, weight, bias, labels, name, scale=None, softcap=None, **kwargs):
     logits = hidden @ weight.T + (0 if bias is None else bias)
     logits = logits * (scale or 1.0)
     if softcap is not None:
@@ -43,7 +43,7 @@ def grads(value, tensors):
     return torch.autograd.grad(value, tensors)
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", ON_STATISTICS)
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -58,35 +58,35 @@ def grads(value, tensors):
     ],
     ids=str,
 )
-def test_equals_the_loss_on_whole_logits(name, kwargs):
+def test_equals_the_loss_on_logits(name, kwargs):
     kwargs = dict(kwargs)
     tensors, labels = problem(bias=kwargs.pop("bias", True))
     labels[2] = labels[5] = -100
-    tensors[0].data[2] = torch.nan  # what an ignored row holds is nobody's business
+    tensors[0].data[2] = torch.nan  # an ignored row may hold anything
     clean = [t if t is None else t.detach().nan_to_num().requires_grad_() for t in tensors]
     model = {"logit_scale": kwargs.pop("scale", None), "logit_softcap": kwargs.pop("softcap", None)}
     value = fused_linear_loss(*tensors[:2], labels, tensors[2], loss=name, **model, **kwargs)
-    expected = whole(*clean, labels, name, *model.values(), **kwargs)
+    expected = unfused(*clean, labels, name, *model.values(), **kwargs)
     torch.testing.assert_close(value, expected, rtol=1e-11, atol=1e-11)
     for found, reference in zip(grads(2 * value, tensors), grads(2 * expected, clean), strict=True):
         torch.testing.assert_close(found, reference, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", ON_STATISTICS)
 @given(n=st.integers(0, 9), d=st.integers(1, 5), v=st.integers(2, 90), seed=st.integers(0, 2**31))
 @settings(max_examples=15)
 def test_any_shape_with_ties(name, n, d, v, seed):
     tensors, labels = problem(n, d, v, seed)
     tensors = [t.detach().round().requires_grad_() for t in tensors]
-    value, expected = fused_linear_loss(*tensors[:2], labels, tensors[2], loss=name), whole(*tensors, labels, name)
+    value, expected = fused_linear_loss(*tensors[:2], labels, tensors[2], loss=name), unfused(*tensors, labels, name)
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
     for found, reference in zip(grads(value, tensors), grads(expected, tensors), strict=True):
         torch.testing.assert_close(found, reference, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", ON_STATISTICS)
 def test_finite_differences(name):
-    """gradcheck goes backward many times through one graph, which this loss does not allow."""
+    """Not by gradcheck, which calls backward many times on one graph: this loss does not support that."""
     tensors, labels = problem(n=3, d=3, v=5)
 
     def value():
@@ -103,7 +103,7 @@ def test_finite_differences(name):
             assert (around[0] - around[1]) / 2e-6 == pytest.approx(grad.view(-1)[i].item(), rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", ON_STATISTICS)
 @pytest.mark.parametrize("mask", [-torch.inf, torch.finfo(torch.float32).min])
 def test_classes_masked_by_the_bias(name, mask):
     tensors, labels = problem(dtype=torch.float32)
@@ -111,7 +111,7 @@ def test_classes_masked_by_the_bias(name, mask):
     for bias, value in ((tensors[2], mask), (exact[2], -torch.inf)):
         bias.data[[3, 8]] = value
     labels = labels.masked_fill((labels == 3) | (labels == 8), 0)
-    value, expected = fused_linear_loss(*tensors[:2], labels, tensors[2], loss=name), whole(*exact, labels, name)
+    value, expected = fused_linear_loss(*tensors[:2], labels, tensors[2], loss=name), unfused(*exact, labels, name)
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
     for found, reference in zip(grads(value, tensors), grads(expected, exact), strict=True):
         torch.testing.assert_close(found.double(), reference, rtol=1e-4, atol=1e-5)
@@ -135,7 +135,7 @@ def test_autocast():
 def test_half_precision(dtype):
     tensors, labels = problem(n=40, d=16, v=50, dtype=dtype)
     exact = [t.detach().double().requires_grad_() for t in tensors]
-    value, expected = fused_linear_loss(*tensors[:2], labels, tensors[2]), whole(*exact, labels, "maxsup")
+    value, expected = fused_linear_loss(*tensors[:2], labels, tensors[2]), unfused(*exact, labels, "maxsup")
     assert value.dtype == torch.float32
     step = torch.finfo(dtype).eps
     torch.testing.assert_close(value.double(), expected, rtol=step, atol=step)
@@ -144,11 +144,11 @@ def test_half_precision(dtype):
         assert (found.double() - reference).norm() <= 2 * step * reference.norm()
 
 
-def test_what_needs_no_gradient_gets_none():
+def test_frozen_inputs_get_no_gradient():
     for frozen in (0, 1, 2):
         tensors, labels = problem()
         tensors[frozen].requires_grad_(False)
-        value, expected = fused_linear_loss(*tensors[:2], labels, tensors[2]), whole(*tensors, labels, "maxsup")
+        value, expected = fused_linear_loss(*tensors[:2], labels, tensors[2]), unfused(*tensors, labels, "maxsup")
         value.backward()
         assert tensors[frozen].grad is None
         kept = [t for t in tensors if t.requires_grad]
@@ -172,7 +172,7 @@ def test_leading_dimensions():
 
 
 class Live(TorchDispatchMode):
-    """The most bytes that tensors made inside took at a time."""
+    """Measures the peak of the bytes of all tensors created inside."""
 
     def __init__(self):
         super().__init__()
@@ -182,7 +182,7 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, torch.Tensor):
-                self.seen.setdefault(tensor.untyped_storage()._cdata, 0)  # was made outside
+                self.seen.setdefault(tensor.untyped_storage()._cdata, 0)  # created outside
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
@@ -200,7 +200,7 @@ class Live(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_logits_never_exist_as_a_whole(frozen, monkeypatch):
+def test_memory_is_that_of_one_chunk(frozen, monkeypatch):
     n, d, v = 256, 8, 4000
     monkeypatch.setattr(linear, "ROWS", 16)
     tensors, labels = problem(n, d, v, dtype=torch.float32, bias=False)
@@ -212,8 +212,8 @@ def test_logits_never_exist_as_a_whole(frozen, monkeypatch):
     assert chunk + gradients <= live.most <= 1.2 * chunk + gradients + 20_000
 
 
-@pytest.mark.parametrize("name", SERVED)
-def test_ignored_rows_take_no_memory_and_no_product(name, monkeypatch):
+@pytest.mark.parametrize("name", ON_STATISTICS)
+def test_ignored_rows_take_no_memory_and_no_operations(name, monkeypatch):
     n, d, v = 64, 8, 4000
     monkeypatch.setattr(linear, "ROWS", 8)
     most = []
@@ -228,10 +228,10 @@ def test_ignored_rows_take_no_memory_and_no_product(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in list_losses() if get_spec(name).needs_logits])
-def test_losses_that_need_logits_are_refused(name):
+def test_losses_that_need_logits_are_rejected(name):
     tensors, labels = problem()
     with pytest.raises(
-        ValueError, match=f"fused_linear_loss computes a loss from row (numbers|statistics).*'{name}' needs the logits"
+        ValueError, match=f"fused_linear_loss computes a loss from row statistics.*'{name}' needs the logits"
     ):
         fused_linear_loss(*tensors[:2], labels, loss=name)
 
@@ -243,7 +243,7 @@ def test_losses_that_need_logits_are_refused(name):
         (lambda h, w, y: (h, w, y[:3]), ValueError, r"labels must have shape \(7,\), one for each row of hidden"),
         (lambda h, w, y: (h, w, y + 11), ValueError, r"labels must lie in \[0, 11\)"),
         (lambda h, w, y: (h, w, y.double()), TypeError, "labels must be integer class indices, got torch.float64"),
-        (lambda h, w, y: (h, w.float(), y), TypeError, "hidden and weight must have one dtype"),
+        (lambda h, w, y: (h, w.float(), y), TypeError, "hidden and weight must have the same dtype"),
     ],
 )
 def test_misuse(change, error, message):
@@ -252,7 +252,7 @@ def test_misuse(change, error, message):
         fused_linear_loss(*change(*tensors[:2], labels))
 
 
-def test_derivatives_that_there_are_none_of():
+def test_second_derivatives_and_second_backwards_are_rejected():
     tensors, labels = problem()
     with pytest.raises(RuntimeError, match="cannot be differentiated again"):
         torch.autograd.grad(fused_linear_loss(*tensors[:2], labels), tensors[0], create_graph=True)
@@ -260,12 +260,12 @@ def test_derivatives_that_there_are_none_of():
     value.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="backward ran twice"):
         value.backward()
-    with pytest.raises(ValueError, match="reduction must be 'mean'.*Got 'none'"):
+    with pytest.raises(ValueError, match="reduction must be 'mean'.*got 'none'"):
         fused_linear_loss(*tensors[:2], labels, reduction="none")
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "label_smoothing", "maxsup"])
-def test_gradients_at_large_logits_keep_their_digits(name):
+def test_gradients_at_large_logits_are_accurate(name):
     """As in tests/ops/test_row_stats.py; the products are exact in float32, and no logit is so low that it is masked."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randint(-20, 20, (64, 8), generator=generator).float()
@@ -283,7 +283,7 @@ def test_gradients_at_large_logits_keep_their_digits(name):
         assert (ours - exact).norm() <= 5e-7 * exact.norm()
 
 
-def test_a_scale_that_is_learned():
+def test_a_learned_scale():
     tensors, labels = problem()
     found = []
     for fused in (True, False):
@@ -291,6 +291,6 @@ def test_a_scale_that_is_learned():
         if fused:
             value = fused_linear_loss(*tensors[:2], labels, tensors[2], logit_scale=scale, logit_softcap=5.0)
         else:
-            value = whole(*tensors, labels, "maxsup", scale, 5.0)
+            value = unfused(*tensors, labels, "maxsup", scale, 5.0)
         found.append(torch.autograd.grad(value, (scale, *tensors)))
     torch.testing.assert_close(*found)

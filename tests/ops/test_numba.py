@@ -1,4 +1,4 @@
-"""What is numba's own: its exp, small batches in one call, forks, processes, threads and the cache."""
+"""What only the numba backend has: its exp, small batches in one call, forks, processes, threads and the cache."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ SLOPES = list(BY.values())
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_exp(dtype):
-    """Read off as softmax in a row of two classes, over all differences at which it is a normal number."""
+    """Computed as the softmax of rows of two classes, over all differences at which it is not subnormal."""
     lowest, bound = (-87.0, 4e-7) if dtype == torch.float32 else (-708.0, 2e-15)
     x = torch.linspace(lowest, 0, 200_001, dtype=dtype)
     logits, out = torch.stack([torch.zeros_like(x), x], 1), torch.empty(len(x), 2, dtype=dtype)
@@ -43,30 +43,30 @@ def test_loss_in_one_call(divisor):
     logits[0, 0], logits[5, 3] = torch.nan, -torch.inf
     target[5] = 4
     slopes = torch.tensor([SLOPES]) / (divisor or 62)
-    whole, out = torch.empty_like(logits), torch.empty_like(logits)
-    stats, _ = rows_numba.rows_and_grad(logits, target, slopes, whole, ignore_index=IGNORE, moments=True)
+    expected, out = torch.empty_like(logits), torch.empty_like(logits)
+    stats, _ = rows_numba.rows_and_grad(logits, target, slopes, expected, ignore_index=IGNORE, moments=True)
     by = {"ignore_index": IGNORE, "divisor": divisor}
     loss, entropy, counted = rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by)
     assert counted == 62
-    torch.testing.assert_close(out, whole)
+    torch.testing.assert_close(out, expected)
     torch.testing.assert_close(torch.tensor(loss), (slopes * stats[:, :8]).sum())
     torch.testing.assert_close(torch.tensor(entropy), stats[:, 0].sum() / (divisor or 62))
     target[3] = 10
     assert rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by)[2] == -1
-    assert rows_numba.serves_loss(logits, target)
-    assert not rows_numba.serves_loss(logits.t(), target) and not rows_numba.serves_loss(logits.double(), target)
+    assert rows_numba.supports_loss(logits, target)
+    assert not rows_numba.supports_loss(logits.t(), target) and not rows_numba.supports_loss(logits.double(), target)
 
 
 def test_loss_of_several_threads(two_threads):
     logits, target = big()
-    out, whole = torch.empty_like(logits), torch.empty_like(logits)
+    out, expected = torch.empty_like(logits), torch.empty_like(logits)
     by = {"ignore_index": IGNORE, "divisor": 0.0}
     found = {rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by) for _ in range(5)}
-    assert len(found) == 1, "the same bits every time"
+    assert len(found) == 1, "results must be bitwise reproducible"
     loss, entropy, counted = found.pop()
     slopes = torch.tensor([SLOPES]) / len(target)
-    stats, _ = rows_numba.rows_and_grad(logits, target, slopes, whole, ignore_index=IGNORE, moments=True)
-    torch.testing.assert_close(out, whole)
+    stats, _ = rows_numba.rows_and_grad(logits, target, slopes, expected, ignore_index=IGNORE, moments=True)
+    torch.testing.assert_close(out, expected)
     assert (loss, entropy) == pytest.approx(((slopes * stats[:, :8]).sum().item(), stats[:, 0].mean().item()), rel=1e-5)
     assert counted == len(target)
     target[-1] = 1000
@@ -78,7 +78,7 @@ def big():
 
 
 def digest(logits, target):
-    """Sums of all results; by numpy, because torch's own threads do not survive a fork."""
+    """Sums of all results, by numpy because torch's threads do not survive a fork."""
     out = torch.empty_like(logits)
     slopes = torch.tensor([[*SLOPES[:5], 0.0, 0.0, 0.0]])
     stats, index = rows_numba.rows_and_grad(logits, target, slopes, out, ignore_index=IGNORE, moments=False)
@@ -98,7 +98,7 @@ def test_after_a_fork(two_threads):
         mine, theirs = context.Pipe()
         child = context.Process(target=in_child, args=(logits, target, expected, theirs))
         child.start()
-        answered = mine.poll(HANGS)
+        answered = mine.poll(HANGS)  # without an answer the child hangs
         if not answered:
             child.kill()
         child.join()
@@ -106,7 +106,7 @@ def test_after_a_fork(two_threads):
     assert digest(logits, target) == expected
 
 
-def test_threads_at_once(two_threads):
+def test_concurrent_threads(two_threads):
     expected, found = digest(*big()), []
     threads = [threading.Thread(target=lambda: found.extend(digest(*big()) for _ in range(5))) for _ in range(4)]
     for thread in threads:
@@ -139,15 +139,15 @@ def run(environment):
     return subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_processes_that_fill_the_cache_at_once(tmp_path):
+def test_processes_that_fill_the_cache_concurrently(tmp_path):
     for process in [run({"NUMBA_CACHE_DIR": str(tmp_path)}) for _ in range(4)]:
         assert process.wait(HANGS) == 0, process.stderr.read()
     assert len(list(tmp_path.rglob("*.nbi"))) == 1
     assert run({"NUMBA_CACHE_DIR": str(tmp_path)}).wait(HANGS) == 0
 
 
-def test_no_folder_for_the_cache(tmp_path):
-    """Nothing that numba itself would write to can be written: a temporary folder serves, or no cache at all."""
+def test_without_a_writable_cache_folder(tmp_path):
+    """If numba can write to none of its folders, a temporary folder is used, or else no cache."""
     nowhere = tmp_path / "file"
     nowhere.write_text("")
     temporary = tmp_path / "temporary"

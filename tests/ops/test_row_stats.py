@@ -1,3 +1,5 @@
+"""Row statistics: the reference implementation and the operation with a backend, against plain Python."""
+
 import math
 
 import pytest
@@ -29,9 +31,9 @@ def batches(draw, masks=True):
 
 
 @given(batches())
-def test_both_match_a_plain_loop(batch):
+def test_both_match_plain_python(batch):
     logits, target = batch
-    expected = [plain.numbers(z, t) for z, t in zip(logits.tolist(), target.tolist(), strict=True)]
+    expected = [plain.row_statistics(z, t) for z, t in zip(logits.tolist(), target.tolist(), strict=True)]
     for stats in (statistics, row_stats):
         values = stats(logits, target, STATISTICS)
         for name in STATISTICS:
@@ -40,7 +42,7 @@ def test_both_match_a_plain_loop(batch):
 
 @given(batches(), st.lists(st.sampled_from(STATISTICS), min_size=1, unique=True))
 def test_gradients_match_the_reference(batch, names):
-    assume(names != ["classes"])  # their number has no derivative
+    assume(names != ["classes"])  # the number of classes has no derivative
     logits, target = batch
     upstream = {name: torch.randn(len(logits), dtype=torch.float64) for name in names}
     gradients = []
@@ -67,7 +69,7 @@ def test_top_of_a_tie_is_the_first_index():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_masked_class_equals_a_missing_one(dtype):
+def test_a_masked_class_equals_a_removed_one(dtype):
     kept = torch.randn(3, 5).to(dtype)
     target = torch.randint(5, (3,))
     for fill in (-math.inf, torch.finfo(dtype).min):
@@ -92,7 +94,7 @@ def test_half_precision_is_computed_in_float32(dtype):
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_differentiating_twice(soft):
+def test_second_derivatives(soft):
     logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     target = torch.rand(3, 4, dtype=torch.float64) if soft else torch.randint(4, (3,))
     assert gradgradcheck(lambda z: tuple(statistics(z, target, STATISTICS).values()), logits)
@@ -103,7 +105,7 @@ def test_differentiating_twice(soft):
     torch.testing.assert_close(*gradients)
 
 
-def test_large_logits_keep_their_digits():
+def test_large_logits_are_accurate():
     logits = torch.tensor([[1e4, 1e4 - 3, -1e4]], dtype=torch.float32)
     exact = math.log(1 + math.exp(-3))
     assert statistics(logits, torch.tensor([0]))["cross_entropy"].item() == pytest.approx(exact, rel=1e-6)
@@ -111,8 +113,8 @@ def test_large_logits_keep_their_digits():
 
 @pytest.mark.parametrize("stats", [statistics, row_stats])
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (100, 0), (1000, 0), (1, 1000)])
-def test_gradients_at_large_logits_keep_their_digits(scale, offset, stats):
-    """Float32 ends in the seventh digit: of the softmax, not of logits that are a thousand times larger."""
+def test_gradients_at_large_logits_are_accurate(scale, offset, stats):
+    """The error is relative to the softmax, not to logits that are a thousand times larger."""
     logits = scale * torch.randn(64, 32, generator=torch.Generator().manual_seed(0)) + offset
     target = torch.arange(64) % 32
     single, double = logits.clone().requires_grad_(), logits.double().requires_grad_()

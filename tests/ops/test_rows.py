@@ -1,4 +1,4 @@
-"""The contract of every backend of the row operation, against a plain float64 oracle."""
+"""The contract of every backend of the row operation, against plain Python."""
 
 import math
 import os
@@ -20,9 +20,9 @@ BY = dict(zip(SLOPES, [0.7, -0.2, 0.3, -0.4, 0.15, 0.01, 0.25, -0.3], strict=Tru
 
 @cache
 def oracle(z, target, by):
-    """Statistics, index of the top and gradient of one row of floats; `target` is an index or a tuple of probabilities."""
+    """Statistics, index of the top and gradient of one row; `target` is an index or a tuple of probabilities."""
     by = dict(zip(SLOPES, by, strict=True))
-    of = plain.numbers(z, target)
+    of = plain.row_statistics(z, target)
     kept, top = plain.unmasked(z), max(z)
     t = [float(k == target) for k in range(len(z))] if isinstance(target, int) else target
     of["exp_sum"] = sum(math.exp(z[k] - top) for k in kept)
@@ -36,13 +36,13 @@ def oracle(z, target, by):
 
 
 def rows_of(x):
-    """(N, K) float64 from either layout, in the order of rows that the contract gives."""
+    """Either layout as (N, K) float64, with rows in the order that the contract specifies."""
     x = x.detach().double()
     return x if x.dim() == 2 else x.transpose(1, 2).reshape(-1, x.shape[1])
 
 
 def run(backend, logits, target, slopes, out):
-    """What all three functions say, after a look at whether they agree and leave the logits alone."""
+    """Results of all three functions, after checking that they agree and leave the logits unchanged."""
     module = backends.resolve(backend, logits)
     kept = logits.clone()
     moments = bool(slopes[:, 5:].any())
@@ -59,14 +59,14 @@ def run(backend, logits, target, slopes, out):
 
 
 def check(backend, logits, target, slopes=None, out=None):
-    number = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    slopes = torch.tensor([list(BY.values())] if slopes is None else slopes, dtype=number)
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    slopes = torch.tensor([list(BY.values())] if slopes is None else slopes, dtype=wide)
     out = torch.full_like(logits, 7.0) if out is None else out
     z = list(map(tuple, rows_of(logits).tolist()))
     targets = list(map(tuple, rows_of(target).tolist())) if target.is_floating_point() else target.tolist()
     columns = [c for c, name in enumerate(COLUMNS) if slopes[:, 5:].any() or name not in SLOPES[5:]]
-    digits = 1e-12 if number == torch.float64 else 4e-6
-    rounding = {torch.bfloat16: 2**-7 if TRITON else 2**-8, torch.float16: 2**-10}  # the interpreter truncates
+    digits = 1e-12 if wide == torch.float64 else 4e-6
+    rounding = {torch.bfloat16: 2**-7 if TRITON else 2**-8, torch.float16: 2**-10}  # Triton's interpreter truncates
     step = rounding.get(logits.dtype, 10 * digits)
     for stats, index, gradient in run(backend, logits, target, slopes, out):
         gradient = rows_of(gradient).numpy()
@@ -76,7 +76,7 @@ def check(backend, logits, target, slopes=None, out=None):
                 continue
             expected, top_index, right = oracle(row, targets[r], tuple(slopes[r if len(slopes) > 1 else 0].tolist()))
             assert index[r] == top_index
-            size = max(1.0, max(abs(row[k]) for k in plain.unmasked(row)))  # a sum has the digits of its largest term
+            size = max(1.0, max(abs(row[k]) for k in plain.unmasked(row)))  # the error of a sum is that of its largest term
             scale = np.maximum(np.abs(expected), size)
             np.testing.assert_array_less(
                 np.abs(stats[r].double().numpy() - expected)[columns], (digits * scale + 1e-300)[columns]
@@ -102,7 +102,7 @@ def rows(backend, dtype, soft):
 def masks(backend, dtype, soft):
     for value in (-math.inf, -1e30, torch.finfo(dtype).min, -1e4):
         if math.isinf(torch.tensor(value, dtype=dtype).item()) and value > -math.inf:
-            continue  # not a number of this dtype
+            continue  # out of this dtype's range
         logits, target = problem(6, 40, dtype, soft)
         masked = torch.rand(6, 40, generator=torch.Generator().manual_seed(1)) < 0.4
         masked[:, 7] = False
@@ -133,10 +133,10 @@ def slopes_of_each_row(backend, dtype, soft):
     slopes[3, 5:] = 0
     check(backend, logits, target, slopes.tolist())
     slopes[2] = 0
-    logits[2, 4] = math.nan  # nothing depends on this row
+    logits[2, 4] = math.nan  # the loss does not depend on this row
     module, out = backends.resolve(backend, logits), torch.full_like(logits, 7.0)
-    number = torch.promote_types(dtype, torch.float32)
-    module.rows_and_grad(logits, target, torch.tensor(slopes, dtype=number), out, ignore_index=IGNORE, moments=True)
+    wide = torch.promote_types(dtype, torch.float32)
+    module.rows_and_grad(logits, target, torch.tensor(slopes, dtype=wide), out, ignore_index=IGNORE, moments=True)
     assert not out[2].any() and out[[0, 1, 3, 4]].isfinite().all()
 
 
@@ -157,7 +157,7 @@ def layouts(backend, dtype, soft):
 
 
 def many_rows_of_an_image(backend, dtype, soft):
-    """More rows side by side than are worked on at once."""
+    """More adjacent rows than the kernel processes at a time."""
     rows = 20 if TRITON else 150
     logits, target = problem(2 * rows, 5, dtype, soft)
     target = target.view(2, rows, 5).transpose(1, 2).contiguous() if soft else target
@@ -178,17 +178,17 @@ def test_contract(backend, case, soft):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_shards(backend):
-    """The gradient of each part of a row from the whole row's statistics, in place."""
+    """The gradient of each part of a row from the statistics of the complete row, in place."""
     logits, target = problem(9, 50, torch.float32)
     target[3] = IGNORE
     module, slopes = backends.resolve(backend, logits), torch.tensor([list(BY.values())])
-    whole = torch.empty_like(logits)
-    stats, index = module.rows_and_grad(logits, target, slopes, whole, ignore_index=IGNORE, moments=True)
+    complete = torch.empty_like(logits)
+    stats, index = module.rows_and_grad(logits, target, slopes, complete, ignore_index=IGNORE, moments=True)
     for first, last in [(0, 20), (20, 50)]:
         part = logits[:, first:last].clone()
         labels = torch.where(target == IGNORE, IGNORE, target - first + 1000 * (target < first))
         module.rows_grad(part, labels, stats, index - first, slopes, part, ignore_index=IGNORE, moments=True)
-        torch.testing.assert_close(part, whole[:, first:last], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(part, complete[:, first:last], rtol=1e-5, atol=1e-6)
     outside, _ = module.rows(torch.zeros(1, 4), torch.tensor([9]), ignore_index=IGNORE, moments=False)
     assert outside[0, 4] == 0
 

@@ -1,4 +1,4 @@
-"""The Triton kernel, interpreted on the CPU, and compiled for GPUs that need not be there."""
+"""The Triton kernel, interpreted on the CPU, and compiled for GPUs that this machine need not have."""
 
 import os
 import re
@@ -12,21 +12,14 @@ import pytest
 from tests import HANGS
 
 needs_triton = pytest.mark.skipif(
-    find_spec("triton") is None, reason="needs the package triton (Linux; it comes with torch for CUDA)"
+    find_spec("triton") is None, reason="needs the package triton (Linux; installed with torch for CUDA)"
 )
 
 
 @needs_triton
 def test_interpreted():
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(Path(__file__).with_name("interpreted_triton.py")),
-    ]
+    file = str(Path(__file__).with_name("interpreted_triton.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0, result.stdout[-5000:]

@@ -1,4 +1,4 @@
-"""Tiny models of whatever architecture, from its own default config made small by the names of its numbers."""
+"""Tiny models of any architecture: its default config, made small by rules on the names of its settings."""
 
 import re
 from contextlib import suppress
@@ -8,13 +8,13 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from tests.support.families import fix_config
+from tests.support.families.configs import fix_config
 
 CLASSES = 5
-HEAD = re.compile(r"For[A-Z]|LMHead|Decoder$|DoubleHeads")  # how classes with a head are named
-LARGEST = 120_000_000  # parameters; what stays above that would fill the memory, not test a loss
+HEAD = re.compile(r"For[A-Z]|LMHead|Decoder$|DoubleHeads")  # names of classes with a head
+LARGEST = 120_000_000  # parameters; a larger model would fill the memory without testing a loss any better
 
-# First match wins. Sizes go together: 2 heads of 16 make 32.
+# The first match counts, `None` keeps the value. The sizes have to match: 2 heads of 16 make a hidden size of 32.
 SIZES = [
     (
         r"(image_token|video_token|audio_token|image_start|image_end|vision_start|vision_end|boi|eoi|boa|eoa)\w*(_id|_index|_token)?$",
@@ -41,50 +41,69 @@ SIZES = [
     ),
     (r"max_position_embeddings|n_positions|max_source_positions|max_target_positions|n_ctx|max_seq_len\w*|seq_length$", 128),
 ]
-STILL = re.compile(
+# Set to 0: losses and gradients of two passes are compared, so nothing may be random.
+RANDOM = re.compile(
     r"dropout|drop_path|dropout_rate|layerdrop|drop_rate|pdrop|apply_spec_augment|mask_time_prob|mask_feature_prob"
 )
+MODALITY_TOKENS = {"image": 60, "video": 61, "audio": 62}  # the last of 64 words
 
 
 def shrink(config: PretrainedConfig, sizes: bool, seen: frozenset[int] = frozenset()) -> None:
-    """Make a config small in place. Without `sizes` only what is counted (layers, words, experts) shrinks."""
+    """Make a config small in place. Without `sizes`, only counts (of layers, words, experts) shrink."""
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
             if id(value) not in seen:
                 shrink(value, sizes, seen | {id(config)})
-            continue
-        if STILL.search(name) and isinstance(value, int | float):
+        elif RANDOM.search(name) and isinstance(value, int | float):
             _set(config, name, False if isinstance(value, bool) else type(value)(0))
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            continue
-        for pattern, small in SIZES:
-            if re.fullmatch(pattern, name) or re.search(f"(?:{pattern})$", name):
-                counted = (small is not None and small <= 8) or "vocab" in name or "words" in name
-                if (
-                    small is not None
-                    and value > small
-                    and (sizes or (counted and "head" not in name and "rank" not in name))
-                ):
-                    _set(config, name, small)
-                break
+        elif isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            small = _small(name, sizes)
+            if small is not None and value > small:
+                _set(config, name, small)
+    _match_layers(config)
+    _match_heads(config, sizes)
+    _match_special_tokens(config)
+
+
+def _small(name: str, sizes: bool) -> int | None:
+    """The small value for a setting of this name; `None` leaves it alone."""
+    for pattern, small in SIZES:
+        if re.search(f"(?:{pattern})$", name) or re.fullmatch(pattern, name):
+            if small is None or sizes:
+                return small
+            is_count = small <= 8 or "vocab" in name or "words" in name
+            return small if is_count and "head" not in name and "rank" not in name else None
+    return None
+
+
+def _match_layers(config: PretrainedConfig) -> None:
+    """Shorten the lists with an entry for each layer."""
+    layers = getattr(config, "num_hidden_layers", None)
     for name in ("layer_types", "mlp_layer_types", "layers_block_type", "block_types"):
         kinds = getattr(config, name, None)
-        layers = getattr(config, "num_hidden_layers", None)
         if isinstance(kinds, list) and isinstance(layers, int) and len(kinds) > layers:
             _set(config, name, kinds[-layers:])
+
+
+def _match_heads(config: PretrainedConfig, sizes: bool) -> None:
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict) and "mrope_section" in rope and sizes:
-        rope["mrope_section"] = [2, 3, 3]  # half of a head of 16
+        rope["mrope_section"] = [2, 3, 3]  # half the head size of 16
     if vars(config).get("head_dim", 16) is None and isinstance(getattr(config, "hidden_size", None), int):
         _set(config, "head_dim", 16 if sizes else config.hidden_size // config.num_attention_heads)
+
+
+def _match_special_tokens(config: PretrainedConfig) -> None:
+    """Move special tokens into the small vocabulary."""
+    if not hasattr(config, "vocab_size"):
+        return
     for name, value in list(vars(config).items()):
-        if name.endswith("_token_id") and isinstance(value, int) and value >= 64 and hasattr(config, "vocab_size"):
-            _set(config, name, 60 if "image" in name else 61 if "video" in name else 62 if "audio" in name else 2)
+        if name.endswith("_token_id") and isinstance(value, int) and value >= 64:
+            _set(config, name, next((token for word, token in MODALITY_TOKENS.items() if word in name), 2))
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The language model's part; the decoder's where an encoder has words too."""
+    """The config of the language model, or of the decoder if the encoder has a vocabulary as well."""
     try:
         return config.get_text_config()
     except ValueError:
@@ -92,7 +111,7 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _complete(config: PretrainedConfig) -> None:
-    """Special tokens that a default config leaves to the tokenizer."""
+    """Set the special tokens that a default config leaves to the tokenizer."""
     text = text_config(config)
     for part in {id(config): config, id(text): text}.values():
         for name, value in (("pad_token_id", 0), ("bos_token_id", 1), ("eos_token_id", 2), ("decoder_start_token_id", 0)):
@@ -103,12 +122,12 @@ def _complete(config: PretrainedConfig) -> None:
 
 
 def _set(config: PretrainedConfig, name: str, value: Any) -> None:
-    with suppress(AttributeError, TypeError, ValueError, NotImplementedError):  # derived from other numbers
+    with suppress(AttributeError, TypeError, ValueError, NotImplementedError):  # a property derived from other settings
         setattr(config, name, value)
 
 
 def build(cls: type[PreTrainedModel], sizes: bool) -> PreTrainedModel:
-    """A model of few parameters; without `sizes` a larger one, whose numbers surely go together."""
+    """A model with few parameters; without `sizes` a larger one that keeps the default sizes, because those surely match."""
     torch.manual_seed(0)
     config = cls.config_class()  # type: ignore[misc]
     shrink(config, sizes)
@@ -121,7 +140,7 @@ def build(cls: type[PreTrainedModel], sizes: bool) -> PreTrainedModel:
     with torch.device("meta"):
         size = sum(p.numel() for p in cls(config).parameters())
     if size > LARGEST:
-        raise ValueError(f"{size:,} parameters at its smallest")
+        raise ValueError(f"{size:,} parameters, even when made small")
     model = cls(config)
     if hasattr(model, "set_default_language"):
         model.set_default_language(next(iter(config.languages)))

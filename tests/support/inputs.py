@@ -1,4 +1,4 @@
-"""A training batch for any head, from its class name and the arguments of its forward."""
+"""A training batch for any head, derived from its class name and the arguments of its forward."""
 
 import inspect
 from typing import Any
@@ -7,13 +7,12 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.support.build import text_config
-from tests.support.families import fix_batch
-
-B, S, CHOICES = 3, 16, 3
+from tests.support.families.batches import fix_batch
+from tests.support.sizes import CHOICES, B, S
 
 
 def batch(model: PreTrainedModel) -> dict[str, Any]:
-    """Inputs and labels of three examples, the same ones at every call."""
+    """Inputs and labels of three examples, the same at every call."""
     torch.manual_seed(1)
     name, arguments = type(model).__name__, inspect.signature(model.forward).parameters
     config = model.config
@@ -36,9 +35,7 @@ def _modality(model: PreTrainedModel, name: str, arguments: Any) -> dict[str, An
     ):
         size = getattr(config, "image_size", None) or getattr(vision, "image_size", None) or 64
         height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
-        if not hasattr(vision, "patch_size") and not hasattr(
-            vision, "tubelet_size"
-        ):  # a convolution takes pictures of any size
+        if not hasattr(vision, "patch_size") and not hasattr(vision, "tubelet_size"):  # convolutions take any size
             height, width = min(height, 96), min(width, 96)
         channels = getattr(vision, "num_channels", None) or getattr(config, "num_channels", 3) or 3
         shape: tuple[int, ...] = (B, channels, height, width)
@@ -60,7 +57,7 @@ def _modality(model: PreTrainedModel, name: str, arguments: Any) -> dict[str, An
         return {"input_features": torch.randn((B, bins, length) if whisper_like else (B, 128, bins))}
     inputs = {"input_ids": torch.randint(3, 50, (B, S))}
     end = getattr(text_config(config), "eos_token_id", None)
-    inputs["input_ids"][:, -1] = end if isinstance(end, int) and end < 64 else 2  # some heads look for it
+    inputs["input_ids"][:, -1] = end if isinstance(end, int) and end < 64 else 2  # some heads need it
     if "mm_token_type_ids" in arguments:
         inputs["mm_token_type_ids"] = torch.zeros(B, S, dtype=torch.long)
     if "bbox" in arguments:
@@ -73,7 +70,7 @@ def _labels(model: PreTrainedModel, name: str, arguments: Any, inputs: dict[str,
     classes = getattr(config, "num_labels", 2) or 2
     tail = torch.arange(S) >= torch.tensor([[6], [10], [16]])
     if "QuestionAnswering" in name and "start_positions" in arguments:
-        beyond = 0 if "is_impossible" in arguments else S + 3  # heads with a beam search take positions inside only
+        beyond = 0 if "is_impossible" in arguments else S + 3  # heads with a beam search take positions within the text only
         return {"start_positions": torch.tensor([1, 5, beyond]), "end_positions": torch.tensor([2, 9, beyond])}
     if "MultipleChoice" in name:
         return {"labels": torch.tensor([0, 2, 1])}

@@ -1,4 +1,4 @@
-"""The committed matrix holds: whole and without a defect, and a sample of it comes out the same today."""
+"""The committed matrix is complete and has no defects, and a sample of it is reproduced."""
 
 import json
 
@@ -12,22 +12,22 @@ COMMITTED = json.loads(MATRIX.read_text())
 HEADS = COMMITTED["heads"]
 SAME_VERSION = pytest.mark.skipif(
     COMMITTED["transformers"] != transformers.__version__,
-    reason=f"the matrix is of transformers {COMMITTED['transformers']}: run python -m tests.support for this version",
+    reason=f"the matrix was made with transformers {COMMITTED['transformers']}: run `python -m tests.support` again",
 )
 
 
-def test_no_head_ends_with_a_wrong_loss_or_an_error_that_is_not_ours():
+def test_no_head_has_a_defect():
     assert {row["outcome"] for row in HEADS.values()} <= set(OUTCOMES)
     assert all(row["gradient_error"] <= 1e-6 for row in HEADS.values() if row["outcome"] == "equal")
 
 
 @SAME_VERSION
-def test_every_head_is_in_it():
+def test_the_matrix_has_every_head():
     assert set(HEADS) == set(head_classes())
 
 
 @SAME_VERSION
-def test_a_sample_of_it():
+def test_a_sample_is_reproduced():
     sample = sorted(HEADS)[::20]
     rows = matrix("^(" + "|".join(sample) + ")$")
     assert {name: row["outcome"] for name, row in rows.items()} == {name: HEADS[name]["outcome"] for name in sample}

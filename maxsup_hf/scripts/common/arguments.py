@@ -19,7 +19,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from maxsup_hf.data.arguments import DataArguments, data_flags, flag
 from maxsup_hf.hub.mixin import destination
-from maxsup_hf.hub.push import prepare
+from maxsup_hf.hub.push import ensure_destination
 from maxsup_hf.losses import get_spec, list_losses
 from maxsup_hf.scripts.common.recipes import Recipes
 from maxsup_hf.trainer.checkpointing import damage, last_checkpoint
@@ -123,7 +123,7 @@ def parse(
         raise ValueError(f"class_weights are for tasks that classify, and {task} does not; leave class_weights out")
     _set_up_logging(training_args)
     if training_args.push_to_hub and not constants.is_offline_mode() and training_args.process_index == 0:
-        prepare(destination(training_args))  # before the data are read, so that an invalid token is noticed at once
+        ensure_destination(destination(training_args))  # before the data are read: an invalid token shows at once
     return args, training_args
 
 
