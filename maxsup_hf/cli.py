@@ -34,9 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     train = _add_train(commands)
-    # compare, analyze and bench parse their own flags, --help included, so that the parsers are built only when needed.
+    # The commands without help here parse their own flags, --help included: their parsers are built only when needed.
     compare = commands.add_parser("compare", help="train with several losses and seeds, and report", add_help=False)
     compare.set_defaults(command=_compare)
+    predict = commands.add_parser("predict", help="write the predictions of a trained model to a file", add_help=False)
+    predict.set_defaults(command=_predict)
     losses = commands.add_parser("losses", help="list the losses with their parameters and defaults")
     losses.set_defaults(command=_losses)
     _add_card(commands)
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     if args.command is _train and args.task is None:
         train.error(f"TASK is missing; choose one of {', '.join(tasks())}")
-    if rest and args.command not in (_analyze, _bench, _compare):
+    if rest and args.command not in (_analyze, _bench, _compare, _predict):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     args.command(args)
@@ -159,6 +161,10 @@ def _analyze(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     import_module("maxsup_hf.bench").main(args.rest)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    import_module("maxsup_hf.prediction.cli").main(args.rest)
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -69,7 +69,7 @@ def check_choices(splits: Splits, question: str, choices: list[str], label: str)
     count = None  # C, that of the first row of the training data
     for split, dataset in splits.items():
         check_strings(dataset, question, "question_column_name", split)
-        rows = _read_choices(dataset, choices, split)
+        rows = read_choices(dataset, choices, split)
         count = len(rows[0]) if count is None else count
         _check_counts(rows, count, split)
         columns = {
@@ -81,7 +81,12 @@ def check_choices(splits: Splits, question: str, choices: list[str], label: str)
     return checked
 
 
-def _read_choices(dataset: Dataset, choices: list[str], split: str) -> list[list[str | None]]:
+def read_choices(dataset: Dataset, choices: list[str], split: str) -> list[list[str | None]]:
+    """The choices of each row, from a column of lists or from a column for each choice.
+
+    Raises:
+        TypeError, ValueError: a column does not exist, has missing values, or holds something else.
+    """
     if len(choices) > 1:
         for column in choices:
             check_strings(dataset, column, "choices_column_name", split)

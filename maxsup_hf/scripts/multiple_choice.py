@@ -57,7 +57,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         splits = _load_choices(args)
         texts = read_texts(splits["train"], ["question", "choices"])
         tokenizer, config, length = set_up_text_task(args, config, texts)
-        splits = {split: _tokenize(dataset, tokenizer, length) for split, dataset in splits.items()}
+        splits = {split: tokenize(dataset, tokenizer, length) for split, dataset in splits.items()}
     model = build_model(AutoModelForMultipleChoice, config, args, training_args.seed)
     trainer = MaxSupTrainer(
         model,
@@ -83,7 +83,7 @@ def _load_choices(args: MultipleChoiceArguments) -> Splits:
     return hold_out_and_limit(check_choices(splits, *columns), args, "labels")
 
 
-def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
     """For each row, C lists of token ids: the question with each choice. If a pair is too long, its longer text is cut."""
     count = len(dataset[0]["choices"])
 

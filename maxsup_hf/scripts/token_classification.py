@@ -91,9 +91,7 @@ def _load_sentences(args: TokenClassificationArguments, config: PretrainedConfig
 
 def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, split: str) -> Dataset:
     """Token ids, and labels of the same length: the first token of a word has its tag, the others are ignored."""
-    pre_tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer).pre_tokenizer
-    if isinstance(pre_tokenizer, ByteLevel):
-        pre_tokenizer.add_prefix_space = True  # otherwise every word is encoded like the first one of a text
+    words_with_prefix_space(tokenizer)
 
     def encode(batch: dict[str, list[Any]]) -> Any:
         encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=length)
@@ -110,6 +108,13 @@ def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
             "neither trained on nor evaluated", given - kept, given, split,
         )  # fmt: skip
     return tokenized
+
+
+def words_with_prefix_space(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a byte-level tokenizer encode every word like one in the middle of a text, and not like the first one."""
+    pre_tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer).pre_tokenizer
+    if isinstance(pre_tokenizer, ByteLevel):
+        pre_tokenizer.add_prefix_space = True
 
 
 def _count_labelled(dataset: Dataset) -> int:

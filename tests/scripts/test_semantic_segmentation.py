@@ -181,11 +181,11 @@ def test_value_that_the_training_masks_lack():
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
-        ({"image": ["a.png"], "mask": ["no.png"]}, ValueError, "image_column_name: 'image, row 0 of the train data' could"),
+        ({"image": ["a.png"], "mask": ["no.png"]}, ValueError, "image_column_name: 2 of 2 images of the train data cannot"),
         (
             {"image": [1], "mask": ["a.png"]},
             TypeError,
-            "column 'image' .* must hold images or paths, not int64",
+            "column 'image' .* must hold images, their bytes, or paths, not int64",
         ),
         ({"image": ["a.png", None], "mask": ["a.png", "a.png"]}, ValueError, "'image' of the train data has 1 missing"),
         ({"image": ["a.png"], "x": ["b"]}, ValueError, r"label_column_name: the column could not be found.*Columns: image"),

@@ -1,0 +1,1 @@
+"""Predictions of trained models for new data: `maxsup-hf predict`."""

@@ -1,0 +1,118 @@
+"""`maxsup-hf predict`: read rows, predict them with a trained model, and write a file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+
+from maxsup_hf.data.loading import loading
+from maxsup_hf.data.messages import listed
+from maxsup_hf.prediction.data import check_output, known_labels, load_rows, write_rows
+from maxsup_hf.prediction.tasks import TASKS, Model, find_task
+from maxsup_hf.scripts.common.tokenizers import length_limit
+
+DEFAULT_LENGTH = 512
+USUAL_LABELS = ("label", "labels")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(
+        prog="maxsup-hf predict",
+        description="Write the predictions of a trained model for new rows, with or without labels.",
+        allow_abbrev=False,
+    )
+    found.add_argument("model", metavar="MODEL", help="a Hub id, or the output_dir of a training run")
+    found.add_argument("--task", choices=list(TASKS), help="(default: by the class of the model)")
+    data = found.add_argument_group("data")
+    data.add_argument("--test_file", help="a csv, tsv, json, jsonl, parquet or txt file")
+    data.add_argument("--test_dir", help="a folder of images, in subfolders or not")
+    data.add_argument("--dataset_name", help="a data set: a Hub id or a local folder")
+    data.add_argument("--dataset_config_name", help="its configuration (subset)")
+    data.add_argument("--split", help="its split (default: test, or the first)")
+    data.add_argument("--max_samples", type=int, help="predict only the first so many rows")
+    for name in ("text", "image", "tokens", "question", "context", "choices", "source", "label"):
+        data.add_argument(f"--{name}_column_name", help="column (default: found by its type or name)")
+    data.add_argument("--source_prefix", default="", help="text to put before every source")
+    output = found.add_argument_group("output")
+    output.add_argument("--output_file", default="predictions.csv", help="csv, jsonl or parquet (predictions.csv)")
+    output.add_argument("--top_k", type=int, default=1, help="classes of each row that are written (1)")
+    output.add_argument("--max_new_tokens", type=int, default=128, help="length of generated texts in tokens (128)")
+    output.add_argument("--allow_no_answer", action="store_true", help="a question may have no answer (SQuAD 2)")
+    run = found.add_argument_group("run")
+    run.add_argument("--batch_size", type=int, default=32, help="rows that are predicted together (32)")
+    run.add_argument("--device", help="cpu, cuda, … (default: the accelerator if there is one)")
+    run.add_argument("--max_seq_length", type=int, help="maximum length of a text in tokens (default: what the model takes)")
+    run.add_argument("--model_revision", default="main", help="branch, tag or commit of the model on the Hub")
+    run.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with a model on the Hub")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Wrong input is one line, and status 2."""
+    args = parser().parse_args(argv)
+    try:
+        _predict(args)
+    except (ValueError, TypeError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _predict(args: argparse.Namespace) -> None:
+    for name in ("batch_size", "top_k", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
+    check_output(args.output_file)
+    rows = load_rows(args)
+    if args.label_column_name is None:
+        args.label_column_name = next((name for name in USUAL_LABELS if name in rows.column_names), None)
+    model, task = _load(args)
+    found = TASKS[task].predict(model, rows)
+    labels = known_labels(rows, args.label_column_name)
+    if labels is not None:
+        found = [{**row, "label": label} for row, label in zip(found, labels, strict=True)]
+    write_rows(args.output_file, found)
+    print(f"wrote {len(found):,} predictions to {args.output_file}")
+    _print_accuracy(found, model.names if task.endswith("classification") else [])
+
+
+def _load(args: argparse.Namespace) -> tuple[Model, str]:
+    if args.model.startswith((".", "/", "~")) and not os.path.isdir(args.model):
+        raise ValueError(f"model: there is no folder {args.model!r}")
+    hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    with loading("model", args.model):
+        config = AutoConfig.from_pretrained(args.model, **hub)
+        task = args.task or find_task(config.architectures or [])
+        auto: Any = AutoImageProcessor if TASKS[task].reads_images else AutoTokenizer
+        processor = auto.from_pretrained(args.model, **hub)
+        model = TASKS[task].auto_class.from_pretrained(args.model, **hub)
+    if not TASKS[task].reads_images and processor.pad_token is None:
+        processor.pad_token = processor.eos_token
+    device = args.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    return Model(model.eval().to(device), processor, _length(args, config, processor), args), task
+
+
+def _length(args: argparse.Namespace, config: Any, processor: Any) -> int:
+    stated = (getattr(processor, "model_max_length", None), getattr(config, "max_position_embeddings", None))
+    limit = length_limit("max_seq_length", args.max_seq_length, stated)
+    return args.max_seq_length or limit or DEFAULT_LENGTH
+
+
+def _print_accuracy(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Where the labels are classes of the model: how many predictions are right."""
+    if not names or "label" not in rows[0] or isinstance(rows[0]["label"], list):
+        return
+    labels = [names[row["label"]] if isinstance(row["label"], int) and str(row["label"]) not in names else str(row["label"])
+              for row in rows]  # fmt: skip
+    unknown = sorted(set(labels) - set(names))
+    if unknown:
+        print(f"labels that are not classes of the model: {listed(unknown)}")
+        return
+    right = sum(row["prediction"] == label for row, label in zip(rows, labels, strict=True))
+    print(f"accuracy: {right / len(rows):.4f} ({right:,} of {len(rows):,})")

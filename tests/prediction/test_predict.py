@@ -1,0 +1,165 @@
+"""`maxsup-hf predict` on models that `maxsup-hf train` made: what it writes is what the run evaluated."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from maxsup_hf import cli
+from maxsup_hf.data.builtin import digits, names_in_languages
+from maxsup_hf.data.builtin_names import choices_of_names, questions_about_names, tagged_names
+from maxsup_hf.data.builtin_scenes import digit_scenes
+from maxsup_hf.data.builtin_texts import python_documentation, translated_phrases
+from maxsup_hf.metrics import exact_match
+from maxsup_hf.prediction.tasks import HEADS, TASKS, find_task
+from tests.scripts.conftest import image_folder, picture, results, texts
+
+SHORT = ["--max_steps", "12", "--save_strategy", "no", "--eval_strategy", "no", "--output_dir", "run"]
+
+
+def train(task, rows, *flags):
+    """A short run that is tested on the same rows that will be predicted, and its results."""
+    rows.to_parquet("rows.parquet")
+    files = ["--train_file", "rows.parquet", "--validation_file", "rows.parquet"]
+    cli.main(["train", task, *files, *SHORT, *flags])
+    return results("run")
+
+
+def predict(*flags, capsys=None):
+    if capsys is not None:
+        capsys.readouterr()
+    cli.main(["predict", "run", *flags])
+    return capsys.readouterr().out if capsys is not None else None
+
+
+def read(path="predictions.csv"):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_lines(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(("task", "rows"), [("image-classification", digits), ("text-classification", names_in_languages)])
+def test_classes(task, rows, capsys):
+    found = train(task, rows().shuffle(seed=0).select(range(150)))
+    said = predict("--test_file", "rows.parquet", "--top_k", "3", capsys=capsys)
+    assert f"accuracy: {found['eval_accuracy']:.4f} (" in said
+    written = read()
+    assert len(written) == 150 and float(written[0]["probability"]) >= float(written[0]["probability_2"]) > 0
+    right = np.mean([row["prediction"] == row["label"] for row in written])
+    assert right == pytest.approx(found["eval_accuracy"])
+
+
+def test_tags():
+    found = train("token-classification", tagged_names().select(range(60)))
+    predict("--test_file", "rows.parquet", "--output_file", "tags.jsonl")
+    written = read_lines("tags.jsonl")
+    names = tagged_names().features["ner_tags" if "ner_tags" in tagged_names().features else "tags"].feature.names
+    pairs = [
+        (tag, names[label] if isinstance(label, int) else label)
+        for row, labels in zip(written, tagged_names().select(range(60)).to_list(), strict=True)
+        for tag, label in zip(row["prediction"], labels.get("ner_tags", labels.get("tags")), strict=True)
+    ]
+    assert np.mean([tag == label for tag, label in pairs]) == pytest.approx(found["eval_accuracy"])
+
+
+def test_answers():
+    rows = questions_about_names(60)
+    found = train("question-answering", rows)
+    predict("--test_file", "rows.parquet", "--output_file", "answers.parquet")
+    written = pq.read_table("answers.parquet").to_pylist()
+    answers = [
+        answer["text"] if isinstance(answer, dict) else [answer]
+        for answer in rows["answers" if "answers" in rows.column_names else "answer"]
+    ]
+    scores = [exact_match(row["prediction"], answer) for row, answer in zip(written, answers, strict=True)]
+    assert np.mean(scores) == pytest.approx(found["eval_exact_match"])
+
+
+def test_choices():
+    rows = choices_of_names(60)
+    found = train("multiple-choice", rows)
+    predict("--test_file", "rows.parquet")
+    right = [int(row["index"]) == label for row, label in zip(read(), rows["label"], strict=True)]
+    assert np.mean(right) == pytest.approx(found["eval_accuracy"])
+
+
+def test_translations():
+    rows = translated_phrases().select(range(30))
+    found = train("sequence-to-sequence", rows, "--source_lang", "en", "--target_lang", "de")
+    source = next(name for name in rows.flatten().column_names if name.endswith("en"))
+    rows.flatten().to_parquet("flat.parquet")
+    predict("--test_file", "flat.parquet", "--source_column_name", source, "--max_new_tokens", "129")
+    written = [row["prediction"] for row in read()]
+    target = rows.flatten()[next(name for name in rows.flatten().column_names if name.endswith("de"))]
+    assert np.mean([text == wanted for text, wanted in zip(written, target, strict=True)]) == found["eval_exact_match"]
+
+
+@pytest.mark.parametrize("mlm", [False, True])
+def test_texts(mlm):
+    train("language-modeling", python_documentation().select(range(20)), "--mlm", str(mlm), "--block_size", "32")
+    with open("new.csv", "w", encoding="utf-8") as file:
+        file.write("text\nthe [MASK] of a [MASK]\nan [MASK]\n")
+    predict("--test_file", "new.csv", "--max_new_tokens", "4", "--output_file", "out.jsonl")
+    written = [row["prediction"] for row in read_lines("out.jsonl")]
+    assert [len(tokens) for tokens in written] == [2, 1] if mlm else all(isinstance(text, str) for text in written)
+
+
+def test_masks():
+    rows = digit_scenes().select(range(12))
+    found = train("semantic-segmentation", rows)
+    predict("--test_file", "rows.parquet", "--output_file", "masks.csv")
+    mask = next(name for name in rows.column_names if "mask" in name or name == "label")
+    right = [
+        np.asarray(Image.open(row["prediction"]))[np.asarray(truth) != 255] == np.asarray(truth)[np.asarray(truth) != 255]
+        for row, truth in zip(read("masks.csv"), rows[mask], strict=True)
+    ]
+    assert np.concatenate(right).mean() == pytest.approx(found["eval_pixel_accuracy"], abs=1e-3)
+
+
+def test_a_folder_of_images_without_labels(tmp_path):
+    image_folder(tmp_path / "photos")
+    cli.main(["train", "image-classification", "--train_dir", "photos", *SHORT])
+    (tmp_path / "new").mkdir()
+    for i in range(3):
+        picture(i).save(tmp_path / "new" / f"{i}.png")
+    predict("--test_dir", "new")
+    assert [row["file"] for row in read()] == ["0.png", "1.png", "2.png"]
+    assert {row["prediction"] for row in read()} <= {"cat", "dog"} and "label" not in read()[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give one of --test_file, --test_dir and --dataset_name, got none"),
+        (["--test_file", "no.csv"], "test_file: there is no file 'no.csv'"),
+        (["--test_file", "train.csv", "--test_dir", "x"], "got test_file and test_dir"),
+        (["--test_file", "train.csv", "--output_file", "out.txt"], "output_file: 'out.txt' must end in one of .csv, .jsonl"),
+        (["--test_file", "train.csv", "--output_file", "no/out.csv"], "the folder of 'no/out.csv' does not exist"),
+        (["--test_file", "train.csv", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
+        (
+            ["--test_file", "train.csv", "--text_column_name", "body"],
+            "text_column_name: the train data has no column 'body'",
+        ),
+        (["--test_file", "train.csv"], "model: there is no folder './nowhere'"),
+    ],
+)
+def test_wrong_input_is_one_line(flags, message, capsys):
+    texts()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.main(["predict", "./nowhere", *flags])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and said.startswith("error: ") and message in said
+
+
+def test_every_head_has_a_task():
+    assert set(HEADS.values()) == set(TASKS) and find_task(["ViTForImageClassification"]) == "image-classification"
+    with pytest.raises(ValueError, match="name its task with --task"):
+        find_task(["BertModel"])
