@@ -181,7 +181,7 @@ def test_value_that_the_training_masks_lack():
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
-        ({"image": ["a.png"], "mask": ["no.png"]}, ValueError, "image_column_name: 2 of 2 images of the train data cannot"),
+        ({"image": ["a.png"], "mask": ["no.png"]}, ValueError, "image_column_name: 1 of 1 images of the train data cannot"),
         (
             {"image": [1], "mask": ["a.png"]},
             TypeError,
