@@ -21,17 +21,19 @@ def load_user_files() -> None:
         ValueError: a path that is not a Python file, or a file that cannot be run.
         ValueError, TypeError: from a registration in a file.
     """
-    main = getattr(sys.modules["__main__"], "__file__", None)
-    if main is not None:
-        main = str(Path(main).resolve())
     for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
         path = str(Path(name).resolve())
-        if path == main or path in _loaded:  # the main script registers its losses itself
+        if path in _loaded or path == _main_file():  # the main script registers its losses itself
             continue
         if not os.path.isfile(path):
             raise ValueError(f"{VARIABLE} must name Python files with losses, got {name!r}, which is not a file")
         _loaded.add(path)  # before it runs, because it may itself ask for the registered losses
         _run(name, path)
+
+
+def _main_file() -> str | None:
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    return None if main is None else str(Path(main).resolve())
 
 
 def _run(name: str, path: str) -> None:

@@ -146,7 +146,8 @@ def check(name, kernel, case, dtype, logits, labels, **options):
     )
     assert_close(found[1].double(), exact[1], rtol=rtol, atol=atol, msg=lambda m: f"{case}: {m}")
     # Label smoothing with class weights rounds twice; Triton's interpreter truncates instead of rounding.
-    step = (3 if kernel == "triton" else 1.5) * torch.finfo(dtype).eps if narrow else rtol
+    roundings = 3 if kernel == "triton" else 1.5
+    step = roundings * torch.finfo(dtype).eps if narrow else rtol
     assert_close(found[2].double(), exact[2], rtol=step, atol=max(atol, 1e-7), msg=lambda m: f"{case}, gradient: {m}")
 
 
