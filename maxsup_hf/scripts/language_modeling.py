@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -30,6 +31,7 @@ from maxsup_hf.data.builtin_texts import python_documentation
 from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column, read_texts, report_columns
 from maxsup_hf.data.loading import TEXT_FORMATS, Splits, load_splits
 from maxsup_hf.data.splits import SPLIT_SEED, limit_rows
+from maxsup_hf.losses import IGNORE_INDEX
 from maxsup_hf.metrics import perplexity
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
@@ -37,6 +39,7 @@ from maxsup_hf.scripts.common.lm_tokenizers import build_generator_tokenizer, bu
 from maxsup_hf.scripts.common.models import build_model, load_config
 from maxsup_hf.scripts.common.tokenizers import TextArguments, default_config, length_limit
 from maxsup_hf.trainer.trainer import MaxSupTrainer
+from maxsup_hf.trainer.validation import shifts_labels
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +98,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         build = build_mask_tokenizer if args.mlm else build_generator_tokenizer
         tokenizer = build(args, config, read_texts(splits["train"], [column]), vocabulary_size=VOCABULARY_SIZE)
         block = _block_size(args, config, tokenizer)
-        config = config or (default_config(tokenizer) if args.mlm else _default_config(tokenizer, block))
+        config = config or (default_config(tokenizer) if args.mlm else default_llama(tokenizer, block))
         splits = {split: _pack(dataset, column, tokenizer, block, split) for split, dataset in splits.items()}
         splits = limit_rows(_hold_out_the_end(splits, args.train_val_split), args)
         if args.mlm:
@@ -113,22 +116,34 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     return run.make_job(args, trainer, splits, task, "reference of the Python language")
 
 
-class LanguageModelTrainer(MaxSupTrainer):
-    """Adds the perplexity to the metrics of an evaluation."""
+class PerplexityMixin:
+    """Before a Trainer of language models: the loss of an evaluation is the mean over its tokens, whatever batches they are
+    in, and its perplexity is added."""
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        loss = (output.metrics or {}).get(f"{metric_key_prefix}_loss")
-        if loss is not None:
-            output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(loss)  # type: ignore[index]
+    _token_sums: torch.Tensor  # summed loss, and number of tokens
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        labels = inputs.get("labels")
+        found = super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        if found[0] is not None and labels is not None:
+            counted = labels[..., 1:] if shifts_labels(self.model) else labels  # type: ignore[attr-defined]
+            count = (counted != IGNORE_INDEX).sum().to(self._token_sums)
+            self._token_sums += torch.stack([found[0].detach().to(self._token_sums) * count, count])
+        return found
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        self._token_sums = torch.zeros(2, dtype=torch.float64, device="cpu")
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
+        sums = self._token_sums.float().to(self.args.device)  # type: ignore[attr-defined]
+        total, count = self.accelerator.reduce(sums, "sum").tolist()  # type: ignore[attr-defined]
+        if count:
+            output.metrics[f"{metric_key_prefix}_loss"] = total / count
+            output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(total / count)
         return output
+
+
+class LanguageModelTrainer(PerplexityMixin, MaxSupTrainer):
+    """MaxSupTrainer with the perplexity."""
 
 
 # ---- data ----
@@ -241,7 +256,8 @@ def _block_size(args: LanguageModelingArguments, config: PretrainedConfig | None
     return args.block_size or min(limit or default, default)
 
 
-def _default_config(tokenizer: PreTrainedTokenizerBase, block: int) -> PretrainedConfig:
+def default_llama(tokenizer: PreTrainedTokenizerBase, block: int) -> PretrainedConfig:
+    """The tiny Llama that is trained without a model of one's own, for `block` tokens."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,

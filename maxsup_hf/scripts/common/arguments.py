@@ -139,6 +139,8 @@ def _check_values(given: Any) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if given.num_train_epochs <= 0 and given.max_steps <= 0:
         raise ValueError(f"num_train_epochs must be greater than 0, got {given.num_train_epochs:g}, or give max_steps")
+    if given.do_predict:
+        raise ValueError("do_predict: predictions are written by `maxsup-hf predict OUTPUT_DIR`, after training")
     trackers = given.report_to if isinstance(given.report_to, list) else [given.report_to or "none"]
     available = get_available_reporting_integrations()
     missing = [name for name in trackers if name in INTEGRATION_TO_CALLBACK and name not in available]

@@ -42,11 +42,14 @@ def set_classes(config: PretrainedConfig, names: Sequence[str]) -> PretrainedCon
     return config
 
 
-def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments, seed: int) -> Any:
+def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments, seed: int, **options: Any) -> Any:
     """A model with the weights of `--model_name_or_path`, or random ones.
 
     A head with another number of classes starts from random weights. Weights are loaded as `--dtype` (float32 by default)
     and not as the type that they are stored in, so that nobody trains in float16 or bfloat16 unawares.
+
+    Args:
+        **options: of `from_pretrained`, such as `quantization_config`.
 
     Raises:
         ValueError: the architecture does not support the task, or the weights cannot be loaded.
@@ -56,7 +59,7 @@ def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments
     with loading("model_name_or_path" if source else "config_name", source or args.config_name):
         if source:
             model = auto_class.from_pretrained(
-                source, config=config, dtype=args.dtype, ignore_mismatched_sizes=True, **hub_options(args)
+                source, config=config, dtype=args.dtype, ignore_mismatched_sizes=True, **hub_options(args), **options
             )
         else:
             config.name_or_path = ""  # or the card would call the model fine-tuned from its config

@@ -5,6 +5,7 @@ Nothing of it is left: weights, buffers, random numbers and the Trainer are as b
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ import torch
 from datasets import Dataset
 from torch.utils.data import IterableDataset
 from transformers.trainer_callback import CallbackHandler
+
+LOGS = ("_metrics", "_total_train_tokens")  # where TRL's trainers gather what they log
 
 
 def rehearse(trainer: Any) -> None:
@@ -90,6 +93,7 @@ def _unchanged(trainer: Any) -> Iterator[None]:
     model = trainer.model
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     was_training, had = model.training, (trainer.optimizer, trainer.lr_scheduler)
+    logs = {name: copy.deepcopy(vars(trainer)[name]) for name in LOGS if name in vars(trainer)}
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -104,5 +108,6 @@ def _unchanged(trainer: Any) -> Iterator[None]:
         model.train(was_training)
         trainer.optimizer, trainer.lr_scheduler = had
         vars(trainer).pop("current_gradient_accumulation_steps", None)
+        vars(trainer).update(logs)
         trainer._end_training()
         trainer.trained_loss = trainer.trained_class_weights = None
