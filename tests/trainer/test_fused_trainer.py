@@ -328,7 +328,7 @@ def test_heads_without_an_output_embedding(tmp_path):
 @pytest.mark.parametrize("where", ["target_modules", "modules_to_save"])
 def test_peft_on_the_output_embedding(where, tmp_path):
     model = get_peft_model(tiny.llama(), LoraConfig(**{"target_modules": ["q_proj"]} | {where: ["lm_head"]}))
-    refused(model, tmp_path, "has a peft .* as its output embedding.*keep adapters and modules_to_save off")
+    refused(model, tmp_path, "has a peft .* as its output embedding.*do not put adapters or modules_to_save on")
 
 
 def test_a_wrapped_forward(tmp_path):
@@ -430,9 +430,9 @@ def test_an_odd_head_that_is_served(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda logits: logits.softmax(-1), "asks its logits for 'softmax'"),
+        (lambda logits: logits.softmax(-1), "reads 'softmax' of its logits"),
         (lambda logits: torch.sigmoid(logits), "applies sigmoid to its logits"),
-        (lambda logits: logits[..., 1:], "takes some classes out of its logits"),
+        (lambda logits: logits[..., 1:], "selects some classes of its logits"),
         (lambda logits: logits * torch.ones(V), "multiplies its logits by a tensor"),
         (lambda logits: logits.tanh().tanh(), "applies tanh to its logits twice"),
         (lambda logits: 2 * logits + torch.ones(V), "adds something to its logits"),
@@ -447,8 +447,8 @@ def test_heads_that_need_their_logits(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight": torch.ones(V)}, "weights its classes"),
-        ({"reduction": "none"}, "asks for the loss of each row"),
+        ({"weight": torch.ones(V)}, "applies class weights"),
+        ({"reduction": "none"}, "needs the loss of each row"),
         (None, r"has the classes of its logits \(8, 9, 40\) in dimension 1"),
     ],
 )

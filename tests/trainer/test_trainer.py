@@ -270,8 +270,8 @@ def test_labels_out_of_range(wrong, wrap, tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.rand(8), r"labels are torch.float32 of shape \(8,\).*\(8, 5\)"),
-        (torch.rand(8, 3), r"labels are torch.float32 of shape \(8, 3\).*\(8, 5\)"),
+        (torch.rand(8), r"logits' shape, \(8, 5\), got torch.float32 of shape \(8,\)"),
+        (torch.rand(8, 3), r"logits' shape, \(8, 5\), got torch.float32 of shape \(8, 3\)"),
         (torch.ones(8, 5), "sum to 1, got sums from 5 to 5.*multi-label"),
     ],
 )
