@@ -50,7 +50,7 @@ def cut(path):
 
 DAMAGE = {
     "no state": (lambda folder: (folder / "trainer_state.json").unlink(), "has no trainer_state.json"),
-    "half a state": (lambda folder: cut(folder / "trainer_state.json"), "trainer_state.json, which is written last, is truncated"),
+    "half a state": (lambda folder: cut(folder / "trainer_state.json"), "_state.json, which is written last, is truncated"),
     "half the weights": (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is damaged"),
     "half an optimizer": (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt is truncated"),
     "no rng": (lambda folder: (folder / "rng_state.pth").write_bytes(b""), "rng_state.pth is truncated"),

@@ -144,17 +144,6 @@ def forbidden(batch):
     raise NoReading
 
 
-class Rows(torch.utils.data.Dataset):
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return self.rows[i]
-
-
 ROWS = [{"labels": 2, "x": 1}, {"labels": 0, "x": 2}, {"labels": 2, "x": 3}, {"labels": -100, "x": 4}]
 
 
@@ -164,7 +153,7 @@ def test_labels_of_rows(kind, name):
     rows = [{name: row["labels"], "x": row["x"]} for row in ROWS]
     made = {
         "list": rows,
-        "map": Rows(rows),
+        "map": tiny.ItemsOnly(rows),
         "sized iterable": dict.fromkeys(map(lambda row: Row(row), rows)).keys(),
         "datasets": datasets.Dataset.from_list(rows),
     }

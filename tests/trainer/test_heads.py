@@ -6,21 +6,13 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, create_loss
+from maxsup_hf import create_loss
 from maxsup_hf.trainer.cross_entropy_patch import CrossEntropyPatch
 from tests import tiny
 from tests.heads import HEADS
+from tests.trainer.trainings import build, ours
 
 FAMILIES = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-
-
-def build(head):
-    torch.manual_seed(0)
-    return tiny.freeze_batch_norm(head.build()), head.batch(torch.Generator().manual_seed(1))
-
-
-def ours(model, tmp_path, loss):
-    return MaxSupTrainer(model, MaxSupTrainingArguments(str(tmp_path), use_cpu=True, loss=loss))
 
 
 def stock(model, tmp_path, **kwargs):
