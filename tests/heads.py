@@ -257,10 +257,6 @@ def start_and_end(loss, outputs, batch):
     return (start + loss(outputs.end_logits, batch["end_positions"].where(batch["end_positions"] < S, -100))) / 2
 
 
-def next_sentence(loss, outputs, batch):
-    return loss(outputs.logits, batch["labels"])
-
-
 def tokens_and_sentence(loss, outputs, batch):
     tokens = loss(outputs.prediction_logits, batch["labels"])
     return tokens + loss(outputs.seq_relationship_logits, batch["next_sentence_label"])
@@ -294,7 +290,7 @@ HEADS = {
     "question answering": Head(partial(bert, BertForQuestionAnswering, classes=2), answers, start_and_end),
     "multiple choice": Head(partial(bert, BertForMultipleChoice), choices, aligned, smoothed=True),
     "next sentence": Head(
-        partial(bert, BertForNextSentencePrediction), partial(one_label, classes=2), next_sentence, smoothed=True
+        partial(bert, BertForNextSentencePrediction), partial(one_label, classes=2), aligned, smoothed=True
     ),
     "pretraining": Head(partial(bert, BertForPreTraining), pretraining, tokens_and_sentence),
     "masked lm": Head(partial(bert, BertForMaskedLM), masked_lm, aligned, smoothed=True),
@@ -324,11 +320,7 @@ HEADS = {
         with_router,
         additive=False,
     ),
-    "T5": Head(
-        t5,
-        sequence_to_sequence,
-        aligned,
-    ),
+    "T5": Head(t5, sequence_to_sequence, aligned),
     "BART": Head(lambda: BartForConditionalGeneration(BartConfig(**BART)), sequence_to_sequence, aligned),
     "Whisper": Head(
         lambda: WhisperForConditionalGeneration(
@@ -339,20 +331,7 @@ HEADS = {
     ),
     "vision encoder-decoder": Head(vision_encoder_decoder, image_to_text, aligned),
     "speech encoder-decoder": Head(speech_encoder_decoder, transcripts, aligned),
-    "audio classification": Head(
-        lambda: Wav2Vec2ForSequenceClassification(wav2vec2()),
-        speech,
-        aligned,
-        smoothed=True,
-    ),
-    "segmentation with an auxiliary head": Head(
-        upernet,
-        segmentation,
-        None,
-    ),
-    "semantic segmentation": Head(
-        segformer,
-        segmentation,
-        pixels,
-    ),
+    "audio classification": Head(lambda: Wav2Vec2ForSequenceClassification(wav2vec2()), speech, aligned, smoothed=True),
+    "segmentation with an auxiliary head": Head(upernet, segmentation, None),
+    "semantic segmentation": Head(segformer, segmentation, pixels),
 }
