@@ -5,8 +5,6 @@ An exception is explained by where it was raised, never by the words of its mess
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
@@ -17,6 +15,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.trainer_utils import unwrap_peft_model
 
 from maxsup_hf.trainer.cross_entropy_patch import CrossEntropyPatch
+from maxsup_hf.trainer.validation import code_of
 
 
 def explain_error(error: Exception, model: nn.Module, patch: CrossEntropyPatch) -> str | None:
@@ -30,7 +29,7 @@ def explain_error(error: Exception, model: nn.Module, patch: CrossEntropyPatch) 
     if should_reduce_batch_size(error):  # out of memory: auto_find_batch_size handles the exception as it is
         return None
     raised_in = _functions(error)
-    if patch.calls or _code(CrossEntropyPatch.cross_entropy) in raised_in:
+    if patch.calls or code_of(CrossEntropyPatch.cross_entropy) in raised_in:
         return None
     name, requested = type(model).__name__, f"loss={patch.loss.spec.name!r} was asked for"
     if _has_no_loss(error, raised_in[-1], model):
@@ -57,10 +56,10 @@ def _has_no_loss(error: Exception, raised_in: CodeType, model: nn.Module) -> boo
     """
     if isinstance(error, NotImplementedError):
         return True
-    if raised_in is _code(Trainer.compute_loss):  # its only ValueError: the outputs of the model hold no loss
+    if raised_in is code_of(Trainer.compute_loss):  # its only ValueError: the outputs of the model hold no loss
         return isinstance(error, ValueError)
     model = unwrap_peft_model(model)
-    if not isinstance(model, PreTrainedModel) or raised_in is not _code(model.forward):
+    if not isinstance(model, PreTrainedModel) or raised_in is not code_of(model.forward):
         return False
     if isinstance(error, ValueError):  # a forward without any loss refuses labels; others check their inputs too
         return not any("loss" in name.lower() or name == "cross_entropy" for name in raised_in.co_names)
@@ -77,11 +76,6 @@ def _functions(error: BaseException) -> list[CodeType]:
         codes.append(traceback.tb_frame.f_code)
         traceback = traceback.tb_next
     return codes
-
-
-def _code(function: Callable[..., Any]) -> CodeType | None:
-    """Code of a function or method, inside of its decorators."""
-    return getattr(inspect.unwrap(function), "__code__", None)
 
 
 def explain_untrained(patch: CrossEntropyPatch, model: nn.Module, owner: type) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sized
+from collections.abc import Callable, Sized
+from types import CodeType
 from typing import Any
 
 import datasets
@@ -63,8 +64,13 @@ def shifts_labels(model: Any) -> bool:
     function = getattr(model, "_loss_function", None)
     if function is None:
         function = LOSS_MAPPING.get(str(getattr(model, "loss_type", None)), ForCausalLMLoss)
-    code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
+    code = code_of(type(model).forward)
     return function is ForCausalLMLoss and code is not None and "loss_function" in code.co_names
+
+
+def code_of(function: Callable[..., Any]) -> CodeType | None:
+    """Code of a function or method, inside its decorators."""
+    return getattr(inspect.unwrap(function), "__code__", None)
 
 
 def check_head(model: nn.Module, loss: str) -> None:
@@ -113,15 +119,15 @@ def check_fused(trainer: Any, mixes: bool) -> None:
     plugin = trainer.accelerator.state.dynamo_plugin  # set by `accelerate launch --dynamo_backend`
     compiled = args.torch_compile or hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
     zero3 = getattr(getattr(args, "hf_deepspeed_config", None), "is_zero3", lambda: False)()
-    for found, fix in (
+    for is_found, conflict in (
         (compiled or plugin.backend != DynamoBackend.NO, "torch.compile: leave torch_compile and dynamo_backend out"),
         (args.n_gpu > 1, "torch's DataParallel: start one process for each GPU with `accelerate launch` or torchrun"),
         (zero3, "DeepSpeed ZeRO-3, which shards each layer by itself: use ZeRO-2 or FSDP"),
         (mixes or _has_soft_labels(trainer.train_dataset), "soft labels: leave out Mixup and other class probabilities"),
     ):
-        if found:
+        if is_found:
             raise ValueError(
-                f"fused_linear_loss, asked for {type(model).__name__}, cannot be combined with {fix}, or leave "
+                f"fused_linear_loss, asked for {type(model).__name__}, cannot be combined with {conflict}, or leave "
                 "fused_linear_loss out"
             )
 

@@ -41,7 +41,7 @@ def output(finished, tmp_path):
     return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
-# ---- which are whole ----
+# ---- complete ones ----
 
 
 def cut(path):
@@ -59,7 +59,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_the_newest_whole_checkpoint_is_resumed_and_the_message_says_so(name, output, caplog):
+def test_the_newest_complete_checkpoint_is_resumed_and_the_message_says_so(name, output, caplog):
     destroy, reason = DAMAGE[name]
     assert all(damage(path) is None for path in output.glob("checkpoint-*"))
     destroy(output / "checkpoint-6")

@@ -1,4 +1,4 @@
-"""Heads without a cross-entropy over classes: refused in words, before anything is trained."""
+"""Heads without a cross-entropy over classes are rejected before anything is trained, and the error says why."""
 
 import re
 

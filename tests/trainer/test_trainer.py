@@ -31,7 +31,7 @@ def stock(model, tmp_path, **kwargs):
     return Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, **kwargs))
 
 
-def twin(loss, model, data, progress=0.0):
+def by_hand(loss, model, data, progress=0.0):
     """Loss and gradients of the loss on the model's raw logits."""
     model.zero_grad()
     model.train()
@@ -56,10 +56,10 @@ def test_equals_the_stock_trainer(name, loss, factor, tmp_path):
 
 @FAMILIES
 @pytest.mark.parametrize("loss", list_losses())
-def test_equals_a_twin_on_raw_logits(name, loss, tmp_path):
+def test_equals_the_loss_of_raw_logits(name, loss, tmp_path):
     model, data = tiny.CLASSIFIERS[name](), tiny.batch(name)
     value, gradient = tiny.gradients(ours(model, tmp_path, loss=loss), [data])
-    expected, reference = twin(loss, model, data)
+    expected, reference = by_hand(loss, model, data)
     assert value == pytest.approx(expected, rel=1e-6)
     assert tiny.relative_error(gradient, reference) <= 1e-6
 
@@ -109,7 +109,7 @@ def test_soft_labels(key, tmp_path):
     model, data = tiny.vit(), tiny.batch("vit")
     soft = torch.rand(8, tiny.CLASSES).softmax(-1)
     value, gradient = tiny.gradients(ours(model, tmp_path), tiny.cut(data | {key: soft}, [3, 5]))
-    expected, reference = twin("maxsup", model, data | {"labels": soft})
+    expected, reference = by_hand("maxsup", model, data | {"labels": soft})
     assert value == pytest.approx(expected, rel=1e-6)
     assert tiny.relative_error(gradient, reference) <= 1e-6
     assert model.config.problem_type == "single_label_classification"
