@@ -91,7 +91,7 @@ def _number(weight: Any, where: str) -> float:
         number = math.nan if isinstance(weight, bool) else float(weight)  # YAML reads 1e-3 as a string
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not (number == 0 or SMALLEST <= number <= LARGEST):  # beyond these, sums in float32 lose all precision
+    if not (number == 0 or SMALLEST <= number <= LARGEST):  # so that float32 sums neither overflow nor vanish
         raise ValueError(
             f"class_weights{where} must be a finite number that is not negative (0, or from {SMALLEST:g} to {LARGEST:g}), "
             f"got {repr(weight)[:50]}"

@@ -64,7 +64,8 @@ class ComputeLoss(TrainerCallback):
             logits, labels = logits[..., :-1, :], labels[..., 1:]
         labels = labels.to(logits.device)
         if labels.is_floating_point() and num_items_in_batch is not None:
-            num_items_in_batch = num_items_in_batch / labels.shape[-1]  # which counts every probability
+            # The stock Trainer counts every element of labels: here the K probabilities of each row.
+            num_items_in_batch = num_items_in_batch / labels.shape[-1]
         if not self.model.training:
             return self.plain(logits, labels, num_items_in_batch=num_items_in_batch, ignore_index=IGNORE_INDEX)
         if self.progress is None:

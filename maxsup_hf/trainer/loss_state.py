@@ -48,7 +48,7 @@ def load_loss(
     Args:
         folder: of the checkpoint.
         loss: whose state is restored.
-        other_loss: allow a checkpoint of another loss, from which no state is restored.
+        other_loss: allow a checkpoint of another loss. Its state is restored only if both losses have the same name.
         main: whether this is the main process, which restores the state that was summed over ranks.
         class_weights: (K,) class weights of this training, or `None`.
 
@@ -70,7 +70,7 @@ def load_loss(
         return False
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file is no mapping)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors file cannot be iterated)
     before = {"loss": metadata["loss"], "loss_kwargs": json.loads(metadata["loss_kwargs"])}
     before["class_weights"] = json.loads(metadata.get("class_weights", json.dumps(now["class_weights"])))
     if before != now:

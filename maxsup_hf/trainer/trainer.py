@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from functools import partial
 from typing import Any
 
@@ -207,12 +207,14 @@ class MaxSupMixin(TrainingStepMixin, HubMixin, CheckpointMixin):
 
     # ---- the state of the loss ----
 
-    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        return self.accelerator.reduce(tensor, "sum")
+    @property
+    def _all_reduce(self) -> Callable[[Tensor], Tensor] | None:
+        """Sums a tensor over ranks. `None` for a single process."""
+        return partial(self.accelerator.reduce, reduction="sum") if self.args.world_size > 1 else None
 
     def end_epoch(self, epochs: int) -> None:
         """Tell the loss that this many epochs are complete."""
-        self.loss_function.end_epoch(epochs, self._sum_over_ranks if self.args.world_size > 1 else None)
+        self.loss_function.end_epoch(epochs, self._all_reduce)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -221,7 +223,7 @@ class MaxSupMixin(TrainingStepMixin, HubMixin, CheckpointMixin):
     def save_loss(self, folder: str | None) -> None:
         """Write the name, arguments and state (summed over ranks) of the loss into a folder."""
         state = self.loss_function.state
-        tensors = state.tensors(self._sum_over_ranks if self.args.world_size > 1 else None) if state is not None else {}
+        tensors = {} if state is None else state.tensors(self._all_reduce)
         if self.args.should_save:
             save_loss(str(folder), self.loss_function, tensors, self.trained_class_weights)
 
