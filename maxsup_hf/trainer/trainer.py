@@ -311,13 +311,13 @@ class MaxSupSeq2SeqTrainer(MaxSupMixin, Seq2SeqTrainer):
     `args` default to `MaxSupSeq2SeqTrainingArguments("tmp_trainer")`.
 
     Example:
-        >>> from tempfile import mkdtemp
+        >>> import tempfile
         >>> from transformers import T5Config, T5ForConditionalGeneration
         >>> from maxsup_hf import MaxSupSeq2SeqTrainer, MaxSupSeq2SeqTrainingArguments
+        >>> args = MaxSupSeq2SeqTrainingArguments(tempfile.mkdtemp(), loss="label_smoothing", predict_with_generate=True)
         >>> model = T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1))
-        >>> trainer = MaxSupSeq2SeqTrainer(model, MaxSupSeq2SeqTrainingArguments(mkdtemp(), loss_kwargs="alpha=0.3"))
-        >>> trainer.loss_function.values(0.0)
-        {'alpha': 0.3}
+        >>> MaxSupSeq2SeqTrainer(model, args).loss_function.values(0.0)
+        {'alpha': 0.1}
     """
 
     def __init__(self, model: Any = None, args: Any = None, *positional: Any, **kwargs: Any):
