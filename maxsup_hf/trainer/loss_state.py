@@ -33,7 +33,7 @@ def save_loss(folder: str | Path, loss: Loss, tensors: Mapping[str, Tensor], cla
     metadata = {"loss": loss.spec.name, "loss_kwargs": json.dumps(loss.kwargs)}
     metadata["class_weights"] = json.dumps(_rounded(class_weights))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
-    os.replace(unfinished, path)  # a file of this name is always complete
+    os.replace(unfinished, path)  # a file of that name is whole
 
 
 def _rounded(class_weights: Tensor | None) -> list[float] | None:
