@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from maxsup_hf import cli
-from maxsup_hf.comparison import command
+from maxsup_hf.comparison import cli as compare_cli
 from maxsup_hf.comparison.tables import markdown
 from maxsup_hf.hub.card import write_card
 from maxsup_hf.scripts.common.arguments import in_use
@@ -35,8 +35,8 @@ NAMES = list(experiments.experiments(Path("data")))
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_is_a_plan(name, tmp_path):
     words = [*experiments.experiments(Path("data"))[name], "--seeds", "0,1,2", "--output_dir", str(tmp_path / "out")]
-    args, flags = command.parser(cli.tasks()).parse_known_args(words)
-    plan, folder, _ = command.prepare(args, cli.find_task(args.task), flags)
+    args, flags = compare_cli.parser(cli.tasks()).parse_known_args(words)
+    plan, folder, _ = compare_cli.prepare(args, cli.find_task(args.task), flags)
     assert len(plan.runs()) >= 3 * len(plan.losses) >= 9 and not in_use(str(folder))
     alphas = {(kwargs["alpha"], kwargs["alpha_end"]) for kwargs in plan.losses.values() if "alpha" in kwargs}
     assert alphas == {(0.1, None if name == "constant" else 0.2)}, "losses with an alpha share its schedule"

@@ -69,7 +69,7 @@ def test_each_once_in_turn_and_one_bar(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "4.0 of 4 runs" in said and said.count("\n") == 1
     assert execute.execute(plan(), tmp_path, 1) == {}  # nothing is left to do
-    assert len(begun(tmp_path)) == 4 and "4 of 4 runs are finished already" in capsys.readouterr().err
+    assert len(begun(tmp_path)) == 4 and "4 of 4 runs have finished before" in capsys.readouterr().err
 
 
 def test_progress_of_a_run(tmp_path):
