@@ -114,7 +114,7 @@ def _find_layer(
 
 
 def _grid(tokens: int, image: torch.Size) -> tuple[int, int] | None:
-    """Height and width of the grid of image tokens, in the image's proportions. The first few tokens may be others."""
+    """Height and width of the grid of image tokens, in the image's proportions. The first few tokens may be special ones."""
     height, width = image[-2:]
     for prefix in range(min(MOST_PREFIX, tokens)):
         rows = round(((tokens - prefix) * height / width) ** 0.5)

@@ -55,7 +55,7 @@ class Plan:
         seeds: at least one.
         grid: parameter -> values.
         flags: of the task's script, the same for every run.
-        hold_out_test: share of the validation data that becomes test data where there is none.
+        hold_out_test: share of the validation data that becomes test data if there is none.
         accelerate_config: of `accelerate launch`, or `None`.
     """
 

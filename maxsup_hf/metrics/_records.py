@@ -1,4 +1,4 @@
-"""What tables, reports and model cards say of each metric: one record a metric, beside the function that computes it."""
+"""Records of the metrics: what tables, reports and model cards say of each. The files that compute metrics register them."""
 
 from __future__ import annotations
 

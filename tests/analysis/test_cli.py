@@ -168,7 +168,7 @@ def test_the_browser_would_have_said_so(tmp_path):
 
 
 def test_texts_of_a_file(tmp_path):
-    """The numbers are those of the model by hand; classes are matched by name, though the model has them the other way."""
+    """The metrics are those of the model by hand; classes are matched by name, although the model has them the other way."""
     model = text_model(tmp_path / "model", names=("good", "bad"))
     write("data.csv", {"text": TEXTS, "mood": MOODS})
     found = run(model, "--dataset", "data.csv", "--label_column_name", "mood")

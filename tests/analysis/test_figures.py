@@ -1,4 +1,4 @@
-"""Figures hold the numbers they are given, and losses look the same in all of them."""
+"""Figures show the values they are given, and losses look the same in all of them."""
 
 import io
 import re
@@ -59,7 +59,7 @@ def test_models_with_the_same_loss_share_its_colour_and_nothing_else():
     assert found[0] == style.LOSS_STYLES["maxsup"] and found[6] == style.LOSS_STYLES["label_smoothing"]
     assert found[0].color == found[2].color and found[3].color == found[4].color
     assert len({(look.color, str(look.linestyle)) for look in found}) == 7
-    assert len({(look.marker, str(look.linestyle)) for look in found}) == 7, "not to be told apart in greyscale"
+    assert len({(look.marker, str(look.linestyle)) for look in found}) == 7, "cannot be told apart in greyscale"
     assert style.styles(["maxsup"] * 2 + ["focal"]) == style.styles(["maxsup"] * 2 + ["focal", None])[:3]
     assert len(style.styles([None] * 40)) == 40
 

@@ -1,4 +1,4 @@
-"""Models side by side: what is written is what was measured, and what does not compare is refused."""
+"""Analyses of several models: what is written is what was measured, and models that cannot be compared are refused."""
 
 import base64
 import json
@@ -59,11 +59,11 @@ def test_what_is_written_is_what_was_measured(tmp_path):
     report = written(tmp_path / "out")
     assert [each["name"] for each in report["models"]] == ["theirs", "ours"], "in the order of their losses"
     for each, model in zip(report["models"], [subjects[1].model, subjects[0].model], strict=True):
-        twin = expected(model, tiny.batch("vit", 40))
-        assert each["metrics"] == pytest.approx(twin.metrics, rel=1e-5)
-        assert each["geometry"]["d_within_per_class"] == pytest.approx(list(twin.geometry["d_within_per_class"]), rel=1e-4)
-        assert each["geometry"]["nc3_self_duality"] == pytest.approx(twin.geometry["nc3_self_duality"], rel=1e-4)
-        assert each["reliability"]["rows"] == twin.curve.rows.tolist() and sum(twin.curve.rows) == 40
+        whole = expected(model, tiny.batch("vit", 40))
+        assert each["metrics"] == pytest.approx(whole.metrics, rel=1e-5)
+        assert each["geometry"]["d_within_per_class"] == pytest.approx(list(whole.geometry["d_within_per_class"]), rel=1e-4)
+        assert each["geometry"]["nc3_self_duality"] == pytest.approx(whole.geometry["nc3_self_duality"], rel=1e-4)
+        assert each["reliability"]["rows"] == whole.curve.rows.tolist() and sum(whole.curve.rows) == 40
         assert each["classifier"] == "classifier"
     assert (report["title"], report["data"], report["classes"], report["notes"]) == ("T", ["forty rows"], CLASSES, ["mind"])
     assert report["models"][1]["about"] == {"from": "here"}

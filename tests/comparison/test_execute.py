@@ -13,7 +13,7 @@ import pytest
 from maxsup_hf.comparison import execute
 from maxsup_hf.comparison.plan import Plan, run_folder
 
-# A run without a training: it says that it began, does what its seed and loss ask for, and leaves its details.
+# A run without training: it logs that it began, does what the test wants of it, and writes its details.
 RUN = """
 import os, pathlib, sys, time
 folder, what = pathlib.Path(sys.argv[1]), sys.argv[2]

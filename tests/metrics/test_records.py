@@ -1,4 +1,4 @@
-"""The records of the metrics, and that a new one appears in tables, card and reports by its record alone."""
+"""The records of the metrics: complete, distinct, and found by name or alias."""
 
 import dataclasses
 
