@@ -10,8 +10,9 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--names", help="comma-separated names of the models in the report (default: their folders)")
     add("--triple", nargs=3, action="append", metavar="CLASS",
         help="three classes whose features are projected; may be repeated (default: the most confused)")  # fmt: skip
-    add("--images", type=int, default=4, help="number of images with attribution maps (default: 4)")
+    add("--images", type=int, default=4, help="number of images with attribution maps, 0 for none (default: 4)")
     add("--image_processor_name", help="image processor of all models (default: each model's own)")
     add("--tokenizer_name", help="tokenizer of all models (default: each model's own)")
     add("--max_seq_length", type=int, help="longest text in tokens (default: the model's limit)")
@@ -99,10 +100,8 @@ def run(args: argparse.Namespace) -> Path:
     subjects = []
     for (model, _), source, name in zip(loaded, args.models, names, strict=True):
         loss = training_record(source, args).get("loss", {})
-        about = {"from": source, "architecture": type(model).__name__, "parameters": f"{model.num_parameters():,}"}
-        if loss.get("kwargs"):
-            about["parameters of the loss"] = ", ".join(f"{key}={value}" for key, value in loss["kwargs"].items())
         inputs = model_inputs(task, model, source, data, args)
+        about = _about(model, source, loss.get("kwargs", {}))
         subjects.append(Subject(name, model, classes=outputs, loss=loss.get("name"), about=about, **inputs))
     cache = args.cache_dir or os.path.join(constants.HF_HOME, "maxsup_hf", "features")
     analysis = analyze(
@@ -118,6 +117,14 @@ def run(args: argparse.Namespace) -> Path:
         notes=notes,
     )
     return analysis.folder
+
+
+def _about(model: Any, source: str, loss_kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> value, of what the report says about a model."""
+    about = {"from": source, "architecture": type(model).__name__, "parameters": f"{model.num_parameters():,}"}
+    if loss_kwargs:
+        about["parameters of the loss"] = ", ".join(f"{key}={value}" for key, value in loss_kwargs.items())
+    return about
 
 
 def _check_trained_on_builtin(classes: Sequence[str], known: Sequence[str], source: str) -> None:

@@ -24,13 +24,13 @@ class ReliabilityCurve(NamedTuple):
     accuracy: NDArray[np.float64]
 
     def expected_error(self) -> float:
-        """Mean over rows of |accuracy − confidence| in the row's bin."""
+        """Mean over rows of `|accuracy − confidence|` in the row's bin."""
         filled = self.rows > 0
         gaps = np.abs(self.accuracy - self.confidence)[filled]
         return float((gaps * self.rows[filled]).sum() / self.rows.sum())
 
     def maximum_error(self) -> float:
-        """The greatest |accuracy − confidence| of the bins that hold rows."""
+        """The greatest `|accuracy − confidence|` of the bins that hold rows."""
         return float(np.abs(self.accuracy - self.confidence)[self.rows > 0].max())
 
 
