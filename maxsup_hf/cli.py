@@ -168,7 +168,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from maxsup_hf.comparison.command import main as compare
+    from maxsup_hf.comparison.cli import main as compare
 
     compare(args.rest, tasks(), find_task)
 

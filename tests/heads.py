@@ -56,22 +56,10 @@ SMALL = dict(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_he
 STILL = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 LLAMA = dict(SMALL, num_key_value_heads=2, max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 BART = dict(
-    vocab_size=V,
-    d_model=16,
-    encoder_layers=1,
-    decoder_layers=1,
-    encoder_attention_heads=2,
-    decoder_attention_heads=2,
-    encoder_ffn_dim=32,
-    decoder_ffn_dim=32,
-    max_position_embeddings=32,
-    dropout=0.0,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-    decoder_start_token_id=2,
-    forced_eos_token_id=None,
-)
+    vocab_size=V, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+    encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=32, dropout=0.0, pad_token_id=0, bos_token_id=1,
+    eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
+)  # fmt: skip
 
 
 def bert(cls, classes=K):
@@ -95,23 +83,11 @@ def vision_encoder_decoder():
 
 def wav2vec2():
     return Wav2Vec2Config(
-        **SMALL,
-        num_labels=K,
-        conv_dim=(8, 8),
-        conv_stride=(5, 4),
-        conv_kernel=(10, 8),
-        num_feat_extract_layers=2,
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        feat_proj_dropout=0.0,
-        layerdrop=0.0,
-        apply_spec_augment=False,
-        classifier_proj_size=8,
+        **SMALL, num_labels=K, conv_dim=(8, 8), conv_stride=(5, 4), conv_kernel=(10, 8), num_feat_extract_layers=2,
+        num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, hidden_dropout=0.0, attention_dropout=0.0,
+        activation_dropout=0.0, feat_proj_dropout=0.0, layerdrop=0.0, apply_spec_augment=False, classifier_proj_size=8,
         final_dropout=0.0,
-    )
+    )  # fmt: skip
 
 
 def speech_encoder_decoder():
@@ -123,6 +99,41 @@ def llava():
     return LlavaForConditionalGeneration(
         LlavaConfig(vision_config=vision, text_config=LlamaConfig(**LLAMA), image_token_index=V - 1)
     )
+
+
+def modern_bert():
+    config = ModernBertConfig(
+        **SMALL, max_position_embeddings=32, sparse_prediction=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    return ModernBertForMaskedLM(config)
+
+
+def t5():
+    config = T5Config(
+        vocab_size=V, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0, pad_token_id=0,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config)
+
+
+def upernet():
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    config = UperNetConfig(
+        backbone_config=ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_features=stages),
+        hidden_size=8, pool_scales=[1, 2], num_labels=K, use_auxiliary_head=True, auxiliary_in_channels=8,
+        auxiliary_channels=8, auxiliary_loss_weight=0.4,
+    )  # fmt: skip
+    return UperNetForSemanticSegmentation(config)
+
+
+def segformer():
+    config = SegformerConfig(
+        **STILL, num_labels=K, num_encoder_blocks=2, depths=[1, 1], sr_ratios=[1, 1], hidden_sizes=[8, 8],
+        num_attention_heads=[1, 1], mlp_ratios=[2, 2], patch_sizes=[7, 3], strides=[4, 2], decoder_hidden_size=8,
+        classifier_dropout_prob=0.0, drop_path_rate=0.0,
+    )  # fmt: skip
+    return SegformerForSemanticSegmentation(config)
 
 
 # ---- batches ----
@@ -246,10 +257,6 @@ def start_and_end(loss, outputs, batch):
     return (start + loss(outputs.end_logits, batch["end_positions"].where(batch["end_positions"] < S, -100))) / 2
 
 
-def next_sentence(loss, outputs, batch):
-    return loss(outputs.logits, batch["labels"])
-
-
 def tokens_and_sentence(loss, outputs, batch):
     tokens = loss(outputs.prediction_logits, batch["labels"])
     return tokens + loss(outputs.seq_relationship_logits, batch["next_sentence_label"])
@@ -283,7 +290,7 @@ HEADS = {
     "question answering": Head(partial(bert, BertForQuestionAnswering, classes=2), answers, start_and_end),
     "multiple choice": Head(partial(bert, BertForMultipleChoice), choices, aligned, smoothed=True),
     "next sentence": Head(
-        partial(bert, BertForNextSentencePrediction), partial(one_label, classes=2), next_sentence, smoothed=True
+        partial(bert, BertForNextSentencePrediction), partial(one_label, classes=2), aligned, smoothed=True
     ),
     "pretraining": Head(partial(bert, BertForPreTraining), pretraining, tokens_and_sentence),
     "masked lm": Head(partial(bert, BertForMaskedLM), masked_lm, aligned, smoothed=True),
@@ -296,18 +303,7 @@ HEADS = {
         smoothed=True,
     ),
     "masked lm, logits of masked positions only": Head(
-        lambda: ModernBertForMaskedLM(
-            ModernBertConfig(
-                **SMALL,
-                max_position_embeddings=32,
-                sparse_prediction=True,
-                pad_token_id=0,
-                bos_token_id=1,
-                eos_token_id=2,
-                cls_token_id=1,
-                sep_token_id=2,
-            )
-        ),
+        modern_bert,
         masked_lm,
         lambda loss, outputs, batch: loss(outputs.logits, batch["labels"][batch["labels"] != -100]),
     ),
@@ -324,23 +320,7 @@ HEADS = {
         with_router,
         additive=False,
     ),
-    "T5": Head(
-        lambda: T5ForConditionalGeneration(
-            T5Config(
-                vocab_size=V,
-                d_model=16,
-                d_kv=8,
-                d_ff=32,
-                num_layers=1,
-                num_heads=2,
-                dropout_rate=0.0,
-                pad_token_id=0,
-                decoder_start_token_id=0,
-            )
-        ),
-        sequence_to_sequence,
-        aligned,
-    ),
+    "T5": Head(t5, sequence_to_sequence, aligned),
     "BART": Head(lambda: BartForConditionalGeneration(BartConfig(**BART)), sequence_to_sequence, aligned),
     "Whisper": Head(
         lambda: WhisperForConditionalGeneration(
@@ -351,50 +331,7 @@ HEADS = {
     ),
     "vision encoder-decoder": Head(vision_encoder_decoder, image_to_text, aligned),
     "speech encoder-decoder": Head(speech_encoder_decoder, transcripts, aligned),
-    "audio classification": Head(
-        lambda: Wav2Vec2ForSequenceClassification(wav2vec2()),
-        speech,
-        aligned,
-        smoothed=True,
-    ),
-    "segmentation with an auxiliary head": Head(
-        lambda: UperNetForSemanticSegmentation(
-            UperNetConfig(
-                backbone_config=ConvNextConfig(
-                    hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
-                ),
-                hidden_size=8,
-                pool_scales=[1, 2],
-                num_labels=K,
-                use_auxiliary_head=True,
-                auxiliary_in_channels=8,
-                auxiliary_channels=8,
-                auxiliary_loss_weight=0.4,
-            )
-        ),
-        segmentation,
-        None,
-    ),
-    "semantic segmentation": Head(
-        lambda: SegformerForSemanticSegmentation(
-            SegformerConfig(
-                num_labels=K,
-                num_encoder_blocks=2,
-                depths=[1, 1],
-                sr_ratios=[1, 1],
-                hidden_sizes=[8, 8],
-                num_attention_heads=[1, 1],
-                mlp_ratios=[2, 2],
-                patch_sizes=[7, 3],
-                strides=[4, 2],
-                decoder_hidden_size=8,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-                classifier_dropout_prob=0.0,
-                drop_path_rate=0.0,
-            )
-        ),
-        segmentation,
-        pixels,
-    ),
+    "audio classification": Head(lambda: Wav2Vec2ForSequenceClassification(wav2vec2()), speech, aligned, smoothed=True),
+    "segmentation with an auxiliary head": Head(upernet, segmentation, None),
+    "semantic segmentation": Head(segformer, segmentation, pixels),
 }

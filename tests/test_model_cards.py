@@ -14,9 +14,9 @@ import yaml
 from scipy.stats import ttest_1samp
 
 from maxsup_hf import cli
-from maxsup_hf.comparison import command
+from maxsup_hf.comparison import cli as compare_cli
 from maxsup_hf.comparison.statistics import best, differences, stands_out
-from maxsup_hf.comparison.tables import shown
+from maxsup_hf.comparison.tables import main_metrics
 from maxsup_hf.hub.card import write_card
 from maxsup_hf.scripts.common.arguments import in_use
 from tests import HANGS
@@ -44,8 +44,8 @@ PAIR = re.compile(r"([-+−]?\d+\.\d+) ± (\d+\.\d+)")
 @pytest.mark.parametrize("name", NAMES)
 def test_each_experiment_is_a_valid_comparison(name, tmp_path):
     words = [*experiments.experiments(Path("data"))[name], "--seeds", "0,1,2", "--output_dir", str(tmp_path / "out")]
-    args, flags = command.parser(cli.tasks()).parse_known_args(words)
-    plan, folder, _ = command.prepare(args, cli.find_task(args.task), flags)
+    args, flags = compare_cli.parser(cli.tasks()).parse_known_args(words)
+    plan, folder, _ = compare_cli.prepare(args, cli.find_task(args.task), flags)
     assert len(plan.runs()) >= 3 * len(plan.losses) >= 9 and not in_use(str(folder))
     alphas = {(kwargs["alpha"], kwargs["alpha_end"]) for kwargs in plan.losses.values() if "alpha" in kwargs}
     assert alphas == {(0.1, None if name == "constant" else 0.2)}, "losses with an alpha share its schedule"
@@ -124,7 +124,7 @@ def test_a_table_shows_means_and_deviations_of_the_values(name, which):
     table = tables((RESULTS / f"{name}.md").read_text(encoding="utf-8"))[list(found["tables"]).index(which)]
     for loss, (label, *row) in zip(found["losses"], table, strict=True):
         assert label.split()[0] == loss
-        for metric, cell in zip(shown(metrics), row, strict=True):
+        for metric, cell in zip(main_metrics(metrics), row, strict=True):
             of = metrics[metric]
             check(cell, of["values"][loss])
             assert cell.startswith("**") == (of["significant"] and of["best"] == loss), (loss, metric)
@@ -322,6 +322,6 @@ def test_a_model_is_published_by_one_command(hub, hub_environment, tmp_path):  #
     assert {"reliability.png", "within_class.png", "confidence.png"} <= figures
     text = (card / "README.md").read_text()
     assert str(tmp_path) not in text + (card / "run.json").read_text() and "--output_dir runs/digits-maxsup" in text
-    assert all(f"(figures/{name})" in text for name in figures) and "| feature_r2 |" in text
+    assert all(f"(figures/{name})" in text for name in figures) and "| R² |" in text
     assert {"README.md", "model.safetensors", "figures/reliability.png"} <= set(hub.repos["me/digits"].files("main"))
     assert set(publish.models(Path())) >= {"digits-maxsup"}

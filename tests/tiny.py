@@ -76,6 +76,19 @@ def rows(data):
     return [{key: value[i] for key, value in data.items()} for i in range(len(next(iter(data.values()))))]
 
 
+class ItemsOnly(torch.utils.data.Dataset):
+    """A map-style data set of which the library can read nothing but its items."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.rows[i]
+
+
 def cut(data, sizes):
     """A batch as micro-batches of the given sizes."""
     pieces = {key: value.split(sizes) for key, value in data.items()}

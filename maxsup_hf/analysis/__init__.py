@@ -1,1 +1,1 @@
-"""Features and logits of trained classifiers: what they look like, in numbers, figures and a report."""
+"""Analyze trained classifiers: their features and logits, in metrics, figures and a report."""

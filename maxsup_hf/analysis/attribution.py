@@ -1,5 +1,8 @@
-"""Where an image classifier looked, by captum: Grad-CAM on the last feature map of a convolutional network (Selvaraju et al.
-2017, arXiv 1610.02391), gradient × activation on the last tokens of a transformer. No attention weights are used."""
+"""Attribution maps of image classifiers, computed by captum.
+
+For a convolutional network: Grad-CAM on its last feature map (Selvaraju et al. 2017, arXiv 1610.02391); for a transformer:
+gradient × activation of its last tokens. Attention weights are not used.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-MOST_PREFIX = 16  # tokens that are no part of the image: class, distillation, registers
+MOST_PREFIX = 16  # greatest number of tokens before those of the image: class, distillation, registers
 
 
 class Attribution(NamedTuple):
     """Maps of several images.
 
     Attributes:
-        maps: (N, h, w), not negative.
-        layer: dotted path of the layer that they are of.
-        method: what was computed there.
+        maps: (N, h, w), at least 0.
+        layer: dotted path of the layer whose output they are computed from.
+        method: `"Grad-CAM"` or `"gradient × activation"`.
     """
 
     maps: Tensor
@@ -28,18 +31,18 @@ class Attribution(NamedTuple):
 
 
 def attribute(model: nn.Module, inputs: Mapping[str, Any], targets: Tensor) -> Attribution | None:
-    """How much each place of an image says for a class.
+    """How much each place of an image contributes to the logit of a class.
 
-    The layer is the last one with several places that the logit depends on: for a network that pools a feature map, that
-    map; for a transformer that reads its class token, the last normalisation before its last attention.
+    The layer is the last one of which the logit depends on several places: for a network that pools a feature map, that
+    map; for a transformer that reads its class token, the last normalization before its last attention.
 
     Args:
         model: image classifier with `logits` in its output.
-        inputs: `pixel_values` (N, C, H, W), and whatever else the model takes.
+        inputs: `pixel_values` (N, C, H, W), and other inputs of the model.
         targets: (N,) classes.
 
     Returns:
-        The maps, or `None` where no layer has a feature map or tokens in the shape of the image.
+        The maps, or `None` if no layer has a feature map, or tokens laid out like the image.
 
     Raises:
         ImportError: captum is not installed.
@@ -78,13 +81,13 @@ def attribute(model: nn.Module, inputs: Mapping[str, Any], targets: Tensor) -> A
 def _find_layer(
     model: nn.Module, logits: Any, pixels: Tensor, targets: Tensor
 ) -> tuple[nn.Module, tuple[int, int] | None] | None:
-    """The layer, and the grid of its tokens, `None` for a feature map (N, C, h, w)."""
+    """The layer, and the grid of its tokens; `None` as the grid for a feature map (N, C, h, w)."""
     calls: list[tuple[nn.Module, Tensor]] = []
 
     def keep(module: nn.Module, args: Any, made: Any) -> None:
         if not isinstance(made, Tensor) or len(made) != len(pixels) or isinstance(module, nn.Dropout):
             return
-        # Of tokens only normalisations: queries, keys and values each carry a part of what goes on.
+        # Of layers with tokens only normalizations: queries, keys and values each carry only a part of the signal.
         is_tokens = made.ndim == 3 and "Norm" in type(module).__name__
         if is_tokens or (made.ndim == 4 and min(made.shape[2:]) > 1):
             calls.append((module, made))
@@ -100,14 +103,18 @@ def _find_layer(
         grid = _grid(made.shape[1], pixels.shape) if made.ndim == 3 else None
         if gradient is None or (made.ndim == 3 and grid is None):
             continue
-        places = gradient.flatten(2).abs().sum(1) if grid is None else gradient.abs().sum(-1)[:, -grid[0] * grid[1] :]
-        if int((places.sum(0) > 0).sum()) > 1:
+        if grid is None:
+            influence = gradient.flatten(2).abs().sum(1)
+        else:
+            influence = gradient.abs().sum(-1)[:, -grid[0] * grid[1] :]
+        # After pooling, or in the last attention of a class token, the logit depends on a single place.
+        if int((influence.sum(0) > 0).sum()) > 1:
             return module, grid
     return None
 
 
 def _grid(tokens: int, image: torch.Size) -> tuple[int, int] | None:
-    """Height and width of the tokens that are places, in the image's proportions; the first few may be something else."""
+    """Height and width of the grid of image tokens, in the image's proportions. The first few tokens may be special ones."""
     height, width = image[-2:]
     for prefix in range(min(MOST_PREFIX, tokens)):
         rows = round(((tokens - prefix) * height / width) ** 0.5)

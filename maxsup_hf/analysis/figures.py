@@ -1,157 +1,39 @@
-"""Figures of trained classifiers: one function each, from plain arrays to a matplotlib Figure.
-
-Colours are those of Okabe & Ito (2008), told apart with any colour vision; line styles, markers and hatches say the same in
-greyscale print. A loss looks the same in every figure, and losses always stand in the same order. Figures are small, 4.2
-inches wide: the report sets them side by side where there is room, and below each other on a phone.
-"""
+"""Figures of trained classifiers: one function each, from plain arrays to a matplotlib Figure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-try:
-    from matplotlib import rc_context
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError("figures need matplotlib: pip install 'maxsup-hf[analysis]'") from error
-
+from maxsup_hf.analysis.style import (
+    CLASS_STYLES,
+    GREY,
+    HEIGHT,
+    LOOK,
+    RIGHT,
+    WIDTH,
+    WRONG,
+    Axes,
+    Figure,
+    figure,
+    figure_of,
+    legend_above,
+    loss_order,
+    rc_context,
+    shortened,
+    styles,
+)
 from maxsup_hf.metrics import ReliabilityCurve
 
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
-GREY = "#777777"
-WIDTH, HEIGHT = 4.2, 3.1  # inches
-LOOK: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4.5,
-    "hatch.linewidth": 0.6,
-    "svg.hashsalt": "maxsup_hf",  # the same figure is the same file
-    "figure.constrained_layout.use": True,
-}
-
-
-class Style(NamedTuple):
-    """How one loss, or one model, is drawn everywhere."""
-
-    color: str
-    linestyle: Any
-    marker: str
-    hatch: str
-
-
-LOSS_STYLES: dict[str, Style] = {
-    "cross_entropy": Style(BLACK, "-", "o", ""),
-    "label_smoothing": Style(ORANGE, "--", "s", "//"),
-    "online_label_smoothing": Style(SKY, "-.", "^", "\\\\"),
-    "zipf_label_smoothing": Style(PURPLE, ":", "v", ".."),
-    "maxsup": Style(BLUE, "-", "D", "xx"),
-    "logit_penalty": Style(GREEN, "--", "P", "++"),
-    "confidence_penalty": Style(VERMILION, "-.", "X", "oo"),
-    "focal": Style(VERMILION, ":", "<", "--"),
-    "poly": Style(GREEN, ":", ">", "||"),
-    "z_loss": Style(PURPLE, "--", "h", "**"),
-    "logit_norm": Style(SKY, ":", "p", "OO"),
-    "ls_regularization": Style(ORANGE, ":", "8", "///"),
-    "ls_error_amplification": Style(ORANGE, "-.", "*", "\\\\\\"),
-}
-# For what is no loss of this list: losses of a user's own, models of which it is not known what they were trained with.
-# No yellow, which white paper swallows; line and marker change from one to the next, for greyscale.
-OTHER_MARKERS = "dH1*+."
-OTHER_STYLES = tuple(
-    Style(
-        (GREY, GREEN, PURPLE, VERMILION, SKY)[i % 5], ("-", "--", ":")[i % 3], OTHER_MARKERS[i % 6], ("/", "\\", ".")[i % 3]
-    )
-    for i in range(15)
-)
-RIGHT, WRONG = Style(BLUE, "-", "o", ""), Style(VERMILION, "--", "X", "////")
-CLASS_STYLES = (Style(BLUE, "-", "o", ""), Style(ORANGE, "--", "s", ""), Style(BLACK, ":", "^", ""))
-
-
-def loss_order(losses: Sequence[str]) -> list[str]:
-    """Distinct names of losses in the order of every figure and table; others after ours, by name."""
-    ours = list(LOSS_STYLES)
-    return sorted(set(losses), key=lambda name: (ours.index(name) if name in LOSS_STYLES else len(ours), name))
-
-
-def styles(losses: Sequence[str | None]) -> list[Style]:
-    """A style for each of several models, by the losses that they were trained with.
-
-    A loss of ours has its own style; the next model with the same loss keeps the colour, with another line and marker.
-
-    Args:
-        losses: name of each model's loss, `None` where it is not known.
-    """
-    found: list[Style] = []
-    others = iter(OTHER_STYLES * (1 + len(losses) // len(OTHER_STYLES)))
-    for i, loss in enumerate(losses):
-        before = 0 if loss is None else list(losses[:i]).count(loss)
-        style = LOSS_STYLES.get(loss or "")
-        if style is None:
-            same = [found[k] for k in range(i) if loss is not None and losses[k] == loss]
-            style = same[0] if same else next(others)
-        if before:
-            dashes = (0, (3 + 2 * before, 1, 1, 1))
-            style = Style(style.color, dashes, OTHER_MARKERS[i % 6], style.hatch + "-" * before)
-        found.append(style)
-    return found
-
-
-P = ParamSpec("P")
-
-
-def figure(
-    width: float = WIDTH, height: float = HEIGHT, **axes: Any
-) -> Callable[[Callable[Concatenate[Axes, P], None]], Callable[P, Figure]]:
-    """Decorator that makes of a function that draws on an Axes one that returns the Figure, in the look of all others.
-
-    Args:
-        width, height: inches.
-        axes: of `Figure.add_subplot`.
-    """
-
-    def decorate(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, Figure]:
-        @wraps(draw)
-        def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-            with rc_context(LOOK):
-                fig = Figure(figsize=(width, height))
-                draw(fig.add_subplot(**axes), *args, **kwargs)
-                return fig
-
-        return drawn
-
-    return decorate
-
-
-def save(fig: Figure, folder: str | Path, name: str) -> Path:
-    """Write `name.png` (200 dpi) and `name.svg` into `folder`, which is made. Returns the path of the SVG."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with rc_context(LOOK):
-        fig.savefig(folder / f"{name}.png", dpi=200, facecolor="white")
-        fig.savefig(folder / f"{name}.svg", dpi=200, facecolor="white", metadata={"Date": None})
-    return folder / f"{name}.svg"
-
-
-# ---- one model against another ----
+# ---- several models ----
 
 
 @figure(height=3.9)
 def reliability(ax: Axes, curves: Sequence[ReliabilityCurve], names: Sequence[str], losses: Sequence[str | None]) -> None:
-    """Reliability diagram: accuracy against confidence, and below it how many rows have that confidence.
+    """Reliability diagram: accuracy against confidence, and below it the share of the rows with that confidence.
 
     Args:
         curves: of each model; empty bins are left out.
@@ -167,7 +49,7 @@ def reliability(ax: Axes, curves: Sequence[ReliabilityCurve], names: Sequence[st
         below.stairs(curve.rows / curve.rows.sum(), curve.edges, **line)
     ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", xticklabels=[])
     below.set(xlim=(0, 1), ylim=(0, None), xlabel="confidence", ylabel="share\nof rows")
-    _legend_above(ax, len(names))
+    legend_above(ax, len(names))
 
 
 @figure(height=3.1)
@@ -181,7 +63,7 @@ def within_class(
 ) -> None:
     """Within-class variation 1 − ‖μ_k‖² of each class (see `maxsup_hf.metrics.FeatureGeometry`).
 
-    Up to `most` classes stand beside their names; more of them as curves, each model's classes sorted by its own values.
+    Up to `most` classes are shown by name; more classes as curves, each model's classes sorted by its own values.
 
     Args:
         values: (K,) of each model; NaN for a class without a sample.
@@ -192,11 +74,11 @@ def within_class(
     arrays = [np.asarray(v, dtype=np.float64) for v in values]
     drawn = list(zip(arrays, names, styles(losses), strict=True))
     if len(classes) <= most:
-        order = np.argsort(np.nan_to_num(np.nanmean(_some(arrays), axis=0), nan=np.inf), kind="stable")
-        _figure(ax).set_size_inches(WIDTH, max(HEIGHT, 1 + 0.2 * len(classes)))
+        order = _by_mean(arrays)
+        figure_of(ax).set_size_inches(WIDTH, max(HEIGHT, 1 + 0.2 * len(classes)))
         for v, name, style in drawn:
             ax.plot(v[order], np.arange(len(order)), color=style.color, marker=style.marker, linestyle="none", label=name)
-        ax.set(yticks=np.arange(len(order)), yticklabels=[_short(classes[k]) for k in order])
+        ax.set(yticks=np.arange(len(order)), yticklabels=[shortened(classes[k]) for k in order])
         ax.grid(axis="y", color="#dddddd", linewidth=0.6)
         ax.set(xlabel="within-class variation", xlim=(0, None))
     else:
@@ -205,19 +87,19 @@ def within_class(
             line: dict[str, Any] = {"color": style.color, "linestyle": style.linestyle, "marker": style.marker}
             ax.plot(np.arange(len(rising)), rising, label=name, markevery=max(1, len(rising) // 8), **line)
         ax.set(xlabel="classes, each model's sorted by variation", ylabel="within-class variation", ylim=(0, None))
-    _legend_above(ax, len(names))
+    legend_above(ax, len(names))
 
 
 @figure()
 def spread(ax: Axes, values: Mapping[str, Sequence[float]], label: str) -> None:
-    """A metric of several runs for each loss: a mark for each run, and mean ± standard deviation beside them.
+    """A metric of several runs of each loss: a mark for each run, with mean ± standard deviation next to them.
 
     Args:
-        values: loss -> its runs' values, NaN where a run has none.
+        values: loss -> its runs' values, NaN for a run without one.
         label: of the metric.
     """
     losses = loss_order(list(values))
-    _figure(ax).set_size_inches(WIDTH, 0.8 + 0.38 * len(losses))
+    figure_of(ax).set_size_inches(WIDTH, 0.8 + 0.38 * len(losses))
     for i, (loss, style) in enumerate(zip(losses, styles(losses), strict=True)):
         found = np.array([v for v in values[loss] if v == v])
         runs: dict[str, Any] = {"color": style.color, "markerfacecolor": "none", "linestyle": "none", "alpha": 0.8}
@@ -237,11 +119,11 @@ def curves(
     losses: Sequence[str | None],
     labels: tuple[str, str] = ("step", ""),
 ) -> None:
-    """Something over training, a line for each run.
+    """Any quantity over training, a line for each run.
 
     Args:
-        values: (x, y) of each run, arrays of one length.
-        names: of the runs; an empty one is not in the legend.
+        values: (x, y) of each run, arrays of the same length.
+        names: of the runs; an empty name is not in the legend.
         losses: as in `styles`.
         labels: of the axes.
     """
@@ -249,7 +131,7 @@ def curves(
         line: dict[str, Any] = {"color": style.color, "linestyle": style.linestyle, "marker": style.marker}
         ax.plot(np.asarray(x), np.asarray(y), label=name or None, **line)
     ax.set(xlabel=labels[0], ylabel=labels[1])
-    _legend_above(ax, sum(map(bool, names)))
+    legend_above(ax, sum(map(bool, names)))
 
 
 # ---- one model ----
@@ -259,16 +141,16 @@ def curves(
 def outcome_histogram(
     ax: Axes, values: ArrayLike, right: ArrayLike, label: str, title: str = "", limits: tuple[float, float] | None = None
 ) -> None:
-    """How something is distributed over the rows that are predicted right, and over those predicted wrong.
+    """How a quantity is distributed over the rows predicted right, and over those predicted wrong.
 
-    Both are shares of their own rows, so that few wrong ones show as well as many right ones.
+    Each histogram shows shares of its own rows, so that few wrong rows are as visible as many right ones.
 
     Args:
         values: (N,).
         right: (N,) booleans.
         label: what the values are.
         title: the model's name.
-        limits: of the axis, the same for models side by side. Default: those of the values.
+        limits: of the axis, the same for all models. Default: those of the values.
     """
     v, is_right = np.asarray(values, dtype=np.float64), np.asarray(right, dtype=bool)
     low, high = limits or (float(v.min()), float(v.max()))
@@ -313,7 +195,7 @@ def class_plane(
     for k, (name, style) in enumerate(zip(classes, CLASS_STYLES, strict=True)):
         look: dict[str, Any] = {"s": 12, "alpha": 0.8, "linewidths": 0.7, "edgecolors": style.color, "rasterized": True}
         face = style.color if k == 0 else "none"
-        ax.scatter(*xy[y == k].T, marker=style.marker, facecolors=face, label=_short(name), **look)
+        ax.scatter(*xy[y == k].T, marker=style.marker, facecolors=face, label=shortened(name), **look)
     if templates is not None:
         for place, style in zip(np.asarray(templates), CLASS_STYLES, strict=True):
             ax.plot(*place, marker=style.marker, color=style.color, markersize=9, markeredgecolor="white", zorder=3)
@@ -325,11 +207,11 @@ def class_plane(
 
 
 def heat_panels(image: ArrayLike, heats: Sequence[ArrayLike | None], titles: Sequence[str]) -> Figure:
-    """An image, and beside it one copy for each model under the map of what the model looked at.
+    """An image, and a copy for each model with the model's attribution map laid over it.
 
     Args:
         image: (H, W, 3) in [0, 1].
-        heats: (h, w) of each model, not negative, of any scale; `None` where there is none.
+        heats: (h, w) of each model, at least 0, of any scale; `None` for a model without a map.
         titles: of the image, and of each model.
     """
     pixels = np.asarray(image, dtype=np.float64)
@@ -342,7 +224,7 @@ def heat_panels(image: ArrayLike, heats: Sequence[ArrayLike | None], titles: Seq
         for ax in axes:
             ax.set_axis_off()
         height, width = pixels.shape[:2]
-        # A dim grey image under the heat, whose lightness grows with it: so it reads in print too.
+        # A grey image under a map that is lighter where it is greater, so that it reads in greyscale print too.
         grey = np.repeat(pixels.mean(-1, keepdims=True), 3, axis=-1)
         for ax, heat, title in zip(axes, [None, *heats], titles, strict=False):
             ax.set_title(title, fontsize=7.5)
@@ -356,24 +238,8 @@ def heat_panels(image: ArrayLike, heats: Sequence[ArrayLike | None], titles: Seq
         return fig
 
 
-# ---- shared ----
-
-
-def _figure(ax: Axes) -> Figure:
-    return cast(Figure, ax.figure)
-
-
-def _legend_above(ax: Axes, count: int) -> None:
-    if count:
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(count, 2))
-
-
-def _short(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _some(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """(M, K) with a row of +inf at classes that are NaN everywhere, so that their mean is one too."""
+def _by_mean(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.intp]:
+    """Classes in rising order of their mean over models, those that are NaN for all models last."""
     stacked = np.stack(arrays)
-    stacked[:, np.isnan(stacked).all(0)] = np.inf
-    return stacked
+    stacked[:, np.isnan(stacked).all(0)] = np.inf  # nanmean would warn of an empty column
+    return np.argsort(np.nanmean(stacked, axis=0), kind="stable")

@@ -1,4 +1,4 @@
-"""What features and logits of a data set say of the model that made them, and which classes to look at."""
+"""Measure a model by its features and logits on a data set, choose classes to look at, and project their features."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Measured:
         curve: the reliability curve.
         labels, predicted: (N,) classes.
         confidence: (N,) greatest probabilities.
-        top: (N,) greatest logit minus the mean of all: what MaxSup holds down, and no shift of the logits changes.
-        confusion: (K, K) mean probability of each class over the rows of each label; NaN rows for classes without one.
+        top: (N,) greatest logit minus the mean of all logits: what MaxSup penalizes. Shifts of the logits do not change it.
+        confusion: (K, K) mean probability of each class over the rows of each label; NaN rows for classes without a sample.
     """
 
     metrics: dict[str, float]
@@ -44,12 +44,14 @@ class Measured:
 
 
 def measure(rows: Callable[[], Iterator[FeatureRows]], weight: Tensor, missing: str = "raise") -> Measured:
-    """Everything that is reported of a model. The features are never held together; of the logits four numbers a row.
+    """All metrics and per-row statistics that are reported of a model.
+
+    Features are never in memory all at once; of each row's logits four statistics are kept.
 
     Args:
-        rows: gives the batches, each time it is called; twice here.
-        weight: (K, D) of the classifier.
-        missing: what a class without a sample does to the geometry, as in `FeatureGeometry.compute`.
+        rows: returns the batches; it is called twice.
+        weight: (K, D) weight of the classifier.
+        missing: how to treat classes without a sample, as in `FeatureGeometry.compute`.
 
     Raises:
         ValueError: as in the metrics: no rows, a class without a sample, a single class, NaN.
@@ -86,16 +88,16 @@ def measure(rows: Callable[[], Iterator[FeatureRows]], weight: Tensor, missing: 
 
 
 def choose_triples(confusion: ArrayLike) -> list[tuple[int, int, int]]:
-    """Triples of classes to look at: the two that are confused most, with the next nearest class, and with the farthest.
+    """Triples of classes to look at: the two confused most, with the class nearest to them, and with the farthest one.
 
-    As Müller et al. 2019 (arXiv 1906.02629) show two similar classes and another one. The rule is the same for every
-    model, so for models side by side give the mean of their confusions.
+    Müller et al. 2019 (arXiv 1906.02629) likewise show two similar classes and a different one. To compare models, give the
+    mean of their confusions, so that all are shown by the same triples.
 
     Args:
         confusion: (K, K), as in `Measured`.
 
     Returns:
-        Two triples; one where only three classes have rows, none where fewer have.
+        Two triples; one if only three classes have rows, none if fewer have.
     """
     mean = np.asarray(confusion, dtype=np.float64)
     near = (mean + mean.T) / 2
@@ -119,15 +121,15 @@ def plane(templates: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
         templates: (3, D), the classifier's rows of three classes.
 
     Raises:
-        ValueError: another shape, or three points on one line, through which there is no one plane.
+        ValueError: a wrong shape, or three points on one line, which do not define a plane.
     """
     w = np.asarray(templates, dtype=np.float64)
     if w.ndim != 2 or len(w) != 3 or w.shape[1] < 2:
         raise ValueError(f"templates must be (3, D), D at least 2, got {w.shape}")
     basis, triangle = np.linalg.qr((w[1:] - w[0]).T)
     sizes = np.abs(np.diag(triangle))
-    if not sizes.min() > 1e-6 * np.abs(triangle).max():  # what the rounding of float32 weights makes
-        raise ValueError("the templates of these three classes lie on one line: no one plane goes through them")
+    if not sizes.min() > 1e-6 * np.abs(triangle).max():  # less is a rounding error of float32 weights
+        raise ValueError("the templates of these three classes lie on one line, so they do not define a plane")
     return w.mean(0), (basis * np.sign(np.diag(triangle))).T
 
 
@@ -141,7 +143,7 @@ def project(features: ArrayLike, templates: ArrayLike) -> NDArray[np.float64]:
 
 
 def rows_of(rows: Iterator[FeatureRows], classes: Sequence[int], most: int = 300) -> dict[int, NDArray[np.float32]]:
-    """The features of the first `most` rows of some classes: class -> (n, D)."""
+    """The features of the first `most` rows of each of some classes: class -> (n, D)."""
     found: dict[int, list[Tensor]] = {c: [] for c in classes}
     counts = dict.fromkeys(classes, 0)
     for features, _, labels in rows:

@@ -1,4 +1,4 @@
-"""Trained classifiers side by side on one data set: `analysis.json`, figures, and a report that holds them all."""
+"""Analyze trained classifiers on the same data set: `analysis.json`, figures, and a report that contains them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from maxsup_hf.analysis import sections as of
+from maxsup_hf.analysis import sections
 from maxsup_hf.analysis.classes import match_classes
-from maxsup_hf.analysis.figures import LOSS_STYLES
 from maxsup_hf.analysis.measure import Measured, choose_triples
 from maxsup_hf.analysis.report import PACKAGES, Section, write_report
 from maxsup_hf.analysis.seen import Seen, Subject, cache_name, look, names_of, whose
+from maxsup_hf.analysis.style import LOSS_STYLES
 from maxsup_hf.output.files import write_json
 from maxsup_hf.output.versions import versions
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What `analyze` found, and where it is.
+    """The result of `analyze`.
 
     Attributes:
         folder: with `analysis.json`, `report.html` and `figures`.
-        subjects: in the order of the report: that of their losses.
-        classes: K names, in the order of every array of classes.
+        subjects: in the order of the report, which is that of their losses.
+        classes: K names, in the order of all (K,) arrays.
         measured: of each subject.
-        triples: of classes that were looked at.
+        triples: classes whose features were projected.
         notes: what a reader must not miss.
     """
 
@@ -55,115 +54,112 @@ def analyze(
     data: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Analysis:
-    """Measure models on the same rows, and write what was found.
+    """Measure models on the same rows, and write the results.
 
     Classes are matched by name: those of the data must be among those of every model, and all models must have the same
-    ones, in any order. A class without a row is left out of the geometry, which the report says.
+    classes, in any order. A class without a row is left out of the geometry, and the report says so.
 
     Args:
         subjects: models, at least one.
         classes: names of the labels 0, 1, … of the data.
-        output_dir: written to at the end, when all is measured.
-        triples: of class names, for the projection of the features. Default: chosen by what is confused, see
-            `choose_triples`.
-        images: how many to draw attribution maps of, for models that take `pixel_values`.
+        output_dir: written to at the end, after all measurements.
+        triples: of class names, whose features are projected. Default: chosen by the confusions, see `choose_triples`.
+        images: number of images with attribution maps, for models that take `pixel_values`.
         batch_size: rows in a forward pass.
-        cache_dir: where features and logits of subjects with a `data_key` are kept. Default: nowhere.
+        cache_dir: where features and logits of subjects with a `data_key` are cached. Default: nowhere.
         title: of the report.
         data: paragraphs on the data, for the report.
-        notes: what a reader must not miss, beside what is found here.
-
-    Returns:
-        What was found.
+        notes: what a reader must not miss, in addition to what is found here.
 
     Raises:
-        ValueError: no subject, names twice, classes that do not match, models that saw different rows, a single class among
-            the labels, a model without a classifier layer, or features that are NaN; the message names the model.
-        ImportError: captum is not installed, and there are images to look at.
+        ValueError: no subjects, duplicate names, classes that do not match, models that saw different rows, a single class
+            among the labels, a model without a classifier layer, or features that are NaN; the message names the model.
+        ImportError: captum is not installed, and there are images.
     """
     if not subjects:
         raise ValueError("subjects: expected at least one model, got none")
     names = [subject.name for subject in subjects]
     if len(set(names)) != len(names):
-        raise ValueError(f"the names of models side by side must be distinct, got {', '.join(names)}")
-    subjects = sorted(subjects, key=lambda subject: _place(subject.loss))
+        raise ValueError(f"the names of the models must be distinct, got {', '.join(names)}")
+    subjects = sorted(subjects, key=lambda subject: _loss_index(subject.loss))
     common = names_of(subjects[0])
     to_common = match_classes(classes, common, "the data", whose(subjects[0]))
-    chosen = None if triples is None else [_triple(triple, common) for triple in triples]
+    given_triples = None if triples is None else [_triple(triple, common) for triple in triples]
     notes = list(notes)
 
     with tempfile.TemporaryDirectory(prefix="maxsup_hf-") as scratch:
-        kept = Path(scratch)
         seen: list[Seen] = []
         for i, subject in enumerate(subjects):
             order = match_classes(common, names_of(subject), whose(subjects[0]), whose(subject))
             if len(order) != len(names_of(subject)):
                 raise ValueError(
-                    f"{whose(subject)} has {len(names_of(subject))} classes, {whose(subjects[0])} {len(order)}: models "
-                    "side by side must have the same classes, or their numbers do not compare"
+                    f"{whose(subject)} has {len(names_of(subject))} classes, {whose(subjects[0])} {len(order)}; only models "
+                    "with the same classes can be compared"
                 )
-            folder = (
-                kept / str(i) if cache_dir is None or subject.data_key is None else Path(cache_dir) / cache_name(subject)
-            )
+            folder = Path(scratch) / str(i)
+            if cache_dir is not None and subject.data_key is not None:
+                folder = Path(cache_dir) / cache_name(subject)
             try:
                 seen.append(look(subject, folder, to_common, order, batch_size))
             except ValueError as error:
                 raise ValueError(f"{whose(subject)}: {error}") from error
             if not np.array_equal(seen[-1].measured.labels, seen[0].measured.labels):
-                raise ValueError(f"{whose(subject)} saw other rows than {whose(subjects[0])}: their labels differ")
+                raise ValueError(f"{whose(subject)} saw different rows than {whose(subjects[0])}: their labels differ")
         measured = [each.measured for each in seen]
-        notes += _notes(measured[0], common, to_common)
-        chosen = choose_triples(np.mean([m.confusion for m in measured], axis=0)) if chosen is None else chosen
-        maps = of.attribute_images(seen, images)
-        output_dir = Path(output_dir)  # from here on nothing is expected to fail, and only now something is written
+        notes += _absent_classes_note(measured[0], common)
+        chosen = given_triples
+        if chosen is None:
+            chosen = choose_triples(np.mean([m.confusion for m in measured], axis=0))
+        maps = sections.attribute_images(seen, images)
+        output_dir = Path(output_dir)  # nothing is written before this point, and nothing should fail after it
         drawing = output_dir / "figures"
-        sections = [
-            of.summary(seen, data),
-            Section("Calibration", [of.CALIBRATION], figures=of.compared(seen, common, drawing)),
-            *of.histograms(seen, drawing),
-            *of.planes(seen, chosen, common, drawing, notes),
-            of.maps_section(seen, maps, common, drawing),
+        content = [
+            sections.summary(seen, data),
+            Section("Calibration", [sections.CALIBRATION], figures=sections.compared(seen, common, drawing)),
+            *sections.histograms(seen, drawing),
+            *sections.planes(seen, chosen, common, drawing, notes),
+            sections.maps_section(seen, maps, common, drawing),
         ]
-    pictures = [picture for section in sections for picture in section.figures]
+    pictures = [picture for section in content for picture in section.figures]
     result = Analysis(output_dir, subjects, common, measured, chosen, notes)
     found = {
         "title": title,
         "data": list(data),
         "classes": common,
         "triples": [[common[c] for c in triple] for triple in chosen],
-        "models": [_plain(each) for each in seen],
+        "models": [_model_entry(each) for each in seen],
         "notes": notes,
         "figures": [str(picture.path.relative_to(output_dir)) for picture in pictures],
         "versions": versions(*PACKAGES),
     }
     write_json(output_dir / "analysis.json", found)
-    write_report(output_dir / "report.html", title, [s for s in sections if s.figures or s.tables], notes=notes)
+    write_report(output_dir / "report.html", title, [s for s in content if s.figures or s.tables], notes=notes)
     return result
 
 
 def _triple(names: Sequence[str], common: Sequence[str]) -> tuple[int, int, int]:
     if len(names) != 3:
-        raise ValueError(f"triples: expected three class names, got {len(names)}: {', '.join(names)}")
+        raise ValueError(f"triples: expected three class names each, got {len(names)}: {', '.join(names)}")
     first, second, third = map(int, match_classes(names, common, "triples", "the models"))
     return first, second, third
 
 
-def _place(loss: str | None) -> int:
+def _loss_index(loss: str | None) -> int:
     return list(LOSS_STYLES).index(loss) if loss in LOSS_STYLES else len(LOSS_STYLES)
 
 
-def _notes(measured: Measured, classes: Sequence[str], of_data: NDArray[np.int64]) -> list[str]:
+def _absent_classes_note(measured: Measured, classes: Sequence[str]) -> list[str]:
     absent = [classes[c] for c in measured.geometry["classes_without_sample"]]
     if not absent:
         return []
     listed = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
     return [
-        f"{len(absent)} of the {len(classes)} classes that the models know have no row in the data: {listed}. They are left "
-        "out of the geometry; rows may still be predicted as one of them."
+        f"{len(absent)} of the {len(classes)} classes of the models have no row in the data: {listed}. They are left out of "
+        "the geometry, but rows may still be predicted as one of them."
     ]
 
 
-def _plain(each: Seen) -> dict[str, Any]:
+def _model_entry(each: Seen) -> dict[str, Any]:
     m, subject = each.measured, each.subject
     return {
         "name": subject.name,

@@ -1,4 +1,4 @@
-"""One HTML file with everything in it: text, tables and figures. Nothing is fetched when it is opened."""
+"""A report as one self-contained HTML file: text, tables and figures. Opening it fetches nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maxsup_hf.output.tables import Table
 from maxsup_hf.output.versions import versions
 
 MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
-PACKAGES = ("numpy", "scikit-learn", "matplotlib", "captum")  # that figures and metrics are made with
+PACKAGES = ("numpy", "scikit-learn", "matplotlib", "captum")  # those that compute metrics and figures
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Picture:
     Attributes:
         path: of the file.
         caption: below the picture.
-        alt: what it shows, for who cannot see it. Default: the caption.
+        alt: text for readers who cannot see the picture. Default: the caption.
     """
 
     path: Path
@@ -34,13 +34,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what belongs to it; all text is plain, and escaped.
+    """A heading and its content; all text is plain, and will be escaped.
 
     Attributes:
         title: the heading.
         text: paragraphs.
         tables, figures: in this order after the text.
-        files: name -> text that unfolds: configs, logs.
+        files: name -> text that unfolds on a click: configurations, logs.
     """
 
     title: str
@@ -64,20 +64,20 @@ def write_report(
     Args:
         path: of the HTML file.
         title: heading and window title.
-        sections: what it says.
+        sections: the content.
         summary: paragraphs below the title.
-        notes: what a reader must not miss, set apart.
+        notes: what a reader must not miss, highlighted.
         footer: last paragraphs. Default: the versions of the packages.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: a table whose rows have other lengths than its header, or a picture that is neither svg nor png.
+        ValueError: a table whose rows differ in length from its header, or a picture that is neither svg nor png.
     """
     for table in (table for section in sections for table in section.tables):
         if any(len(row) != len(table.header) for row in table.rows):
-            raise ValueError(f"table {table.caption!r}: every row needs {len(table.header)} cells, as its header has")
+            raise ValueError(f"table {table.caption!r}: every row needs {len(table.header)} cells, as many as its header")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["data_uri"] = data_uri
     source = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
@@ -94,7 +94,7 @@ def write_report(
 
 
 def data_uri(path: Path) -> str:
-    """A picture as an address that holds it. As an image, not as markup: ids inside of several SVGs would collide."""
+    """A picture as a data URI. SVGs are embedded as images rather than markup, because their ids would collide."""
     media = MEDIA_TYPES.get(path.suffix.lower())
     if media is None:
         raise ValueError(f"pictures must be {' or '.join(MEDIA_TYPES)}, got {path.name!r}")

@@ -1,4 +1,4 @@
-"""A model's one pass over the data, from which all that a report says of it is made."""
+"""A model to analyze, and its single pass over the data, from which its part of the report is made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maxsup_hf.trainer.features import Classifier, FeatureRows, extract, find_cl
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the cached rows: another number, and those of before are not read
+FORMAT = 1  # of the cached rows; a new number makes old ones unused
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Subject:
     Attributes:
         name: for figures and tables; distinct.
         model: with `logits` (N, K) in its output.
-        dataset: N examples, the same rows in the same order for all models side by side.
-        collate: examples -> a batch: inputs of the model, and `labels` (N,) integers that count the classes of the data.
+        dataset: N examples, the same rows in the same order for all models.
+        collate: examples -> a batch: inputs of the model, and `labels` (N,), indices of the data's classes.
         classes: K names of the model's outputs. Default: `id2label` of its config.
-        loss: that it was trained with, by its name in the registry; `None` where it is not known.
+        loss: registered name of the loss that the model was trained with; `None` if it is not known.
         about: what else a reader should know: name -> value.
-        data_key: names all that the inputs depend on, see `store.data_fingerprint`; without it nothing is cached.
-        pixel_scale: mean and standard deviation (of each channel) that images were normalised with, to show them.
+        data_key: identifies everything that the inputs depend on, see `store.data_fingerprint`. Default: nothing is cached.
+        pixel_scale: mean and standard deviation (of each channel) that images were normalized with, to show them.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Seen:
-    """A subject after its pass over the data: `rows` gives the batches, classes in the common order."""
+    """A subject after its pass over the data: `rows` returns the batches, with classes in the common order."""
 
     subject: Subject
     measured: Measured
@@ -69,7 +69,7 @@ def names_of(subject: Subject) -> list[str]:
         return [str(name) for name in subject.classes]
     names: Mapping[int, str] = getattr(getattr(subject.model, "config", None), "id2label", None) or {}
     if not names:
-        raise ValueError(f"{whose(subject)} does not say what its classes are called (no id2label in its config)")
+        raise ValueError(f"{whose(subject)} does not name its classes; set id2label in its config")
     return [str(names[i]) for i in sorted(names)]
 
 
@@ -80,7 +80,7 @@ def cache_name(subject: Subject) -> str:
 def look(subject: Subject, folder: Path, to_common: NDArray, order: NDArray, batch_size: int) -> Seen:
     kind = getattr(getattr(subject.model, "config", None), "problem_type", None)
     if kind not in (None, "single_label_classification"):
-        raise ValueError(f"its head is for {kind.replace('_', ' ')}; what is measured needs one class a row")
+        raise ValueError(f"its head is for {kind.replace('_', ' ')}; an analysis needs a classifier with one class a row")
     if not len(subject.dataset):
         raise ValueError("there are no rows to evaluate")
     loader = DataLoader(subject.dataset, batch_size=batch_size, collate_fn=subject.collate)
@@ -96,7 +96,7 @@ def look(subject: Subject, folder: Path, to_common: NDArray, order: NDArray, bat
         save_rows(folder, extract(subject.model, loader, classifier), about)
     columns, targets = torch.from_numpy(order), torch.from_numpy(to_common)
     if len(classifier.weight) != len(columns):
-        raise ValueError(f"it has {len(classifier.weight)} outputs, but {len(columns)} names of classes")
+        raise ValueError(f"it has {len(classifier.weight)} outputs, but {len(columns)} class names")
 
     def rows() -> Iterator[FeatureRows]:
         for features, logits, labels in load_rows(folder):

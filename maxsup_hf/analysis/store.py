@@ -1,4 +1,4 @@
-"""Features and logits on disk, so that a model sees a data set once."""
+"""Cache features and logits on disk, so that a model runs over a data set only once."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from maxsup_hf.output.files import write_json
 from maxsup_hf.trainer.features import FeatureRows
 
 INDEX = "index.json"
-SHARD = 2**24  # numbers of a file: 64 MiB
+SHARD = 2**24  # elements in a file: 64 MiB
 
 
 def save_rows(folder: str | Path, batches: Iterable[FeatureRows], about: dict[str, Any]) -> None:
-    """Write batches as `rows-00000.safetensors`, … and, last of all, what is known of them as `index.json`.
+    """Write batches as `rows-00000.safetensors`, … and `about` as `index.json`.
 
-    The folder appears when it is whole: an interrupted extraction leaves nothing that could be taken for one.
+    The folder appears once it is complete: an interrupted extraction leaves nothing behind.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -35,16 +36,16 @@ def save_rows(folder: str | Path, batches: Iterable[FeatureRows], about: dict[st
         for i, shard in enumerate(_shards(batches)):
             files.append(f"rows-{i:05}.safetensors")
             save_file({name: x.contiguous() for name, x in shard._asdict().items()}, partial / files[-1])
-        (partial / INDEX).write_text(json.dumps({**about, "files": files}, indent=1) + "\n", encoding="utf-8")
-        if not has_rows(folder):  # unless another process was faster
-            shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged
+        write_json(partial / INDEX, {**about, "files": files})
+        if not has_rows(folder):  # another process may have been faster
+            shutil.rmtree(folder, ignore_errors=True)  # the folder is missing, or damaged
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def has_rows(folder: str | Path) -> bool:
-    """Whether a folder holds all that `save_rows` wrote; a file that was cut short is found out."""
+    """Whether a folder holds everything that `save_rows` wrote. A truncated file is detected."""
     folder = Path(folder)
     try:
         for name in json.loads((folder / INDEX).read_text(encoding="utf-8"))["files"]:
@@ -56,7 +57,7 @@ def has_rows(folder: str | Path) -> bool:
 
 
 def load_rows(folder: str | Path) -> Iterator[FeatureRows]:
-    """What `save_rows` wrote, a file at a time."""
+    """Read what `save_rows` wrote, one file at a time."""
     folder = Path(folder)
     for name in json.loads((folder / INDEX).read_text(encoding="utf-8"))["files"]:
         with safe_open(folder / name, framework="pt") as file:
@@ -64,7 +65,7 @@ def load_rows(folder: str | Path) -> Iterator[FeatureRows]:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Of the weights and buffers, their names and types, and the config: 32 hexadecimal digits."""
+    """Fingerprint of the weights and buffers, with names and types, and of the config: 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     config: Any = getattr(model, "config", None)
     about = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"} if config is not None else {}
@@ -76,13 +77,13 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def data_fingerprint(columns: Iterable[tuple[str, Any]], *more: str) -> str:
-    """Of the values that a model is fed with: 32 hexadecimal digits.
+    """Fingerprint of the data that a model is given: 32 hexadecimal digits.
 
-    An image that is only a path counts with the size and time of its file.
+    An image that is stored as a path is identified by the size and time of its file.
 
     Args:
         columns: names, and pyarrow ChunkedArrays as stored.
-        *more: whatever else the inputs depend on: the image processor.
+        *more: what else the inputs depend on, such as the image processor.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, column in columns:
@@ -100,13 +101,13 @@ def data_fingerprint(columns: Iterable[tuple[str, Any]], *more: str) -> str:
 
 def _shards(batches: Iterable[FeatureRows]) -> Iterator[FeatureRows]:
     held: list[FeatureRows] = []
-    numbers = 0
+    elements = 0
     for rows in batches:
         held.append(rows)
-        numbers += rows.features.numel() + rows.logits.numel()
-        if numbers >= SHARD:
+        elements += rows.features.numel() + rows.logits.numel()
+        if elements >= SHARD:
             yield _joined(held)
-            held, numbers = [], 0
+            held, elements = [], 0
     if held:
         yield _joined(held)
 

@@ -1,1 +1,1 @@
-"""Losses side by side: the same task, data, seeds and strength, a run for each, and a report."""
+"""Compare losses: train each with the same data, seeds and strength, and report the results."""

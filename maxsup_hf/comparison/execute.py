@@ -1,4 +1,4 @@
-"""Running the runs: in turn or several at once, each a process with a log; what is finished is never run again."""
+"""Execute the runs of a comparison, one or several at a time, each a process with a log. Finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from maxsup_hf.comparison.parent import VARIABLE
 from maxsup_hf.comparison.plan import PROGRESS, Plan, Run, is_finished, run_folder
 
-INPUT_ERROR = 2  # status of a script whose input is wrong: it would be for every run
+INPUT_ERROR = 2  # exit status of a script with bad input, which every run would have
 
 
 class Process:
@@ -28,7 +28,7 @@ class Process:
     def __init__(self, run: Run, command: Sequence[str], folder: Path, environment: dict[str, str], slot: int):
         self.run, self.slot = run, slot
         self.folder, self.log = run_folder(folder, run), log_file(folder, run)
-        shutil.rmtree(self.folder, ignore_errors=True)  # what an interruption left
+        shutil.rmtree(self.folder, ignore_errors=True)  # left by an interruption
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = self.log.open("wb")
         self._popen = subprocess.Popen(
@@ -39,14 +39,14 @@ class Process:
         return self._popen.poll()
 
     def share(self) -> float:
-        """Of its steps that is done."""
+        """Share of its steps that are done."""
         try:
             return min(1.0, float((self.folder / PROGRESS).read_text()))
         except (OSError, ValueError):
             return 0.0
 
     def close(self) -> None:
-        """End it, if it has not ended."""
+        """End the process if it is still running."""
         if self._popen.poll() is None:
             self._popen.terminate()
             try:
@@ -55,7 +55,7 @@ class Process:
                 self._popen.kill()
                 self._popen.wait()
         if self._popen.stdin is not None:
-            self._popen.stdin.close()  # what it started itself ends with this
+            self._popen.stdin.close()  # its own child processes end when this closes
         self._file.close()
 
 
@@ -67,7 +67,7 @@ def command(plan: Plan, run: Run, folder: Path) -> list[str]:
     """The command line of a run."""
     python = [sys.executable]
     if plan.accelerate_config:
-        # port 0: any that is free, for there may be several launches at once
+        # port 0: any free one, because there may be several launches at the same time
         python += ["-m", "accelerate.commands.launch", "--config_file", plan.accelerate_config, "--main_process_port", "0"]
     return [
         *python, "-m", "maxsup_hf.comparison.one_run", plan.task, repr(plan.hold_out_test), *plan.flags,
@@ -77,19 +77,19 @@ def command(plan: Plan, run: Run, folder: Path) -> list[str]:
 
 
 def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
-    """Run what is not finished, with one progress bar.
+    """Run all unfinished runs, with one progress bar.
 
-    A failed run is reported, and the others go on; but where the very first one finds its input wrong, which is the same
-    for all, none of the others is started.
+    A failed run is reported, and the others continue. But if the very first one finds its input to be bad, the others are
+    not started, because their input is the same.
 
     Args:
-        jobs: how many at once.
+        jobs: number of runs at the same time.
 
     Returns:
-        Name of each failed run -> why it failed. Not started ones are neither finished nor in it.
+        Name of each failed run -> reason. Runs that were not started are neither finished nor in it.
 
     Raises:
-        KeyboardInterrupt: interrupted; the processes have ended, and what is finished stays.
+        KeyboardInterrupt: interrupted; the processes have ended, and finished runs are kept.
     """
     runs = plan.runs()
     waiting = [run for run in runs if not is_finished(folder, run)]
@@ -99,7 +99,7 @@ def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
     form = "{percentage:3.0f}%|{bar}| {n:.1f} of {total:.0f} runs [{elapsed}<{remaining}]{postfix}"
     with _sigterm_interrupts(), tqdm(total=len(runs), initial=done, bar_format=form, mininterval=0.5) as bar:
         if done:
-            bar.write(f"{done} of {len(runs)} runs are finished already, and kept", file=sys.stderr)
+            bar.write(f"{done} of {len(runs)} runs have finished before, and are kept", file=sys.stderr)
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
@@ -114,10 +114,10 @@ def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
                     if is_finished(folder, process.run):
                         done += 1
                         continue
-                    why = _why(process)
-                    failed[process.run.name] = why
+                    reason = _failure_reason(process)
+                    failed[process.run.name] = reason
                     done += 1
-                    bar.write(f"FAILED {process.run.name}: {why} (log: {process.log})", file=sys.stderr)
+                    bar.write(f"FAILED {process.run.name}: {reason} (log: {process.log})", file=sys.stderr)
                     if process.poll() == INPUT_ERROR and len(failed) == done:
                         waiting = []
                 bar.update(max(bar.n, done + sum(process.share() for process in active)) - bar.n)
@@ -127,19 +127,20 @@ def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
     return failed
 
 
-def _why(process: Process) -> str:
+def _failure_reason(process: Process) -> str:
+    """How the process ended, and its last error message, else the last line of its log."""
     status = process.poll() or 0
     with suppress(OSError):
         lines = [line.strip() for line in process.log.read_text(encoding="utf-8", errors="replace").splitlines()]
         errors = [line for line in lines if line.startswith("error:")]
-        said = (errors or [line for line in lines if line] or ["nothing was logged"])[-1]
+        last_line = (errors or [line for line in lines if line] or ["nothing was logged"])[-1]
         ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        return f"{ended}: {said}"
+        return f"{ended}: {last_line}"
     return f"status {status}"
 
 
 def _environment(plan: Plan, jobs: int, slot: int) -> dict[str, str]:
-    """Jobs share the cores, and the GPUs where there are several."""
+    """Environment of a run. Runs at the same time share the cores, and the GPUs if there are several."""
     found = os.environ | {VARIABLE: "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     if jobs > 1:
         found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
@@ -158,14 +159,14 @@ def _visible_gpus() -> list[str]:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends the runs too, as Ctrl-C does."""
+    """Make SIGTERM end the runs as Ctrl-C does."""
 
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: whoever started it sees to signals
+    except ValueError:  # signal handlers can be set in the main thread only
         yield
         return
     try:

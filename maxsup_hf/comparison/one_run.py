@@ -1,7 +1,7 @@
-"""One run of a comparison, as a process of its own: the task's script, and beside it what shows that runs compare.
+"""One run of a comparison, in its own process: the task's script, with a record of what must be the same for all runs.
 
-`python -m maxsup_hf.comparison.one_run TASK SHARE flags…`, alone or through `accelerate launch -m`. SHARE of the validation
-data becomes test data where there is none.
+`python -m maxsup_hf.comparison.one_run TASK SHARE flags…`, alone or through `accelerate launch -m`. If there is no test
+data, SHARE of the validation data becomes test data.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from maxsup_hf.scripts.common import run
 from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from maxsup_hf.trainer.features import Classifier, FeatureRows, extract, find_classifier
 
-ROW_TASKS = ("image-classification", "text-classification")  # one class a row, so that features of a class mean something
-WHOLE_BATCHES = 100
+ROW_TASKS = ("image-classification", "text-classification")  # one class for each row, so that classes have features
+COMPLETE_BATCHES = 100  # of which all inputs are in the fingerprint
 
 
 class Batches:
-    """Fingerprint of what a Trainer trained on: the labels of every batch, and all of the first ones.
+    """Fingerprint of the batches of a training: the labels of all batches, and all inputs of the first ones.
 
-    Of several processes it is the main one's share.
+    With several processes, it covers the main process's share.
     """
 
     def __init__(self, trainer: Any):
@@ -56,7 +56,7 @@ class Batches:
     def add(self, batch: dict[str, Any]) -> None:
         self.count += 1
         for name, value in sorted(batch.items()):
-            if isinstance(value, Tensor) and (self.count <= WHOLE_BATCHES or "label" in name):
+            if isinstance(value, Tensor) and (self.count <= COMPLETE_BATCHES or "label" in name):
                 self._digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 self._digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
@@ -65,7 +65,7 @@ class Batches:
 
 
 class Progress(TrainerCallback):
-    """Writes the share of the steps that is done, for the one progress bar of all runs."""
+    """Writes the share of the steps that are done, for the progress bar of the comparison."""
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and state.max_steps > 0:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     task, share, *flags = argv
     end_with_parent()
     script = import_module(f"maxsup_hf.scripts.{task.replace('-', '_')}")
-    sys.argv = [str(script.__file__), *flags]  # what the run records as its command does the same training
+    sys.argv = [str(script.__file__), *flags]  # the run records these words as its command
 
     def prepare(given: Sequence[str] | None) -> run.Job:
         job = script.prepare(given)
@@ -88,22 +88,23 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _hold_out(job: run.Job, share: float) -> None:
-    """Divide the validation data where there is no test data: always the same rows, in proportion from every class."""
+    """Without test data, split some off the validation data: always the same rows, in proportion from every class."""
     data = job.trainer.eval_dataset
     if job.test_dataset is not None or not share or data is None or len(data) < 2:
         return
-    column: np.ndarray = np.zeros(len(data), int)
+    strata: np.ndarray = np.zeros(len(data), int)
     if "labels" in data.column_names:
         labels = read_column(data, "labels").to_pylist()
-        column = np.array(labels) if all(isinstance(label, int) for label in labels) else column
-    test = stratified_indices(column, min(max(1, round(len(data) * share)), len(data) - 1))
+        if all(isinstance(label, int) for label in labels):
+            strata = np.array(labels)
+    test = stratified_indices(strata, min(max(1, round(len(data) * share)), len(data) - 1))
     job.test_dataset = data.select(test)
     job.trainer.eval_dataset = data.select(np.setdiff1d(np.arange(len(data)), test))
 
 
 def _watched(job: run.Job, task: str) -> None:
     trainer = job.trainer
-    classifier, problem = _classifier(trainer) if task in ROW_TASKS else (None, None)
+    classifier, reason = _classifier(trainer) if task in ROW_TASKS else (None, None)
     if classifier is not None:
         trainer.add_callback(FeatureGeometryCallback(trainer))
     trainer.add_callback(Progress())
@@ -120,7 +121,7 @@ def _watched(job: run.Job, task: str) -> None:
         "split": split,
         "classes": list((getattr(trainer.model.config, "id2label", None) or {}).values()) if task in ROW_TASKS else [],
         "measured": _measured(trainer, dataset, classifier) if classifier is not None else None,
-        "not_measured": problem,
+        "not_measured": reason,
         "history": trainer.state.log_history,
     }
     if trainer.is_world_process_zero():
@@ -128,10 +129,10 @@ def _watched(job: run.Job, task: str) -> None:
 
 
 def _classifier(trainer: Any) -> tuple[Classifier | None, str | None]:
-    """The layer whose features are measured, or why there is none. What is drawn here is not missed by the training."""
+    """The layer whose features are measured, or the reason why there is none."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return None, "features are not measured where the weights are sharded"
-    with torch.random.fork_rng():
+        return None, "features are not measured with sharded weights"
+    with torch.random.fork_rng():  # starting a data loader draws from the generator, which must not change the training
         batch = trainer._prepare_inputs(next(iter(trainer.get_eval_dataloader())))
     try:
         return find_classifier(trainer.model.to(trainer.args.device), batch), None
@@ -140,7 +141,7 @@ def _classifier(trainer: Any) -> tuple[Classifier | None, str | None]:
 
 
 def _measured(trainer: Any, dataset: Any, classifier: Classifier) -> dict[str, Any]:
-    """Geometry and reliability curve on the data that is reported on. All processes take part."""
+    """Geometry and reliability curve on the evaluated data. All processes must call this."""
 
     def rows() -> Iterator[FeatureRows]:
         batches = map(trainer._prepare_inputs, trainer.get_eval_dataloader(dataset))

@@ -1,20 +1,20 @@
-"""How a run learns that the comparison which started it has ended."""
+"""End a run when the comparison that started it has ended."""
 
 from __future__ import annotations
 
 import os
 import threading
 
-VARIABLE = "MAXSUP_STDIN_IS_PARENT"  # in the environment of a run whose stdin the comparison holds the other end of
+VARIABLE = "MAXSUP_STDIN_IS_PARENT"  # set for a run whose stdin is a pipe from the comparison
 
 
 def end_with_parent() -> None:
-    """From now on this process ends when its parent has, even if that was killed. Without `VARIABLE` nothing happens."""
+    """From now on end this process when its parent has ended, even if it was killed. Without `VARIABLE`, do nothing."""
     if os.environ.pop(VARIABLE, None) is None:
         return
 
     def wait() -> None:
-        # not sys.stdin, whose lock this thread would hold for ever, and Python aborts at exit without it
+        # Not sys.stdin: this thread would hold its lock forever, and Python needs the lock at exit, or aborts.
         while os.read(0, 1):
             pass
         os._exit(143)

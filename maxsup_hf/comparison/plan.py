@@ -1,4 +1,4 @@
-"""Which runs a comparison consists of, and what must stay the same for all of them."""
+"""The plan of a comparison: its runs, their losses' strengths, and the folder that keeps it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from maxsup_hf.output.files import write_json
 
 PLAN = "plan.json"
 DETAILS = "details.json"  # of a run, written last: a folder that has it holds a finished run
-PROGRESS = "progress"  # of a run, the share of its steps that is done
-GROWS = ("losses", "seeds", "grid")  # may be extended later: finished runs stay what they are
+PROGRESS = "progress"  # of a run, the share of its steps that are done
+GROWS = ("losses", "seeds", "grid")  # may be extended later, because finished runs stay valid
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Run:
 
     Attributes:
         loss: name.
-        seed: of the weights, the order of the rows and whatever else is drawn.
-        kwargs: of the loss, all that are not its defaults.
-        point: of the grid, `{}` for the settings that all losses share.
+        seed: of the weights, the order of the rows and everything else that is random.
+        kwargs: of the loss, those that differ from its defaults.
+        point: of the grid, `{}` for the setting that all losses share.
     """
 
     loss: str
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def setting(self) -> str:
-        """The loss, and where on the grid."""
+        """The loss and its point of the grid."""
         return "-".join([self.loss, *(f"{key}={value:g}" for key, value in self.point.items())])
 
     @property
@@ -55,7 +55,7 @@ class Plan:
         seeds: at least one.
         grid: parameter -> values.
         flags: of the task's script, the same for every run.
-        hold_out_test: share of the validation data that becomes test data where there is none.
+        hold_out_test: share of the validation data that becomes test data if there is none.
         accelerate_config: of `accelerate launch`, or `None`.
     """
 
@@ -68,7 +68,7 @@ class Plan:
     accelerate_config: str | None = None
 
     def runs(self) -> list[Run]:
-        """Every run once, seed by seed, so that what an interruption leaves compares."""
+        """Every run once, seed by seed, so that finished runs can be compared after an interruption."""
         found: dict[tuple[str, int, str], Run] = {}
         for seed, (loss, kwargs) in product(self.seeds, self.losses.items()):
             for point in ({}, *grid_points(loss, self.grid)):
@@ -84,26 +84,26 @@ def share_strength(
     schedule: str | None,
     own: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-    """The same alpha and the same schedule for every loss that has an alpha.
+    """Give every loss that has an alpha the same alpha and the same schedule.
 
     Args:
         losses: registered names, or sums of them.
-        alpha: of them all.
-        alpha_end: where alpha moves to, `None` for a constant one.
-        schedule: of that, by default the loss's own (linear).
-        own: loss -> what is told otherwise for it. An own alpha is constant, unless an end is given too.
+        alpha: of all of them.
+        alpha_end: alpha at the end of training, `None` for a constant one.
+        schedule: how alpha moves. Default: the loss's own (linear).
+        own: loss -> its own parameters, which take precedence. Its own alpha is constant unless its end is given too.
 
     Returns:
         loss -> keyword arguments of `create_loss`.
 
     Raises:
-        ValueError, TypeError: an unknown loss or parameter, a loss named twice, a value out of bounds.
+        ValueError, TypeError: an unknown loss or parameter, a loss named twice, a value out of range.
     """
     if not losses or len(set(losses)) < len(losses):
-        raise ValueError(f"losses must be one or more different names, got {','.join(losses)!r}")
+        raise ValueError(f"losses must be one or more distinct names, comma-separated, got {','.join(losses)!r}")
     for name in own:
         if name not in losses:
-            raise ValueError(f"loss_kwargs: {name!r} is not one of the losses that are compared ({', '.join(losses)})")
+            raise ValueError(f"loss_kwargs: {name!r} is not one of the compared losses ({', '.join(losses)})")
     found = {}
     for loss in losses:
         spec = get_spec(loss)
@@ -121,23 +121,24 @@ def share_strength(
 
 
 def alphas(loss: str) -> list[str]:
-    """Parameters of a loss, or of a sum of losses, that are an alpha."""
+    """The alphas among the parameters of a loss, or of a sum of losses."""
     return [parameter for parameter in get_spec(loss).parameters if parameter.rpartition(".")[2] == "alpha"]
 
 
 def grid_points(loss: str, grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
-    """Every combination of the parameters that a loss has; none for a loss without any of them."""
-    keys = [key for key in grid if _named(loss, key)]
-    return [dict(zip(keys, values, strict=True)) for values in product(*(grid[key] for key in keys))] if keys else []
+    """Every combination of values of the parameters that a loss has; none for a loss without any of them."""
+    keys = [key for key in grid if _parameters(loss, key)]
+    if not keys:
+        return []
+    return [dict(zip(keys, values, strict=True)) for values in product(*(grid[key] for key in keys))]
 
 
 def at_point(loss: str, kwargs: Mapping[str, Any], point: Mapping[str, float]) -> dict[str, Any]:
-    """The keyword arguments at a point of the grid. A parameter that moves keeps the shape of its schedule: its end is
-    moved by the same factor."""
+    """The keyword arguments at a point of the grid. The end of a parameter that moves changes by the same factor."""
     found = dict(kwargs)
     defaults = get_spec(loss).defaults
     for key, value in point.items():
-        for parameter in _named(loss, key):
+        for parameter in _parameters(loss, key):
             now, end = (found.get(name, defaults[name]) for name in (parameter, f"{parameter}_end"))
             found[parameter] = value
             if end is not None:
@@ -147,17 +148,18 @@ def at_point(loss: str, kwargs: Mapping[str, Any], point: Mapping[str, float]) -
 
 def check_grid(losses: Mapping[str, Mapping[str, Any]], grid: Mapping[str, Sequence[float]]) -> None:
     """Raises:
-    ValueError, TypeError: a parameter that none of the losses has, or a value out of bounds.
+    ValueError, TypeError: a parameter that none of the losses has, or a value out of range.
     """
     for key in grid:
-        if not any(_named(loss, key) for loss in losses):
+        if not any(_parameters(loss, key) for loss in losses):
             raise ValueError(f"grid: none of the losses {', '.join(losses)} has a parameter {key!r}")
     for loss, kwargs in losses.items():
         for point in grid_points(loss, grid):
             get_spec(loss).resolve(at_point(loss, kwargs, point))
 
 
-def _named(loss: str, key: str) -> list[str]:
+def _parameters(loss: str, key: str) -> list[str]:
+    """The parameters of a loss that a key names: of a sum of losses, with or without the name of a loss in it."""
     return [parameter for parameter in get_spec(loss).parameters if key in (parameter, parameter.rpartition(".")[2])]
 
 
@@ -173,10 +175,10 @@ def is_finished(folder: Path, run: Run) -> bool:
 
 
 def keep_plan(folder: Path, plan: Plan) -> None:
-    """Write the plan, unless the folder holds something else. A comparison of which nothing is finished is nothing.
+    """Write the plan, unless the folder holds other files. A comparison without a finished run is overwritten.
 
     Raises:
-        FileExistsError: the folder holds another comparison, or other files.
+        FileExistsError: the folder holds a comparison with other settings, or other files.
         OSError: it cannot be written to.
     """
     path = folder / PLAN
@@ -185,29 +187,31 @@ def keep_plan(folder: Path, plan: Plan) -> None:
         differing = _differences(before, plan)
         if differing and any(is_finished(folder, run) for run in before.runs()):
             raise FileExistsError(
-                f"output_dir: {str(folder)!r} holds a comparison with other settings: {'; '.join(differing)}. Repeat its "
-                "settings (losses, seeds and grid may be added to), or name another folder"
+                f"output_dir: {str(folder)!r} contains a comparison with other settings: {'; '.join(differing)}. Repeat its "
+                "settings (losses, seeds and grid may grow), or name another folder"
             )
     elif folder.is_dir() and any(name != ".lock" for name in os.listdir(folder)):
-        raise FileExistsError(f"output_dir: {str(folder)!r} is not empty and holds no comparison; name another folder")
+        raise FileExistsError(
+            f"output_dir: {str(folder)!r} is not empty and does not contain a comparison; name another folder"
+        )
     write_json(path, asdict(plan))
 
 
 def load_plan(folder: Path) -> Plan:
     """Raises:
-    FileNotFoundError: the folder holds no comparison.
+    FileNotFoundError: the folder does not contain a comparison.
     ValueError: its plan cannot be read.
     """
     path = folder / PLAN
     if not path.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no comparison: it has no {PLAN}")
+        raise FileNotFoundError(f"{str(folder)!r} does not contain a comparison: {PLAN} is missing")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         found["seeds"], found["flags"] = tuple(found["seeds"]), tuple(found["flags"])
         found["grid"] = {key: tuple(values) for key, values in found["grid"].items()}
         return Plan(**found)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(path)!r} is not the plan of a comparison: {error}") from error
+        raise ValueError(f"{str(path)!r} cannot be read as the plan of a comparison: {error}") from error
 
 
 def _differences(before: Plan, now: Plan) -> list[str]:
@@ -215,7 +219,7 @@ def _differences(before: Plan, now: Plan) -> list[str]:
     for name in (name for name in asdict(now) if name not in GROWS):
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
-            found.append(f"{name} was {_shown(old)}, now {_shown(new)}")
+            found.append(f"{name} was {_as_text(old)}, now {_as_text(new)}")
     for loss, kwargs in before.losses.items():
         if loss not in now.losses:
             found.append(f"losses had {loss}")
@@ -231,5 +235,5 @@ def _differences(before: Plan, now: Plan) -> list[str]:
     return found
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return " ".join(value) or "none" if isinstance(value, tuple) else repr(value)

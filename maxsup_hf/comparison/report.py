@@ -1,4 +1,4 @@
-"""`report.html` of a comparison, from `comparison.json` alone."""
+"""`report.html` of a comparison, made from the content of `comparison.json` alone."""
 
 from __future__ import annotations
 
@@ -12,31 +12,36 @@ import numpy as np
 
 from maxsup_hf.analysis import figures
 from maxsup_hf.analysis.report import Picture, Section, write_report
+from maxsup_hf.analysis.style import loss_order, save
 from maxsup_hf.comparison import tables
-from maxsup_hf.comparison.results import HIGHER
 from maxsup_hf.losses import get_spec
-from maxsup_hf.metrics import ReliabilityCurve
+from maxsup_hf.metrics import ReliabilityCurve, get_metric
 from maxsup_hf.output.tables import Table
 
 REPORT = "report.html"
-CURVES = {  # as the Trainer logs them
-    "train_cross_entropy": "cross-entropy in training",
-    "train_penalty": "penalty in training",
-    "eval_loss": "cross-entropy on validation data",
-    "eval_accuracy": "accuracy on validation data",
-    "eval_ece": "ECE on validation data",
-    "feature_within": "within-class variation on validation data",
-    "feature_r2": "separability R² on validation data",
-}
+PARTS_OF_LOSS = {"train_cross_entropy": "cross-entropy in training", "train_penalty": "penalty in training"}
 OF_A_RUN = ("command", "kwargs", "model", "dataset", "rows", "hyperparameters", "devices", "processes", "versions",
             "train_seconds", "initial_weights", "batches", "batch_count", "metrics")  # fmt: skip
+ARROWS = (
+    "↑ and ↓ point to the better end. Metrics without an arrow describe the model: within-class variation and R² of its "
+    "features, margins, confidences."
+)
+CALIBRATION = (
+    "On the dotted diagonal a model is right as often as its confidence says. Within-class variation is 1 − ‖mean "
+    "direction‖²: 0 if all features of a class point the same way, as they do when features have collapsed."
+)
+CHECKED = (
+    "Each run recorded a fingerprint of its weights before the first step, and of its batches: the labels of all batches, "
+    "and all inputs of the first hundred. Within a seed these must agree for all losses, or the comparison ends with an "
+    "error. All models are evaluated by the same code on the same rows, with plain cross-entropy."
+)
 
 
 def write(found: Mapping[str, Any], folder: Path) -> Path:
-    """Draw the figures into `folder/figures`, and write the report that holds them.
+    """Draw the figures into `folder/figures` and write the report, which contains them.
 
     Args:
-        found: as in `comparison.json`.
+        found: the content of `comparison.json`.
     """
     drawing = folder / "figures"
     finished = [run for run in found["runs"] if run["state"] == "finished"]
@@ -49,7 +54,7 @@ def write(found: Mapping[str, Any], folder: Path) -> Path:
             _measured(shared, found["losses"], drawing),
             _fairness(found),
             _differences(found),
-            Section("All metrics", [f"On the {_data(found)}. {MEANING}"], [tables.all_metrics_table(found, "shared")]),
+            Section("All metrics", [f"On the {_data(found)}. {ARROWS}"], [tables.all_metrics_table(found, "shared")]),
         ]
     sections.append(_runs(found))
     return write_report(
@@ -59,12 +64,6 @@ def write(found: Mapping[str, Any], folder: Path) -> Path:
         summary=[_summary(found, len(finished))],
         notes=tables.notes(found),
     )
-
-
-MEANING = (
-    "↑ and ↓ say which end is better. What has no arrow describes the model: within-class variation and R² of its features, "
-    "margins and confidences."
-)
 
 
 def _summary(found: Mapping[str, Any], finished: int) -> str:
@@ -88,69 +87,81 @@ def _results(found: Mapping[str, Any], drawing: Path) -> list[Section]:
     shared = tables.results_table(found, "shared")
     sections = []
     if shared is not None:
-        held = ""
+        held_out = ""
         if found["hold_out_test"] and found["split"] == "test":
-            held = " Where the data have no test rows, a fixed share of the validation rows was set apart as such."
-        text = [f"On the {_data(found)}.{held} {tables.test_note(found)}"]
-        pictures = _spreads(found, "shared", drawing)
-        sections.append(Section("Same strength for all losses", text, [shared], pictures))
+            held_out = " If the data have no test rows, a fixed share of the validation rows serves as test data."
+        text = [f"On the {_data(found)}.{held_out} {tables.test_note(found)}"]
+        sections.append(Section(tables.TITLES["shared"], text, [shared], _spreads(found, "shared", drawing)))
     chosen = tables.results_table(found, "chosen")
     if chosen is not None:
         pictures = [*_over_grid(found, drawing), *_spreads(found, "chosen", drawing)]
-        sections.append(Section("Each loss at its own best", [tables.chosen_note(found)], [chosen], pictures))
+        sections.append(Section(tables.TITLES["chosen"], [tables.chosen_note(found)], [chosen], pictures))
     return sections
 
 
 def _spreads(found: Mapping[str, Any], which: str, drawing: Path) -> list[Picture]:
+    """A figure of each main metric: every run, and mean and standard deviation."""
     pictures = []
-    for metric in tables.shown(found["tables"][which]):
-        of = found["tables"][which][metric]
-        values = {loss: [_number(v) for v in seeds.values()] for loss, seeds in of["values"].items()}
-        name = tables.metric_name(metric, of["higher_is_better"])
-        path = figures.save(figures.spread(values, name), drawing, f"{which}-{metric}")
-        pictures.append(Picture(path, f"{name}: each run (open), and mean ± standard deviation over seeds (filled)"))
+    for metric in tables.main_metrics(found["tables"][which]):
+        by_loss = found["tables"][which][metric]["values"]
+        values = {loss: [_as_float(value) for value in by_seed.values()] for loss, by_seed in by_loss.items()}
+        heading = get_metric(metric).heading
+        path = save(figures.spread(values, heading), drawing, f"{which}-{metric}")
+        pictures.append(Picture(path, f"{heading}: each run (open), and mean ± standard deviation over seeds (filled)"))
     return pictures
 
 
 def _over_grid(found: Mapping[str, Any], drawing: Path) -> list[Picture]:
-    """Where the grid has one parameter: what was chosen by, against it."""
+    """For a grid of one parameter: the metric that settings were chosen by, against the parameter."""
     if len(found["grid"]) != 1:
         return []
     (key,) = found["grid"]
-    metric, values, losses = found["selected_by"], [], []
-    for loss, of in found["chosen"].items():
-        points = sorted(
-            (value, _number(candidate["mean"]))
-            for candidate in of["candidates"]
-            if (value := _at(loss, candidate["kwargs"], key)) is not None
-        )
+    curves, losses = [], []
+    for loss, choice in found["chosen"].items():
+        points = []
+        for candidate in choice["candidates"]:
+            value = _parameter(loss, candidate["kwargs"], key)
+            if value is not None:
+                points.append((value, _as_float(candidate["mean"])))
         if points:
-            values.append(tuple(np.array(points).T))
+            curves.append(tuple(np.array(sorted(points)).T))
             losses.append(loss)
-    if not values:
+    if not curves:
         return []
-    name = tables.metric_name(metric, HIGHER.get(metric))
-    drawn = figures.curves(values, losses, losses, (key, f"{name}, validation"))
-    return [Picture(figures.save(drawn, drawing, "grid"), f"{name} on the validation data, mean over seeds, by {key}")]
+    heading = get_metric(found["selected_by"]).heading
+    drawn = figures.curves(curves, losses, losses, (key, f"{heading}, validation"))
+    return [Picture(save(drawn, drawing, "grid"), f"{heading} on the validation data, mean over seeds, by {key}")]
 
 
-def _at(loss: str, kwargs: Mapping[str, Any], key: str) -> float | None:
+def _parameter(loss: str, kwargs: Mapping[str, Any], key: str) -> float | None:
+    """The value of a parameter, which a sum of losses may have with a prefix; `None` for a loss without it."""
     parameter = next((name for name in get_spec(loss).parameters if key in (name, name.rpartition(".")[2])), None)
     return None if parameter is None else float(kwargs.get(parameter, get_spec(loss).defaults[parameter]))
 
 
+# ---- training ----
+
+
 def _over_training(runs: Sequence[Mapping[str, Any]], losses: Sequence[str], drawing: Path) -> Section:
     pictures = []
-    for key, label in CURVES.items():
-        lines = {loss: _mean_curve([run["history"] for run in runs if run["loss"] == loss], key) for loss in losses}
-        present = [loss for loss in figures.loss_order(losses) if len(lines[loss][0])]
-        flat = all(np.ptp(lines[loss][1]) == 0 for loss in present)
-        if max((len(lines[loss][0]) for loss in present), default=0) < 2 or flat:
+    for key, label in _logged(runs).items():
+        curves = {loss: _mean_curve([run["history"] for run in runs if run["loss"] == loss], key) for loss in losses}
+        present = [loss for loss in loss_order(losses) if len(curves[loss][0])]
+        is_flat = all(np.ptp(curves[loss][1]) == 0 for loss in present)
+        if max((len(curves[loss][0]) for loss in present), default=0) < 2 or is_flat:
             continue
-        drawn = figures.curves([lines[loss] for loss in present], present, present, ("step", label))
-        pictures.append(Picture(figures.save(drawn, drawing, f"training-{key}"), f"{label.capitalize()}, mean over seeds"))
-    text = ["The penalty is that of the loss in question; cross-entropy is plain for all."] if pictures else []
+        drawn = figures.curves([curves[loss] for loss in present], present, present, ("step", label))
+        pictures.append(Picture(save(drawn, drawing, f"training-{key}"), f"{label}, mean over seeds"))
+    text = ["The penalty is that of each loss; the cross-entropy is plain for all losses."] if pictures else []
     return Section("During training", text, figures=pictures)
+
+
+def _logged(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Key of the log -> label, of what may be drawn over training: parts of the loss, and main metrics of evaluations."""
+    keys = {key for run in runs for entry in run["history"] for key in entry}
+    of_validation = {key.removeprefix("eval_"): key for key in keys if key.startswith(("eval_", "feature_"))}
+    metrics = {of_validation[name]: get_metric(name).label for name in tables.main_metrics(of_validation)}
+    return PARTS_OF_LOSS | {key: f"{label} on validation data" for key, label in metrics.items()}
 
 
 def _mean_curve(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -160,37 +171,29 @@ def _mean_curve(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> t
     return np.array(steps), np.array([np.mean([log[step] for log in logs]) for step in steps])
 
 
+# ---- calibration and features ----
+
+
 def _measured(runs: Sequence[Mapping[str, Any]], losses: Sequence[str], drawing: Path) -> Section:
     title = "Calibration and features"
     reasons = sorted({run["not_measured"] for run in runs if run.get("not_measured")})
     measured = {loss: [run["measured"] for run in runs if run["loss"] == loss and run["measured"]] for loss in losses}
-    present = [loss for loss in figures.loss_order(losses) if measured[loss]]
+    present = [loss for loss in loss_order(losses) if measured[loss]]
     if not present:
         return Section(title, [f"Not measured: {reason}." for reason in reasons])
     classes = next(run["classes"] for run in runs if run["measured"])
-    pooled = [pool([of["curve"] for of in measured[loss]]) for loss in present]
-    within = [
-        np.mean([np.array(of["geometry"]["d_within_per_class"], dtype=float) for of in measured[loss]], axis=0)
-        for loss in present
+    pooled = [pool([run["curve"] for run in measured[loss]]) for loss in present]
+    within = []
+    for loss in present:
+        of_runs = [np.array(run["geometry"]["d_within_per_class"], dtype=float) for run in measured[loss]]
+        within.append(np.mean(of_runs, axis=0))
+    reliability = save(figures.reliability(pooled, present, present), drawing, "reliability")
+    within_class = save(figures.within_class(within, present, present, classes), drawing, "within_class")
+    pictures = [
+        Picture(reliability, "Reliability diagram, rows of all seeds together"),
+        Picture(within_class, "Within-class variation of each class, mean over seeds: how far its features spread"),
     ]
-    drawn = {
-        "reliability": (
-            figures.reliability(pooled, present, present),
-            "Reliability diagram, the rows of all seeds together",
-        ),
-        "within_class": (
-            figures.within_class(within, present, present, classes),
-            "Within-class variation of each class, mean over seeds: how far its features spread",
-        ),
-    }
-    pictures = [Picture(figures.save(fig, drawing, name), caption) for name, (fig, caption) in drawn.items()]
     return Section(title, [CALIBRATION], figures=pictures)
-
-
-CALIBRATION = (
-    "On the dotted diagonal a model is right as often as it says. Within-class variation is 1 − ‖mean direction‖²: 0 where "
-    "all rows of a class point the same way, as they do when features have collapsed."
-)
 
 
 def pool(curves: Sequence[Mapping[str, Any]]) -> ReliabilityCurve:
@@ -210,52 +213,43 @@ def pool(curves: Sequence[Mapping[str, Any]]) -> ReliabilityCurve:
     return ReliabilityCurve(edges, total, mean("confidence"), mean("accuracy"))
 
 
-# ---- what was checked, and the runs ----
+# ---- checks and runs ----
 
 
 def _fairness(found: Mapping[str, Any]) -> Section:
     rows = [
-        [seed, str(of["runs"]), of["initial_weights"][:12], f"{of['batch_count']:,}", of["batches"][:12]]
-        for seed, of in found["fairness"]["seeds"].items()
+        [seed, str(same["runs"]), same["initial_weights"][:12], f"{same['batch_count']:,}", same["batches"][:12]]
+        for seed, same in found["fairness"]["seeds"].items()
     ]
     table = Table(["seed", "runs", "initial weights", "batches", "order and rows"], rows, "Fingerprints")
-    return Section("The same for all", [CHECKED, *tables.fairness_lines(found)], [table] if rows else [])
-
-
-CHECKED = (
-    "Each run left a fingerprint of its weights before the first step, and of the batches that it was trained on: the "
-    "labels of all of them, and all inputs of the first hundred. Within a seed they must agree over all losses, or the "
-    "comparison ends with an error. All models are evaluated by the same code on the same rows, by plain cross-entropy."
-)
+    return Section("The same for all losses", [CHECKED, *tables.fairness_lines(found)], [table] if rows else [])
 
 
 def _differences(found: Mapping[str, Any]) -> Section:
     metrics = found["tables"]["shared"]
-    chosen = [metric for metric in tables.shown(metrics) if metrics[metric]["differences"]]
-    text = [f"Paired by seed. Two-sided {tables.TESTS[found['test']]}; p (Holm) is corrected for all pairs of a metric."]
+    compared = [metric for metric in tables.main_metrics(metrics) if metrics[metric]["differences"]]
+    test = tables.TESTS[found["test"]]
+    text = [f"Paired by seed. Two-sided {test}; p (Holm) is corrected for all pairs of losses in a metric."]
     return Section(
         "Differences between losses",
-        text if chosen else [],
-        [tables.differences_table(found, "shared", metric) for metric in chosen],
+        text if compared else [],
+        [tables.differences_table(found, "shared", metric) for metric in compared],
     )
 
 
 def _runs(found: Mapping[str, Any]) -> Section:
-    key = found.get("selected_by", "loss")
+    selected_by = found.get("selected_by", "loss")
     rows = []
     for run in found["runs"]:
-        metrics = run.get("metrics", {}).get(found["split"] or "eval", {})
-        value = metrics.get(key)
         seconds = run.get("train_seconds")
-        rows.append(
-            [
-                run["name"],
-                run["state"],
-                "–" if seconds is None else f"{seconds:.1f}",
-                "–" if value is None else f"{value:.4f}",
-            ]
-        )
-    table = Table(["run", "state", "seconds of training", tables.metric_name(key, HIGHER.get(key))], rows)
+        value = run.get("metrics", {}).get(found["split"] or "eval", {}).get(selected_by)
+        rows.append([
+            run["name"],
+            run["state"],
+            "–" if seconds is None else f"{seconds:.1f}",
+            "–" if value is None else f"{value:.4f}",
+        ])  # fmt: skip
+    table = Table(["run", "state", "seconds of training", get_metric(selected_by).heading], rows)
     files = {
         run["name"]: json.dumps({name: run[name] for name in OF_A_RUN if name in run}, indent=1, ensure_ascii=False)
         for run in found["runs"]
@@ -264,5 +258,6 @@ def _runs(found: Mapping[str, Any]) -> Section:
     return Section("Runs", ["Command, settings, versions and metrics of each run unfold below."], [table], files=files)
 
 
-def _number(value: float | None) -> float:
+def _as_float(value: float | None) -> float:
+    """A value of `comparison.json`, where NaN is `None`."""
     return math.nan if value is None else float(value)

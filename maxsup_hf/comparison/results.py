@@ -1,4 +1,4 @@
-"""From the folders of the runs to `comparison.json`: everything that tables and figures are made of."""
+"""Collect what finished runs left into `comparison.json`, which all tables and figures are made of."""
 
 from __future__ import annotations
 
@@ -11,39 +11,30 @@ from typing import Any
 
 from maxsup_hf.comparison import statistics
 from maxsup_hf.comparison.plan import DETAILS, Plan, Run, alphas, run_folder
+from maxsup_hf.metrics import get_metric
+from maxsup_hf.metrics._records import ranked
+from maxsup_hf.metrics.geometry import feature_metric
 from maxsup_hf.output.files import plain
 
 COMPARISON = "comparison.json"
-# What is better: True for more. Metrics that are not listed describe, and none is best.
-HIGHER = {
-    **dict.fromkeys(("mean_iou", "pixel_accuracy", "f1", "precision", "recall", "exact_match", "chrf", "bleu"), True),
-    **dict.fromkeys(("loss", "nll", "perplexity", "brier", "ece", "adaptive_ece", "classwise_ece", "mce"), False),
-    "accuracy": True,
-    "error_auroc": True,
-}  # fmt: skip
-SELECTED_BY = ("mean_iou", "f1", "chrf", "accuracy", "loss")  # the first of them that a task has
-SHOWN = (
-    "mean_iou", "pixel_accuracy", "f1", "exact_match", "chrf", "bleu", "accuracy", "loss", "perplexity", "nll", "brier",
-    "ece", "confidence_when_wrong", "feature_within", "feature_r2",
-)  # fmt: skip
 CLOCKS = ("runtime", "samples_per_second", "steps_per_second", "samples", "jit_compilation_time", "model_preparation_time")
 
 Values = dict[str, dict[int, float]]  # loss -> seed -> value
 
 
 class UnfairError(RuntimeError):
-    """Runs that were to be alike were not."""
+    """Runs that had to agree in weights, batches, versions or evaluation data did not."""
 
 
 def collect(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> dict[str, Any]:
-    """Read what the finished runs left.
+    """Read the results of the finished runs.
 
     Args:
-        failed: name -> why, of the runs that failed.
+        failed: name -> reason, of the runs that failed.
         test: one of `statistics.TESTS`.
 
     Returns:
-        Plain data, as in `comparison.json`; NaN is `None`.
+        The content of `comparison.json`; NaN is `None`.
     """
     runs = [_read(run, folder, failed) for run in plan.runs()]
     finished = [run for run in runs if run["state"] == "finished"]
@@ -57,13 +48,18 @@ def collect(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> d
         "level": statistics.LEVEL,
     }
     if finished:
-        found["selected_by"] = next((m for m in SELECTED_BY if m in finished[0]["metrics"]["eval"]), "loss")
+        found["selected_by"] = _selecting_metric(finished[0]["metrics"]["eval"])
         found["tables"] = {"shared": _table([run for run in finished if not run["point"]], found["split"], test)}
         if plan.grid:
             found["chosen"] = choose(runs, found["selected_by"])
-            best = [run for run in finished if _at(run) == found["chosen"].get(run["loss"], {}).get("setting")]
+            best = [run for run in finished if _setting(run) == found["chosen"].get(run["loss"], {}).get("setting")]
             found["tables"]["chosen"] = _table(best, found["split"], test)
     return plain(found)
+
+
+def _selecting_metric(metrics: Mapping[str, float]) -> str:
+    """The metric of the validation data that settings are chosen by."""
+    return next((name for name in ranked(metrics) if get_metric(name).higher_is_better is not None), "loss")
 
 
 def _read(run: Run, folder: Path, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -79,14 +75,14 @@ def _read(run: Run, folder: Path, failed: Mapping[str, str]) -> dict[str, Any]:
     details = json.loads((place / DETAILS).read_text(encoding="utf-8"))
     record = json.loads((place / "run.json").read_text(encoding="utf-8"))
     results = json.loads((place / "all_results.json").read_text(encoding="utf-8"))
-    geometry = {f"feature_{key.removeprefix('d_')}": value
-                for key, value in ((details["measured"] or {}).get("geometry") or {}).items()
-                if not isinstance(value, list)}  # fmt: skip
     metrics = {"eval": _metrics(results, "eval"), "test": _metrics(results, "test")}
-    for name in ("feature_within", "feature_r2"):  # as the callback logs them of the validation data
+    for name in ("feature_within", "feature_r2"):  # the callback logs those of the validation data without a prefix
         if name in results:
             metrics["eval"][name] = results[name]
-    metrics[details["split"]] |= geometry
+    geometry = (details["measured"] or {}).get("geometry") or {}
+    metrics[details["split"]] |= {
+        feature_metric(name): value for name, value in geometry.items() if not isinstance(value, list)
+    }
     about = {
         key: record[key]
         for key in ("model", "dataset", "hyperparameters", "devices", "versions", "command")
@@ -105,20 +101,20 @@ def _metrics(results: Mapping[str, Any], split: str) -> dict[str, float]:
     return {key: value for key, value in named.items() if key not in CLOCKS and isinstance(value, (int, float))}
 
 
-def _at(run: Mapping[str, Any]) -> str:
+def _setting(run: Mapping[str, Any]) -> str:
     return json.dumps(run["kwargs"], sort_keys=True)
 
 
-# ---- the same for all ----
+# ---- fairness ----
 
 
 def fairness(plan: Plan, finished: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is the same over the losses of each seed, and what is not.
+    """Check that the runs of each seed agree.
 
     Returns:
-        `seeds`: seed -> fingerprints of `initial_weights` and `batches`, and the number of `runs` that have them;
-        `mismatches`: sentences, empty if all is as it must be; `strength`: what the losses' parameters are;
-        `differing`: keyword arguments that the losses with an alpha do not share, told so by the user.
+        `seeds`: seed -> number of `runs`, `batch_count`, and fingerprints of `initial_weights` and `batches`;
+        `mismatches`: a sentence for each disagreement; `strength`: loss -> its alpha and schedule; `same_strength`: whether
+        all losses with an alpha share these.
     """
     seeds: dict[str, Any] = {}
     mismatches = []
@@ -127,18 +123,15 @@ def fairness(plan: Plan, finished: Sequence[Mapping[str, Any]]) -> dict[str, Any
         if not runs:
             continue
         seeds[str(seed)] = {"runs": len(runs), "batch_count": runs[0]["batch_count"]}
-        for what, words in (
-            ("initial_weights", "initial weights"),
-            ("batches", "batches, or the same in another order,"),
-        ):
-            seeds[str(seed)][what] = runs[0][what]
-            other = [run["name"] for run in runs if run[what] != runs[0][what]]
-            if other:
-                mismatches.append(f"seed {seed}: {', '.join(other)} had other {words} than {runs[0]['name']}")
-    for what in ("versions", "rows", "split", "processes"):
-        values = {json.dumps(run.get(what), sort_keys=True) for run in finished}
+        for key, differing in (("initial_weights", "initial weights"), ("batches", "batches or a different order of them")):
+            seeds[str(seed)][key] = runs[0][key]
+            others = [run["name"] for run in runs if run[key] != runs[0][key]]
+            if others:
+                mismatches.append(f"seed {seed}: {', '.join(others)} had different {differing} than {runs[0]['name']}")
+    for key in ("versions", "rows", "split", "processes"):
+        values = {json.dumps(run.get(key), sort_keys=True) for run in finished}
         if len(values) > 1:
-            mismatches.append(f"the runs differ in {what}: {' and '.join(sorted(values))}")
+            mismatches.append(f"the runs differ in {key}: {' and '.join(sorted(values))}")
     strengths = {json.dumps(_strength(loss, kwargs), sort_keys=True) for loss, kwargs in plan.losses.items() if alphas(loss)}
     return {
         "seeds": seeds,
@@ -154,25 +147,27 @@ def _strength(loss: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key.rpartition(".")[2]: value for key, value in kwargs.items() if key.rpartition(".")[2] in names}
 
 
-# ---- numbers ----
+# ---- statistics ----
 
 
 def _table(runs: Sequence[Mapping[str, Any]], split: str, test: str) -> dict[str, Any]:
     """metric -> `values` (loss -> seed -> value), `summary`, `differences` of all pairs, `best` and whether it is
-    `significant`."""
+    `significant`. Metrics that are columns of the results come first."""
     names = {name for run in runs for name in run["metrics"][split]}
+    columns = ranked(names)
     found = {}
-    for metric in (*(name for name in SHOWN if name in names), *sorted(names - set(SHOWN))):
+    for metric in (*columns, *sorted(names.difference(columns))):
         values: Values = {}
         for run in runs:
             value = run["metrics"][split].get(metric)
             values.setdefault(run["loss"], {})[run["seed"]] = math.nan if value is None else float(value)
         pairs = statistics.differences(values, test)
-        best = statistics.best(values, HIGHER[metric]) if metric in HIGHER else None
+        higher_is_better = get_metric(metric).higher_is_better
+        best = None if higher_is_better is None else statistics.best(values, higher_is_better)
         found[metric] = {
-            "higher_is_better": HIGHER.get(metric),
+            "higher_is_better": higher_is_better,
             "values": values,
-            "summary": {loss: statistics.summarise(of)._asdict() for loss, of in values.items()},
+            "summary": {loss: statistics.summarise(by_seed)._asdict() for loss, by_seed in values.items()},
             "differences": [{"first": a, "second": b, **d._asdict()} for (a, b), d in pairs.items()],
             "best": best,
             "significant": best is not None and statistics.stands_out(best, pairs),
@@ -181,36 +176,37 @@ def _table(runs: Sequence[Mapping[str, Any]], split: str, test: str) -> dict[str
 
 
 def choose(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[str, Any]]:
-    """Each loss's best setting by the mean of a metric over seeds, on validation data alone.
+    """Each loss's best setting by the mean of a metric over seeds, on validation data only.
 
-    Only settings whose runs have all finished are compared; of equally good ones the first of the grid is taken.
+    Only settings whose runs have all finished are considered; of equally good ones the first of the grid wins.
 
     Returns:
         loss -> `kwargs`, `point`, `setting`, and `candidates`: the mean and number of seeds at each setting.
     """
     by_setting: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for run in runs:
-        by_setting.setdefault(run["loss"], {}).setdefault(_at(run), []).append(run)
+        by_setting.setdefault(run["loss"], {}).setdefault(_setting(run), []).append(run)
+    better = max if get_metric(metric).higher_is_better else min
     found = {}
     for loss, settings in by_setting.items():
         candidates = []
-        for setting, of in settings.items():
-            values = {run["seed"]: run["metrics"]["eval"][metric] for run in of if run["state"] == "finished"}
+        for setting, of_setting in settings.items():
+            values = {run["seed"]: run["metrics"]["eval"][metric] for run in of_setting if run["state"] == "finished"}
             candidates.append({
-                "setting": setting, "kwargs": of[0]["kwargs"], "point": of[0]["point"],
-                **statistics.summarise(values)._asdict(), "whole": len(values) == len(of),
+                "setting": setting, "kwargs": of_setting[0]["kwargs"], "point": of_setting[0]["point"],
+                **statistics.summarise(values)._asdict(), "whole": len(values) == len(of_setting),
             })  # fmt: skip
-        whole = [candidate for candidate in candidates if candidate["whole"] and math.isfinite(candidate["mean"])]
-        if whole:
-            best = (max if HIGHER[metric] else min)(whole, key=lambda candidate: candidate["mean"])
+        complete = [candidate for candidate in candidates if candidate["whole"] and math.isfinite(candidate["mean"])]
+        if complete:
+            best = better(complete, key=lambda candidate: candidate["mean"])
             found[loss] = {key: best[key] for key in ("setting", "kwargs", "point")} | {"candidates": candidates}
     return found
 
 
 def check_fair(found: Mapping[str, Any]) -> None:
     """Raises:
-    UnfairError: see `fairness`.
+    UnfairError: `fairness` found mismatches.
     """
     mismatches = found["fairness"]["mismatches"]
     if mismatches:
-        raise UnfairError("the runs do not compare: " + "; ".join(mismatches))
+        raise UnfairError("the runs cannot be compared: " + "; ".join(mismatches))

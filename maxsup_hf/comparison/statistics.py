@@ -1,4 +1,4 @@
-"""Mean and standard deviation over seeds, and whether a paired difference over them is more than chance."""
+"""Mean and standard deviation over seeds, and paired significance tests of differences between losses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 TESTS = {"t": "paired t-test", "wilcoxon": "Wilcoxon signed-rank test"}
-FEWEST = {"t": 3, "wilcoxon": 6}  # with two pairs t has one degree of freedom; with five the least exact p is 0.0625
+FEWEST = {"t": 3, "wilcoxon": 6}  # two pairs leave t one degree of freedom; with five the smallest exact p is 0.0625
 LEVEL = 0.05
 
 
@@ -30,7 +30,7 @@ class Difference(NamedTuple):
         n: number of pairs.
         mean: of first − second.
         low, high: 95 % confidence interval of the mean by t; NaN for a single pair.
-        p: two-sided; NaN where there is no test: too few pairs, or all differences the same.
+        p: two-sided; NaN if there is no test, because there are too few pairs or all differences are equal.
         p_holm: corrected by Holm (1979) for all pairs of losses.
     """
 
@@ -43,7 +43,7 @@ class Difference(NamedTuple):
 
 
 def summarise(values: Mapping[int, float]) -> Summary:
-    """seed -> value, NaN left out."""
+    """Summary of seed -> value; NaN is left out."""
     found = np.array([v for v in values.values() if math.isfinite(v)])
     if not len(found):
         return Summary(0, math.nan, math.nan)
@@ -51,16 +51,16 @@ def summarise(values: Mapping[int, float]) -> Summary:
 
 
 def paired_p(differences: Sequence[float], test: str) -> float:
-    """Two-sided p of differences (n,) having no tendency; NaN with fewer of them than `FEWEST`, or none that varies."""
+    """Two-sided p of differences (n,) centred on 0; NaN for fewer than `FEWEST`, or if all are equal."""
     d = np.asarray(differences, dtype=np.float64)
-    # Differences that are all the same, as of accuracies on few rows, would make t infinite: no estimate of their spread.
+    # Equal differences, as happen with accuracies on few rows, have no estimate of their spread: t would be infinite.
     if len(d) < FEWEST[test] or np.ptp(d) <= 1e-12 * max(1e-300, float(np.abs(d).max())):
         return math.nan
     return float(stats.ttest_1samp(d, 0.0).pvalue if test == "t" else stats.wilcoxon(d).pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values corrected by Holm's step-down method (Holm 1979); NaN stays, but counts as one of the tests."""
+    """p-values corrected by Holm's step-down method (Holm 1979); NaN stays NaN, but counts as one of the tests."""
     corrected, most = [math.nan] * len(p), 0.0
     ordered = sorted((value, i) for i, value in enumerate(p) if not math.isnan(value))
     for rank, (value, i) in enumerate(ordered):
@@ -97,7 +97,7 @@ def _interval(d: Sequence[float]) -> tuple[float, float]:
 
 
 def best(values: Mapping[str, Mapping[int, float]], higher: bool) -> str | None:
-    """The loss with the best mean; `None` where there are none, or two are equally good."""
+    """The loss with the best mean; `None` if there is none, or several are equally good."""
     means = {loss: summarise(of).mean for loss, of in values.items()}
     finite = {loss: mean for loss, mean in means.items() if math.isfinite(mean)}
     if not finite:
@@ -107,6 +107,6 @@ def best(values: Mapping[str, Mapping[int, float]], higher: bool) -> str | None:
 
 
 def stands_out(loss: str, pairs: Mapping[tuple[str, str], Difference]) -> bool:
-    """Whether a loss differs significantly from each other one."""
+    """Whether a loss differs significantly from every other one."""
     own = [difference for pair, difference in pairs.items() if loss in pair]
     return bool(own) and all(difference.p_holm < LEVEL for difference in own)

@@ -1,209 +1,233 @@
-"""The tables of a comparison, as cells that both Markdown and the report are written from."""
+"""The tables and sentences of a comparison, which both `table.md` and the report are made of.
+
+`found` is always the content of `comparison.json`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from maxsup_hf.comparison.results import SHOWN
 from maxsup_hf.comparison.statistics import FEWEST, TESTS
+from maxsup_hf.metrics import get_metric
+from maxsup_hf.metrics._records import ranked
 from maxsup_hf.output.tables import Table
 from maxsup_hf.output.tables import markdown as as_markdown
 
-NAMES = {
-    "mean_iou": "mean IoU", "f1": "F1", "exact_match": "exact match", "chrf": "chrF", "bleu": "BLEU", "nll": "NLL",
-    "brier": "Brier", "ece": "ECE", "mce": "MCE", "adaptive_ece": "adaptive ECE", "classwise_ece": "class-wise ECE",
-    "feature_within": "within-class variation", "feature_r2": "R²", "error_auroc": "AUROC of errors",
-}  # fmt: skip
 SPLITS = {"test": "test data", "eval": "validation data"}
+TITLES = {"shared": "Same strength for all losses", "chosen": "Each loss at its own best"}
 
 
-def metric_name(metric: str, higher: bool | None = None) -> str:
-    """As a column is headed; the arrow says what is better."""
-    name = NAMES.get(metric, metric.replace("_", " "))
-    return name if higher is None else f"{name} {'↑' if higher else '↓'}"
+def main_metrics(names: Iterable[str]) -> list[str]:
+    """Those of some metrics that are columns of the results, in order. The evaluation loss is left out beside the NLL, which
+    it equals."""
+    columns = ranked(names)
+    return [name for name in columns if not (name == "loss" and "nll" in columns)]
 
 
-def shown(metrics: Mapping[str, Any]) -> list[str]:
-    """The main metrics. Where there is the NLL, the evaluation loss is the same."""
-    return [metric for metric in SHOWN if metric in metrics and not (metric == "loss" and "nll" in metrics)]
+# ---- tables ----
 
 
 def results_table(found: Mapping[str, Any], which: str) -> Table | None:
-    """Mean ± standard deviation of the main metrics, a row for each loss; bold where the best stands out.
+    """Mean ± standard deviation of the main metrics, a row for each loss; a mean that is significantly the best is bold.
 
     Args:
-        found: as in `comparison.json`.
         which: `"shared"` or `"chosen"`.
     """
     metrics = found.get("tables", {}).get(which)
     if not metrics:
         return None
-    chosen = shown(metrics)
-    losses = [loss for loss in found["losses"] if any(loss in metrics[metric]["values"] for metric in chosen)]
-    bold = {
-        (row, column)
-        for column, metric in enumerate(chosen, 1)
-        for row, loss in enumerate(losses)
-        if metrics[metric]["significant"] and metrics[metric]["best"] == loss
-    }
-    rows = [
-        [_label(loss, found, which), *(_cell(metrics[metric]["summary"].get(loss)) for metric in chosen)] for loss in losses
-    ]
-    header = ["loss", *(metric_name(metric, metrics[metric]["higher_is_better"]) for metric in chosen)]
-    return Table(header, rows, bold=bold)
+    columns = main_metrics(metrics)
+    losses = [loss for loss in found["losses"] if any(loss in metrics[metric]["values"] for metric in columns)]
+    rows = []
+    for loss in losses:
+        cells = [_mean_and_deviation(metrics[metric]["summary"].get(loss)) for metric in columns]
+        rows.append([_label(loss, found, which), *cells])
+    bold = set()
+    for column, metric in enumerate(columns, 1):
+        if metrics[metric]["significant"]:
+            bold.add((losses.index(metrics[metric]["best"]), column))
+    return Table(["loss", *(get_metric(metric).heading for metric in columns)], rows, bold=bold)
 
 
 def all_metrics_table(found: Mapping[str, Any], which: str) -> Table:
-    """Every metric, a row for each and a column for each loss."""
-    metrics = found["tables"][which]
+    """Every metric: a row for each metric, a column for each loss."""
     losses = list(found["losses"])
     rows, bold = [], set()
-    for i, (metric, of) in enumerate(metrics.items()):
-        rows.append([metric_name(metric, of["higher_is_better"]), *(_cell(of["summary"].get(loss)) for loss in losses)])
-        if of["significant"]:
-            bold.add((i, 1 + losses.index(of["best"])))
+    for i, (metric, values) in enumerate(found["tables"][which].items()):
+        cells = [_mean_and_deviation(values["summary"].get(loss)) for loss in losses]
+        rows.append([get_metric(metric).heading, *cells])
+        if values["significant"]:
+            bold.add((i, 1 + losses.index(values["best"])))
     return Table(["metric", *losses], rows, bold=bold)
 
 
 def differences_table(found: Mapping[str, Any], which: str, metric: str) -> Table:
-    """Every pair of losses: mean difference, its confidence interval, p and p after Holm."""
+    """Every pair of losses: mean difference, its confidence interval, p, and p corrected by Holm."""
     rows = []
     for d in found["tables"][which][metric]["differences"]:
         interval = "" if d["low"] is None else f"[{d['low']:+.4f}, {d['high']:+.4f}]"
         mean = "" if d["mean"] is None else f"{d['mean']:+.4f}"
-        rows.append([f"{d['first']} − {d['second']}", str(d["n"]), mean, interval, _p(d["p"]), _p(d["p_holm"])])
+        rows.append([f"{d['first']} − {d['second']}", str(d["n"]), mean, interval, _p_value(d["p"]), _p_value(d["p_holm"])])
     header = ["difference", "seeds", "mean", "95 % interval", "p", "p (Holm)"]
-    return Table(header, rows, caption=metric_name(metric))
+    return Table(header, rows, caption=get_metric(metric).label)
+
+
+# ---- sentences ----
 
 
 def test_note(found: Mapping[str, Any]) -> str:
-    """Which test was made, or why none."""
-    test, seeds = found["test"], len(found["seeds"])
-    name, fewest = TESTS[test], FEWEST[test]
+    """Which significance test was made, or why there is none."""
+    seeds = len(found["seeds"])
+    name, fewest = TESTS[found["test"]], FEWEST[found["test"]]
     if seeds < fewest:
+        few = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
         return (
-            f"{seeds} seed{'s' * (seeds > 1)} {'is' if seeds == 1 else 'are'} too few for a test (the {name} needs at least "
-            f"{fewest} here): nothing is bold, and no difference between losses is shown to be more than chance."
+            f"{few} too few for a significance test (the {name} needs at least {fewest}): nothing is bold, and any "
+            "difference between losses may be due to chance."
         )
-    return (
-        f"Mean ± standard deviation over {seeds} seeds. Bold: the best mean, where it differs from that of every other loss "
-        f"by a two-sided {name} over the seeds, p < {found['level']:g} after Holm's correction for all pairs of losses. "
-        "Where nothing is bold in a column, no loss was shown to be the best one."
-        + (" With so few seeds only large and steady differences can be significant." if seeds < 6 else "")
+    note = (
+        f"Mean ± standard deviation over {seeds} seeds. Bold: the best mean, if it differs from that of every other loss "
+        f"(two-sided {name} over the seeds, p < {found['level']:g} after Holm's correction for all pairs of losses). In a "
+        "column without bold, no loss is significantly better than all others."
     )
-
-
-def markdown(found: Mapping[str, Any]) -> str:
-    """`table.md`."""
-    rows = found["split"] and next(
-        (run["rows"].get(found["split"]) for run in found["runs"] if run["state"] == "finished"), None
-    )
-    lines = [f"# {found['task']}: {', '.join(found['losses'])}", ""]
-    lines += [f"**{note}**\n" for note in notes(found)]
-    for which, title in (("shared", "Same strength for all losses"), ("chosen", "Each loss at its own best")):
-        table = results_table(found, which)
-        if table is not None:
-            where = f"{SPLITS[found['split']]}{f', {rows:,} rows' if rows else ''}"
-            lines += [f"## {title} ({where})", "", as_markdown(table), ""]
-            if which == "chosen":
-                lines += [chosen_note(found), ""]
-    lines += [test_note(found), "", *(f"{line}\n" for line in fairness_lines(found))]
-    return "\n".join(lines).rstrip() + "\n"
+    if seeds < 6:
+        note += " With so few seeds, only large and consistent differences can be significant."
+    return note
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
-    """What a reader must not miss: failed and missing runs, and runs that do not compare."""
-    lines = [f"These runs do not compare: {text}." for text in found["fairness"]["mismatches"]]
+    """What a reader must not miss: failed and missing runs, and runs that cannot be compared."""
+    lines = [f"These runs cannot be compared: {mismatch}." for mismatch in found["fairness"]["mismatches"]]
     for run in found["runs"]:
         if run["state"] == "failed":
             lines.append(f"The run {run['name']} failed: {run['reason']}.")
     missing = [run["name"] for run in found["runs"] if run["state"] == "missing"]
     if missing:
-        lines.append(f"{len(missing)} of {len(found['runs'])} runs are not finished: {', '.join(missing)}.")
+        lines.append(f"{len(missing)} of {len(found['runs'])} runs have not finished: {', '.join(missing)}.")
     return lines
 
 
 def fairness_lines(found: Mapping[str, Any]) -> list[str]:
-    """What was checked to be the same for all, and with which strength each loss was trained."""
-    fair = found["fairness"]
-    lines = []
-    for seed, of in fair["seeds"].items():
-        if fair["mismatches"]:
-            break
-        lines.append(
-            f"Seed {seed}: {of['runs']} runs began with the same weights (fingerprint {of['initial_weights'][:8]}) and saw "
-            f"the same {of['batch_count']:,} batches in the same order ({of['batches'][:8]})."
-        )
-    with_alpha = {loss: strength for loss, strength in fair["strength"].items() if strength}
-    described = "; ".join(f"{loss} {_strength(strength)}" for loss, strength in with_alpha.items())
-    if len(with_alpha) > 1 and fair["same_strength"]:
-        lines.append(
-            f"Losses with an α have the same α and the same schedule: {_strength(next(iter(with_alpha.values())))}."
-        )
-    elif described:
-        told = " Not the same for all, as it was asked for." if len(with_alpha) > 1 else ""
-        lines.append(f"Strength: {described}.{told}")
-    others = {
-        loss: {key: value for key, value in kwargs.items() if key.rpartition(".")[2] not in fair["strength"][loss]}
-        for loss, kwargs in found["losses"].items()
-    }
-    told = "; ".join(f"{loss} {', '.join(f'{key} = {v}' for key, v in of.items())}" for loss, of in others.items() if of)
-    if told:
-        lines.append(f"Told by --loss_kwargs: {told}. What is not told is the loss's default.")
-    return lines
+    """What was checked to be the same for all losses, and the strength that each was trained with."""
+    lines = _seed_lines(found["fairness"])
+    strength = _strength_line(found["fairness"])
+    other = _other_parameters_line(found)
+    return lines + [line for line in (strength, other) if line]
+
+
+def _seed_lines(fairness: Mapping[str, Any]) -> list[str]:
+    if fairness["mismatches"]:
+        return []
+    return [
+        f"Seed {seed}: {same['runs']} runs started from the same weights (fingerprint {same['initial_weights'][:8]}) and "
+        f"saw the same {same['batch_count']:,} batches in the same order ({same['batches'][:8]})."
+        for seed, same in fairness["seeds"].items()
+    ]
+
+
+def _strength_line(fairness: Mapping[str, Any]) -> str:
+    with_alpha = {loss: strength for loss, strength in fairness["strength"].items() if strength}
+    if len(with_alpha) > 1 and fairness["same_strength"]:
+        shared = _describe(next(iter(with_alpha.values())))
+        return f"All losses with an α have the same α and the same schedule: {shared}."
+    if not with_alpha:
+        return ""
+    described = "; ".join(f"{loss} {_describe(strength)}" for loss, strength in with_alpha.items())
+    return f"Strength: {described}." + (" It differs between losses, as requested." if len(with_alpha) > 1 else "")
+
+
+def _other_parameters_line(found: Mapping[str, Any]) -> str:
+    described = []
+    for loss, kwargs in found["losses"].items():
+        strength = found["fairness"]["strength"][loss]
+        others = [f"{key} = {value}" for key, value in kwargs.items() if key.rpartition(".")[2] not in strength]
+        if others:
+            described.append(f"{loss} {', '.join(others)}")
+    return f"Set by --loss_kwargs: {'; '.join(described)}. All other parameters have their defaults." if described else ""
 
 
 def chosen_note(found: Mapping[str, Any]) -> str:
+    """How each loss's own best setting was chosen."""
     chosen = "; ".join(
-        f"{loss} {_strength({k.rpartition('.')[2]: v for k, v in of['kwargs'].items()})}"
-        for loss, of in found["chosen"].items()
-        if of["kwargs"]
+        f"{loss} {_describe(_without_prefix(choice['kwargs']))}"
+        for loss, choice in found["chosen"].items()
+        if choice["kwargs"]
     )
     grid = " × ".join(f"{key} = {', '.join(f'{value:g}' for value in values)}" for key, values in found["grid"].items())
-    moving = any(
-        key.endswith("_end") and end is not None for kwargs in found["losses"].values() for key, end in kwargs.items()
-    )
-    grid += ", with ends in proportion," * moving
+    if any(_moves(kwargs) for kwargs in found["losses"].values()):
+        grid += " (with the end in proportion)"
     return (
-        f"Chosen for each loss by the mean {metric_name(found['selected_by'])} over the seeds on the validation data, never "
-        f"on the test data, among {grid} and the setting shared by all: {chosen}. A loss with nothing to choose stands here "
-        "as above."
+        f"For each loss, the setting with the best mean {get_metric(found['selected_by']).label} over the seeds on the "
+        f"validation data, never on the test data, among {grid} and the shared setting: {chosen}. A loss without these "
+        "parameters is the same as above."
     )
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The content of `table.md`."""
+    lines = [f"# {found['task']}: {', '.join(found['losses'])}", ""]
+    lines += [f"**{note}**\n" for note in notes(found)]
+    for which, title in TITLES.items():
+        table = results_table(found, which)
+        if table is None:
+            continue
+        lines += [f"## {title} ({_evaluated_on(found)})", "", as_markdown(table), ""]
+        if which == "chosen":
+            lines += [chosen_note(found), ""]
+    lines += [test_note(found), "", *(f"{line}\n" for line in fairness_lines(found))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _evaluated_on(found: Mapping[str, Any]) -> str:
+    finished = next(run for run in found["runs"] if run["state"] == "finished")
+    rows = finished["rows"].get(found["split"])
+    return SPLITS[found["split"]] + (f", {rows:,} rows" if rows else "")
+
+
+# ---- cells ----
 
 
 def _label(loss: str, found: Mapping[str, Any], which: str) -> str:
-    point = found["chosen"].get(loss, {}).get("kwargs", {}) if which == "chosen" else {}
-    strength = {key.rpartition(".")[2]: value for key, value in point.items()}
-    return f"{loss} ({_strength(strength)})" if strength else loss
+    kwargs = found["chosen"].get(loss, {}).get("kwargs", {}) if which == "chosen" else {}
+    return f"{loss} ({_describe(_without_prefix(kwargs))})" if kwargs else loss
 
 
-def _strength(strength: Mapping[str, Any]) -> str:
+def _without_prefix(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a sum of losses without the names of its losses."""
+    return {key.rpartition(".")[2]: value for key, value in kwargs.items()}
+
+
+def _describe(parameters: Mapping[str, Any]) -> str:
+    """`α 0.1 → 0.2, cosine`: what moves over training, with its end and schedule, and `α = 0.1`: what is constant."""
     parts = []
-    for key, value in strength.items():
+    for key, value in parameters.items():
         if key.endswith("_end") or key == "schedule":
             continue
-        end = strength.get(f"{key}_end")
-        schedule = f", {strength['schedule']}" if "schedule" in strength and end is not None else ""
-        name = "α" if key == "alpha" else key
-        parts.append(f"{name} = {value}" if end in (None, value) else f"{name} {value} → {end}{schedule}")
+        name, end = "α" if key == "alpha" else key, parameters.get(f"{key}_end")
+        if end in (None, value):
+            parts.append(f"{name} = {value}")
+        else:
+            schedule = f", {parameters['schedule']}" if "schedule" in parameters else ""
+            parts.append(f"{name} {value} → {end}{schedule}")
     return ", ".join(parts)
 
 
-def _cell(summary: Mapping[str, Any] | None) -> str:
+def _moves(kwargs: Mapping[str, Any]) -> bool:
+    return any(key.endswith("_end") and value is not None for key, value in kwargs.items())
+
+
+def _mean_and_deviation(summary: Mapping[str, Any] | None) -> str:
     if summary is None or summary["mean"] is None:
         return "–"
-    digits = _digits(summary)
-    sd = "" if summary["sd"] is None else f" ± {summary['sd']:.{digits}f}"
-    return f"{summary['mean']:.{digits}f}{sd}"
-
-
-def _digits(summary: Mapping[str, Any]) -> int:
-    """Four decimals, fewer for great numbers."""
     size = abs(summary["mean"])
-    return 4 if size < 10 else max(0, 4 - int(math.log10(size)))
+    decimals = 4 if size < 10 else max(0, 4 - int(math.log10(size)))  # fewer for large values
+    deviation = "" if summary["sd"] is None else f" ± {summary['sd']:.{decimals}f}"
+    return f"{summary['mean']:.{decimals}f}{deviation}"
 
 
-def _p(p: float | None) -> str:
-    return "no test" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "no test"
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"

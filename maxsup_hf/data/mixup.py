@@ -76,6 +76,13 @@ class MixupCollator(TrainerCallback):
         soft_labels_as: key under which the soft labels (N, K), float32, are stored: `"soft_labels"` beside the integer
             `labels`, or `"labels"` in their place.
 
+    Example:
+        >>> import torch
+        >>> from maxsup_hf import MixupCollator
+        >>> rows = [{"pixel_values": torch.rand(3, 8, 8), "labels": label} for label in (0, 1)]
+        >>> MixupCollator(num_classes=2)(rows)["soft_labels"].sum(dim=1)
+        tensor([1., 1.])
+
     Raises:
         ValueError: an argument is out of range, or (when called) a batch has no images or no integer labels.
     """

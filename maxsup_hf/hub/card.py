@@ -15,6 +15,7 @@ from jinja2 import ChainableUndefined, Environment
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from maxsup_hf.hub.record import load_record
+from maxsup_hf.metrics import get_metric
 from maxsup_hf.output.files import replacing
 from maxsup_hf.output.tables import Table, markdown
 
@@ -173,7 +174,7 @@ def _render(folder: Path, found: dict[str, Any]) -> str:
         split, _, metric = key.partition("_")
         values.setdefault(metric, {})[SPLITS.get(split, split)] = f"{value:.4g}"
     splits = [split for split in SPLITS.values() if any(split in of for of in values.values())]
-    rows = [[metric, *(of.get(split, "") for split in splits)] for metric, of in values.items()]
+    rows = [[get_metric(key).heading, *(of.get(split, "") for split in splits)] for key, of in values.items()]
     figures = [
         {"title": path.stem.replace("_", " "), "path": path.relative_to(folder).as_posix()}
         for path in sorted(folder.glob("figures/*.png"))

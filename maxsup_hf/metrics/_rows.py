@@ -1,4 +1,4 @@
-"""What every metric of rows shares: how logits and labels come in, how batches add up, how the Trainer calls."""
+"""What all metrics of rows share: reading logits and labels, working through them in chunks, accumulating batches."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
-CHUNK = 2**20  # numbers that are worked on at a time: 8 MiB in float64
+CHUNK = 2**20  # elements that are worked on at a time: 8 MiB in float64
+
+
+# ---- what comes in ----
 
 
 def as_array(values: Any) -> NDArray[Any]:
-    """A NumPy array of anything array-like; tensors may be on a device, need a gradient, or be bfloat16."""
-    if isinstance(values, torch.Tensor):
+    """A NumPy array of anything array-like; tensors may be on a device, require a gradient, or be bfloat16."""
+    if isinstance(values, Tensor):
         values = values.detach().cpu()
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     return np.asarray(values)
 
 
 def as_logits(values: Any) -> NDArray[np.float64]:
-    """Logits in float64, with −inf at masked classes: those of −inf or the smallest number of the dtype."""
+    """Logits in float64, with −inf at masked classes: those of −inf or the lowest value of the dtype."""
     given = as_array(values)
     z = given.astype(np.float64, copy=False)
     if np.issubdtype(given.dtype, np.floating) and given.ndim:
-        # A float16 or bfloat16 minimum that was upcast to float32 counts too.
+        # Models mask with the lowest value of their dtype. The Trainer casts bfloat16 logits to float32, whose own lowest
+        # value is even lower, so in float32 the threshold is that of bfloat16.
         of_dtype = torch.bfloat16 if given.dtype == np.float32 else torch.tensor(given[:0]).dtype
         masked = given <= torch.finfo(of_dtype).min
         if not np.isneginf(z[masked]).all():
@@ -38,15 +43,13 @@ def check_rows(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64
     """Logits (N, K) in float64 and integer labels (N,), with N at least 1.
 
     Raises:
-        ValueError: no rows, other shapes or types, a label outside [0, K), NaN or infinite logits. −inf is a masked class.
+        ValueError: no rows, wrong shapes or types, a label outside [0, K), NaN or infinite logits. −inf is a masked class.
     """
     z, y = as_logits(logits), as_array(labels)
     if z.ndim != 2 or y.shape != z.shape[:1] or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(f"expected logits (N, K) and integer labels (N,), got {z.shape} and {y.dtype} {y.shape}")
-    if len(y) == 0:
-        raise ValueError("there are no rows to evaluate")
-    if y.min() < 0 or y.max() >= z.shape[1]:
-        raise ValueError(f"labels must lie in [0, {z.shape[1]}), got {y.min()} to {y.max()}")
+    require_rows(len(y))
+    check_class_indices(y, z.shape[1])
     check_logits(z)
     return z, y
 
@@ -57,14 +60,24 @@ def check_logits(z: NDArray[np.float64]) -> None:
     if broken.any():
         row = int(broken.argmax())
         raise ValueError(
-            f"logits of {int(broken.sum())} rows have NaN, inf or no class that is not masked, the first in row {row}: "
+            f"the logits of {int(broken.sum())} rows are NaN, infinite or all masked, the first in row {row}: "
             f"{z[row, :5]}…; has the model diverged?"
         )
 
 
-def log_softmax(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = z - z.max(1, keepdims=True)  # first, so that large logits leave no rounding in probabilities near 1
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+def check_class_indices(values: Any, num_classes: int, name: str = "labels") -> None:
+    """Raises ValueError for values that are not integers in [0, K)."""
+    y = as_array(values)
+    if not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"{name} must be integers, got {y.dtype}")
+    if y.min() < 0 or y.max() >= num_classes:
+        raise ValueError(f"{name} must lie in [0, {num_classes}), got {y.min()} to {y.max()}")
+
+
+def require_rows(count: int) -> None:
+    """Raises ValueError where there are no rows."""
+    if not count:
+        raise ValueError("there are no rows to evaluate")
 
 
 def counted_rows(values: Any, labels: Any, ignore_index: int) -> tuple[Any, Any]:
@@ -77,8 +90,7 @@ def counted_rows(values: Any, labels: Any, ignore_index: int) -> tuple[Any, Any]
     labels = labels if hasattr(labels, "shape") else np.asarray(labels)
     if values.ndim < 2 or tuple(values.shape[:-1]) != tuple(labels.shape):
         raise ValueError(
-            f"expected rows of shape (…, K) and one label for each of them, got {tuple(values.shape)} and "
-            f"{tuple(labels.shape)}"
+            f"expected rows of shape (…, K) and one label for each row, got {tuple(values.shape)} and {tuple(labels.shape)}"
         )
     if values.ndim > 2:
         values, labels = values.reshape(-1, values.shape[-1]), labels.reshape(-1)
@@ -86,14 +98,54 @@ def counted_rows(values: Any, labels: Any, ignore_index: int) -> tuple[Any, Any]
     return (values, labels) if counted.all() else (values[counted], labels[counted])
 
 
+# ---- computing ----
+
+
+def log_softmax(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = z - z.max(1, keepdims=True)  # first, so that large logits cause no rounding in probabilities near 1
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
 def chunks(rows: int, width: int) -> Iterator[slice]:
-    """Slices over `rows` rows of `width` numbers, none of more than `CHUNK` numbers unless a row alone is."""
+    """Slices over `rows` rows of `width` elements, none of more than `CHUNK` elements unless a single row has more."""
     step = max(1, CHUNK // max(1, width))
     return (slice(i, min(i + step, rows)) for i in range(0, rows, step))
 
 
+def float64_device(values: Any) -> torch.device:
+    """Where features are worked on: their own device, or the CPU for arrays and for MPS, which has no float64."""
+    if not isinstance(values, Tensor) or values.device.type == "mps":
+        return torch.device("cpu")
+    return values.device
+
+
+def float64_chunks(features: Any, labels: Any, device: torch.device, width: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features in float64 and labels, in chunks so small that the copies need hardly any memory.
+
+    Args:
+        features: (N, D), tensor or array; a memmap is read chunk by chunk.
+        labels: (N,) integers.
+        device: of what is returned.
+        width: elements that the caller needs for each row, where that is more than D.
+
+    Raises:
+        ValueError: NaN or infinite features.
+    """
+    for i in chunks(len(labels), max(features.shape[1], width)):
+        x, y = (torch.as_tensor(np.array(v[i]) if not isinstance(v, Tensor) else v[i].detach()) for v in (features, labels))
+        x, y = x.to(device, torch.float64), y.to(device, torch.int64)
+        broken = ~x.isfinite().all(1)
+        if broken.any():
+            row = i.start + int(broken.nonzero()[0])
+            raise ValueError(
+                f"features of {int(broken.sum())} rows are NaN or infinite, the first in row {row} of this batch; has the "
+                "model diverged?"
+            )
+        yield x, y
+
+
 class Accumulator(ABC):
-    """A metric that sees one batch after the other: `update` each, then `compute`, then `reset` before the next set.
+    """A metric that sees one batch after the other: `update` each, then `compute`, then `reset` before the next data set.
 
     It is also a `compute_metrics` for the Trainer, with and without `batch_eval_metrics=True`.
     """
@@ -115,7 +167,7 @@ class Accumulator(ABC):
             compute_result: whether this is the last batch.
 
         Returns:
-            Of `compute()` what is a number; without what is not defined (NaN) on these rows. Empty before the last batch.
+            The scalars of `compute()` that are defined on these rows (not NaN). Empty before the last batch.
         """
         values, labels = prediction.predictions, prediction.label_ids
         self.update(values[0] if isinstance(values, tuple) else values, labels)

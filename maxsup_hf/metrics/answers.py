@@ -7,11 +7,21 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
+from maxsup_hf.metrics._records import Metric, register_metrics
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+register_metrics(  # the record of `f1`, which entities have too, is in spans.py
+    Metric(
+        "exact_match", "exact match", higher_is_better=True, rank=15,
+        formula="share of predictions that equal an answer, after lower-casing and without punctuation and articles",
+        paper="Rajpurkar et al. 2016, arXiv 1606.05250",
+    )
+)  # fmt: skip
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation, English articles and spare white space."""
+    """Lower case, without ASCII punctuation, English articles and superfluous white space."""
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -21,9 +31,10 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def answer_f1(prediction: str, answers: Sequence[str]) -> float:
-    """F1 of the words that the prediction shares with an answer, in [0, 1]; of several answers the best counts.
+    """F1 of the words that the prediction shares with an answer, in [0, 1]; of several answers the best one counts.
 
-    Words are those of `normalize_answer`. Where either has none, it is 1 if neither has. No answers: as an empty one.
+    Words are those of `normalize_answer`. If prediction or answer has no words, F1 is 1 if neither has any, else 0. No
+    answers count as an empty one.
     """
     return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in answers or [""])
 

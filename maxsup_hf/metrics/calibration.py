@@ -1,17 +1,20 @@
-"""How well the probabilities of a classifier fit what happens: proper scores, calibration errors, and whether the
-confidence tells right from wrong.
+"""Proper scores, calibration errors, and whether the confidence of a classifier tells right predictions from wrong ones.
 
-The confidence of a row is its greatest probability. Everything is over a whole evaluation set: the mean of a calibration
-error over batches is another, greater number. `CalibrationMetrics` takes the set in batches and gives the same.
+The confidence of a row is its greatest probability. All metrics are over a complete evaluation set: the mean of a
+calibration error over batches is a different, greater number. `CalibrationMetrics` takes the set in batches and gives the
+exact result.
+
+`maxsup_hf.metrics` says how to add a metric.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maxsup_hf.metrics._records import Metric, register_metrics
 from maxsup_hf.metrics._rows import (
     Accumulator,
     as_logits,
@@ -20,33 +23,53 @@ from maxsup_hf.metrics._rows import (
     chunks,
     counted_rows,
     log_softmax,
+    require_rows,
 )
+from maxsup_hf.metrics.reliability import ReliabilityCurve, bin_confidences, check_bins, class_gaps, classwise_error
 
+GUO = "Guo et al. 2017, arXiv 1706.04599"
 
-class ReliabilityCurve(NamedTuple):
-    """What a reliability diagram shows; B bins of confidence, each open below and closed above.
-
-    Attributes:
-        edges: (B + 1,) limits of the bins.
-        rows: (B,) how many are in each.
-        confidence: (B,) their mean confidence; NaN in an empty bin.
-        accuracy: (B,) share of them that is right; NaN in an empty bin.
-    """
-
-    edges: NDArray[np.float64]
-    rows: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-
-    def expected_error(self) -> float:
-        """Mean over rows of the distance between accuracy and confidence in the row's bin."""
-        filled = self.rows > 0
-        gaps = np.abs(self.accuracy - self.confidence)[filled]
-        return float((gaps * self.rows[filled]).sum() / self.rows.sum())
-
-    def maximum_error(self) -> float:
-        """The greatest of these distances over the bins that hold rows."""
-        return float(np.abs(self.accuracy - self.confidence)[self.rows > 0].max())
+register_metrics(
+    Metric(
+        "nll", "NLL", "negative log-likelihood", higher_is_better=False, rank=30,
+        formula="mean over rows of −log q_label",
+    ),
+    Metric(
+        "brier", "Brier", "Brier score", higher_is_better=False, rank=31,
+        formula="mean over rows of Σ_k (q_k − [k is the label])²",
+        paper="Brier 1950, Monthly Weather Review 78",
+    ),
+    Metric(
+        "ece", "ECE", "expected calibration error (15 bins)", higher_is_better=False, rank=40,
+        formula="mean over rows of |accuracy − confidence| in the row's bin of confidence",
+        paper=GUO,
+    ),
+    Metric(
+        "adaptive_ece", "adaptive ECE", "ECE of bins with equally many rows", higher_is_better=False,
+        formula="ECE whose bins are quantiles of the confidence",
+        paper="Mukhoti et al. 2020, arXiv 2002.09437",
+    ),
+    Metric(
+        "classwise_ece", "class-wise ECE", "ECE of each class's own probability", higher_is_better=False,
+        formula="mean over classes of the ECE of q_k against [k is the label]",
+        paper="Kull et al. 2019, arXiv 1910.12656",
+    ),
+    Metric(
+        "mce", "MCE", "maximum calibration error", higher_is_better=False,
+        formula="greatest |accuracy − confidence| of a bin",
+        paper=GUO,
+    ),
+    Metric("confidence_when_right", "confidence when right", formula="mean confidence of the rows predicted right"),
+    Metric("confidence_when_wrong", "confidence when wrong", formula="mean confidence of the rows predicted wrong", rank=41),
+    Metric(
+        "error_auroc", "AUROC of errors", "AUROC of confidence, right against wrong", higher_is_better=True,
+        formula="probability that a right prediction is more confident than a wrong one; ties count half",
+    ),
+    Metric(
+        "ood_auroc", "AUROC of OOD", "AUROC of confidence, in against out of distribution", higher_is_better=True,
+        formula="probability that a row of the task is more confident than a row that is not; ties count half",
+    ),
+)  # fmt: skip
 
 
 # ---- proper scores ----
@@ -75,14 +98,14 @@ def reliability_curve(logits: ArrayLike, labels: ArrayLike, bins: int = 15, adap
 
     Args:
         logits, labels: as in `accuracy`.
-        bins: how many, at least 1.
-        adaptive: bins that hold equally many rows (equal confidences stay together), instead of equally wide ones.
+        bins: number of bins, at least 1.
+        adaptive: bins with equally many rows (equal confidences stay together) instead of bins of equal width.
 
     Raises:
         ValueError: as in `accuracy`, or `bins` below 1.
     """
-    _check_bins(bins)
-    return _curve(*_confidence(logits, labels), bins, adaptive)
+    check_bins(bins)
+    return bin_confidences(*_confidence(logits, labels), bins, adaptive)
 
 
 def ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
@@ -94,7 +117,7 @@ def ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
 
 
 def adaptive_ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
-    """ECE with bins that hold equally many rows (Mukhoti et al. 2020, arXiv 2002.09437). As in `reliability_curve`."""
+    """ECE of bins with equally many rows (Mukhoti et al. 2020, arXiv 2002.09437). As in `reliability_curve`."""
     return reliability_curve(logits, labels, bins, adaptive=True).expected_error()
 
 
@@ -106,40 +129,40 @@ def mce(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
 def classwise_ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
     """Calibration error of every class's probability, averaged over the classes (Kull et al. 2019, arXiv 1910.12656).
 
-    For class k all rows are binned by q_k, and the mean q_k of a bin is held against the share of its rows with label k.
+    For class k all rows are binned by q_k, and the mean q_k of a bin is compared with the share of its rows labelled k.
     Arguments and errors as in `reliability_curve`.
     """
-    _check_bins(bins)
+    check_bins(bins)
     z, y = check_rows(logits, labels)
-    return _classwise_error(sum(_class_gaps(np.exp(log_softmax(z[i])), y[i], bins) for i in chunks(*z.shape)), len(y))
+    return classwise_error(sum(class_gaps(np.exp(log_softmax(z[i])), y[i], bins) for i in chunks(*z.shape)), len(y))
 
 
-# ---- what the confidence is worth ----
+# ---- does the confidence tell right from wrong? ----
 
 
 def confidence_when_wrong(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Mean confidence of the rows that are predicted wrong, in [0, 1]; NaN where none is. As in `accuracy`."""
+    """Mean confidence of the rows that are predicted wrong, in [0, 1]; NaN if there are none. As in `accuracy`."""
     return _mean_confidence(*_confidence(logits, labels), right=False)
 
 
 def error_auroc(logits: ArrayLike, labels: ArrayLike) -> float:
-    """How well confidence tells right predictions from wrong ones: the probability that a right one is the more confident.
+    """How well confidence tells right predictions from wrong ones: the probability that a right one is more confident.
 
-    0.5 is chance; ties count half; NaN where all predictions are right, or all wrong. As in `accuracy`.
+    0.5 is chance; ties count half; NaN if all predictions are right, or all wrong. Arguments and errors as in `accuracy`.
     """
     confidence, right = _confidence(logits, labels)
     return _auroc(confidence[right], confidence[~right])
 
 
 def ood_auroc(logits: ArrayLike, ood_logits: ArrayLike) -> float:
-    """How well confidence tells rows of the task from others (out of distribution), as in `error_auroc`.
+    """How well confidence tells rows of the task from rows out of distribution, as in `error_auroc`.
 
     Args:
         logits: (N, K) of rows that belong to the task.
         ood_logits: (M, K) of rows that do not.
 
     Raises:
-        ValueError: no rows, other shapes, NaN or infinite logits.
+        ValueError: no rows, wrong shapes, NaN or infinite logits.
     """
     known, unknown = (as_logits(x) for x in (logits, ood_logits))
     if known.ndim != 2 or unknown.ndim != 2 or known.shape[1] != unknown.shape[1]:
@@ -151,13 +174,13 @@ def ood_auroc(logits: ArrayLike, ood_logits: ArrayLike) -> float:
     return _auroc(*(np.exp(log_softmax(z).max(1)) for z in (known, unknown)))
 
 
-# ---- all of it, in batches ----
+# ---- batches ----
 
 
 class CalibrationMetrics(Accumulator):
-    """Accuracy and everything above, of logits that come in batches: `compute_metrics=CalibrationMetrics()`.
+    """Accuracy and the metrics above, of logits that come in batches: `compute_metrics=CalibrationMetrics()`.
 
-    A row leaves two numbers behind, not its K logits; results are those of the functions on the whole set.
+    Two values are kept of each row, not its K logits. The results are those of the functions on the complete set.
 
     Args:
         bins: as in `reliability_curve`.
@@ -165,7 +188,7 @@ class CalibrationMetrics(Accumulator):
     """
 
     def __init__(self, bins: int = 15, ignore_index: int = -100):
-        _check_bins(bins)
+        check_bins(bins)
         self.bins, self.ignore_index = bins, ignore_index
         self.reset()
 
@@ -188,27 +211,26 @@ class CalibrationMetrics(Accumulator):
             self._right.append(z.argmax(1) == y)
             self._nll += float(_nll(log_q, y).sum())
             self._brier += float(_brier(q, y).sum())
-            gaps = _class_gaps(q, y, self.bins)
+            gaps = class_gaps(q, y, self.bins)
             self._class_gaps = gaps if self._class_gaps is None else self._class_gaps + gaps
 
     def compute(self) -> dict[str, float]:
-        """Name -> value; NaN where a value is not defined, as in the functions.
+        """Name -> value; NaN where the value is undefined, as in the functions.
 
         Raises:
             ValueError: no rows so far.
         """
-        if self._class_gaps is None:
-            raise ValueError("there are no rows to evaluate")
+        require_rows(len(self._right))
         confidence, right = np.concatenate(self._confidence), np.concatenate(self._right)
-        curve = _curve(confidence, right, self.bins, adaptive=False)
+        curve = bin_confidences(confidence, right, self.bins, adaptive=False)
         rows = len(right)
         return {
             "accuracy": float(right.mean()),
             "nll": self._nll / rows,
             "brier": self._brier / rows,
             "ece": curve.expected_error(),
-            "adaptive_ece": _curve(confidence, right, self.bins, adaptive=True).expected_error(),
-            "classwise_ece": _classwise_error(self._class_gaps, rows),
+            "adaptive_ece": bin_confidences(confidence, right, self.bins, adaptive=True).expected_error(),
+            "classwise_ece": classwise_error(self._class_gaps, rows),
             "mce": curve.maximum_error(),
             "confidence_when_right": _mean_confidence(confidence, right, right=True),
             "confidence_when_wrong": _mean_confidence(confidence, right, right=False),
@@ -217,17 +239,11 @@ class CalibrationMetrics(Accumulator):
 
     def curve(self, adaptive: bool = False) -> ReliabilityCurve:
         """The reliability curve of the rows so far."""
-        if not self._right:
-            raise ValueError("there are no rows to evaluate")
-        return _curve(np.concatenate(self._confidence), np.concatenate(self._right), self.bins, adaptive)
+        require_rows(len(self._right))
+        return bin_confidences(np.concatenate(self._confidence), np.concatenate(self._right), self.bins, adaptive)
 
 
-# ---- from per-row statistics ----
-
-
-def _check_bins(bins: int) -> None:
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
+# ---- per-row statistics ----
 
 
 def _confidence(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -242,33 +258,6 @@ def _nll(log_q: NDArray[np.float64], y: NDArray[np.integer]) -> NDArray[np.float
 def _brier(q: NDArray[np.float64], y: NDArray[np.integer]) -> NDArray[np.float64]:
     of_label = q[np.arange(len(y)), y]
     return np.square(q).sum(1) - of_label**2 + (1 - of_label) ** 2
-
-
-def _bin_of(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.intp]:
-    return np.clip(np.searchsorted(edges, values, side="left") - 1, 0, len(edges) - 2)
-
-
-def _curve(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int, adaptive: bool) -> ReliabilityCurve:
-    shares = np.linspace(0, 1, bins + 1, dtype=np.float64)
-    edges = np.asarray(np.quantile(confidence, shares) if adaptive else shares, np.float64)
-    which = _bin_of(confidence, edges)
-    count = np.bincount(which, minlength=bins)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN in an empty bin, as promised
-        means = (np.bincount(which, x, minlength=bins) / count for x in (confidence, right))
-        return ReliabilityCurve(edges, count, *means)
-
-
-def _class_gaps(q: NDArray[np.float64], y: NDArray[np.integer], bins: int) -> NDArray[np.float64]:
-    """(K, B): over the rows whose q_k is in the bin, Σ [k is the label] − q_k."""
-    classes = q.shape[1]
-    which = np.arange(classes) * bins + _bin_of(q, np.linspace(0, 1, bins + 1, dtype=np.float64))
-    of_label = np.bincount(which[np.arange(len(y)), y], minlength=classes * bins)
-    of_all = np.bincount(which.ravel(), q.ravel(), minlength=classes * bins)
-    return np.subtract(of_label, of_all, dtype=np.float64).reshape(classes, bins)
-
-
-def _classwise_error(gaps: Any, rows: int) -> float:
-    return float(np.abs(gaps).sum() / len(gaps) / rows)
 
 
 def _mean_confidence(confidence: NDArray[np.float64], is_right: NDArray[np.bool_], right: bool) -> float:

@@ -1,6 +1,7 @@
-"""What the logits themselves look like, row by row, and their means over an evaluation set.
+"""Statistics of the logits of each row, and their means over an evaluation set.
 
-A masked class (−inf, or the smallest number of the dtype) is excluded from every sum and from K.
+A masked class (−inf, or the lowest value of the dtype) is excluded from every sum and from K. `maxsup_hf.metrics` says how
+to add a metric.
 """
 
 from __future__ import annotations
@@ -12,7 +13,38 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from maxsup_hf.losses import ls_decomposition
-from maxsup_hf.metrics._rows import Accumulator, as_logits, check_logits, check_rows, chunks, counted_rows
+from maxsup_hf.metrics._records import Metric, register_metrics
+from maxsup_hf.metrics._rows import (
+    Accumulator,
+    as_logits,
+    check_logits,
+    check_rows,
+    chunks,
+    counted_rows,
+    require_rows,
+)
+
+MAXSUP = "Zhou et al. 2025, arXiv 2502.15798"
+
+register_metrics(
+    Metric("margin", "margin", "logit margin of the label", formula="mean over rows of z_label − greatest other logit"),
+    Metric("top_margin", "top margin", "logit margin of the top", formula="mean over rows of greatest − second logit"),
+    Metric(
+        "near_zero_share", "near-zero share", "share of logits near zero",
+        formula="mean over rows of the share of logits with |z| < 0.01",
+        paper=MAXSUP,
+    ),
+    Metric(
+        "ls_regularization", "LS regularization", "regularization term of label smoothing",
+        formula="mean over rows of α/K Σ_{z_m < z_label} (z_label − z_m)",
+        paper=MAXSUP,
+    ),
+    Metric(
+        "ls_error_amplification", "LS error amplification", "error-amplification term of label smoothing",
+        formula="mean over rows of α/K Σ_{z_n > z_label} (z_label − z_n)",
+        paper=MAXSUP,
+    ),
+)  # fmt: skip
 
 
 def near_zero_share(logits: ArrayLike, threshold: float = 0.01) -> NDArray[np.float64]:
@@ -23,7 +55,7 @@ def near_zero_share(logits: ArrayLike, threshold: float = 0.01) -> NDArray[np.fl
         threshold: positive. Default 0.01.
 
     Raises:
-        ValueError: another shape, no rows, NaN or infinite logits, or a threshold that is not positive.
+        ValueError: a wrong shape, no rows, NaN or infinite logits, or a threshold that is not positive.
     """
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold!r}")
@@ -34,7 +66,7 @@ def near_zero_share(logits: ArrayLike, threshold: float = 0.01) -> NDArray[np.fl
 def margin(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
     """Label's logit minus the greatest other one, (N,): positive where the row is predicted right.
 
-    Arguments and errors as in `accuracy`, and at least two classes.
+    Arguments and errors as in `accuracy`; needs at least two classes.
     """
     z, y = check_rows(logits, labels)
     _at_least_two(z)
@@ -45,7 +77,7 @@ def margin(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
 
 
 def top_margin(logits: ArrayLike) -> NDArray[np.float64]:
-    """Greatest logit minus the second greatest, (N,), at least 0. Errors as in `near_zero_share`, and two classes."""
+    """Greatest logit minus the second greatest, (N,), at least 0. Errors as in `near_zero_share`; needs two classes."""
     z = _check(logits)
     _at_least_two(z)
     second, first = np.partition(z, -2, axis=1)[:, -2:].T
@@ -91,8 +123,7 @@ class LogitMetrics(Accumulator):
         Raises:
             ValueError: no rows so far.
         """
-        if not self._rows:
-            raise ValueError("there are no rows to evaluate")
+        require_rows(self._rows)
         return {name: total / self._rows for name, total in self._sums.items()}
 
 
@@ -110,4 +141,4 @@ def _classes(z: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def _at_least_two(z: NDArray[np.float64]) -> None:
     if z.shape[1] < 2:
-        raise ValueError(f"a margin needs at least two classes, got logits {z.shape}")
+        raise ValueError(f"a margin needs logits of at least two classes, got {z.shape}")

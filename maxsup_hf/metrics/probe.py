@@ -1,4 +1,4 @@
-"""What frozen features are worth for a task: a linear probe, and the nearest neighbours."""
+"""Transfer of frozen features to a task: a linear probe, and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -9,20 +9,33 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maxsup_hf.metrics._records import Metric, register_metrics
 from maxsup_hf.metrics._rows import as_array
 
 L2_GRID: NDArray[np.float64] = np.logspace(-6, 5, 45, dtype=np.float64)
 
+register_metrics(
+    Metric(
+        "linear_probe_accuracy", "linear probe", "accuracy of a linear probe", higher_is_better=True,
+        formula="test accuracy of logistic regression on frozen features, l2 chosen on validation rows",
+        paper="Kornblith et al. 2021, arXiv 2010.16402",
+    ),
+    Metric(
+        "knn_accuracy", "k-NN", "accuracy of the nearest neighbours", higher_is_better=True,
+        formula="test accuracy of the majority class of the k nearest training rows by cosine distance",
+    ),
+)  # fmt: skip
+
 
 class ProbeResult(NamedTuple):
-    """What `linear_probe` finds.
+    """The result of `linear_probe`.
 
     Attributes:
-        accuracy: share of the test rows that is right, in [0, 1]; of the validation rows where there are no test rows.
-        l2: the strength that was chosen: the best on the validation rows, and of equally good ones the greatest.
-        l2_values: (L,) all strengths, falling.
-        validation_accuracies: (L,) accuracy on the validation rows for each.
-        converged: (L,) whether the optimiser came to its end.
+        accuracy: share of the test rows predicted right, in [0, 1]; of the validation rows if there are no test rows.
+        l2: the strength that was chosen: the best on the validation rows, the greatest of equally good ones.
+        l2_values: (L,) all strengths, descending.
+        validation_accuracies: (L,) accuracy on the validation rows for each strength.
+        converged: (L,) whether the optimiser converged.
     """
 
     accuracy: float
@@ -46,18 +59,18 @@ def linear_probe(
     """Multinomial logistic regression on frozen features, as Kornblith et al. 2021 (arXiv 2010.16402) measure transfer.
 
     The objective is Σ cross-entropy + l2/2·‖W‖² with a free bias (scikit-learn, L-BFGS, C = 1/l2; of two classes it fits one
-    weight vector). The strength is chosen on the validation rows; with test rows the probe is then fitted anew on training
-    and validation rows together. Features are used as they are: scale them before if they should be.
+    weight vector). The strength is chosen on the validation rows; with test rows the probe is then refitted on training and
+    validation rows together. Features are used as they are: scale them first if they need it.
 
     Args:
         train_features, train_labels: (N, D) and (N,) integers of at least two classes.
         validation_features, validation_labels: (M, D) and (M,).
-        test_features, test_labels: (T, D) and (T,), or neither; nothing is chosen on them.
+        test_features, test_labels: (T, D) and (T,), or neither; not used for choosing.
         l2: strengths to try, positive. Default: 45 log-spaced values in 1e-6…1e5. Fewer are faster.
-        max_iter: L-BFGS steps for each strength; each starts where the next stronger one ended.
+        max_iter: L-BFGS steps for each strength; each fit starts where the next stronger one ended.
 
     Raises:
-        ValueError: shapes that do not fit, features that are NaN or infinite, a label that no training row has, only one
+        ValueError: shapes that do not fit, features that are NaN or infinite, a label without a training row, a single
             class, or a strength that is not positive and finite.
     """
     from sklearn.exceptions import ConvergenceWarning
@@ -66,18 +79,18 @@ def linear_probe(
     x, y = _check("train", train_features, train_labels)
     held_x, held_y = _check("validation", validation_features, validation_labels, x, y)
     if len(np.unique(y)) < 2:
-        raise ValueError(f"train_labels are all {y[0]}: a probe needs at least two classes")
+        raise ValueError(f"train_labels are all {y[0]}; a probe needs at least two classes")
     strengths = np.sort(as_array(l2).astype(np.float64).ravel())[::-1]
     if not strengths.size or not (np.isfinite(strengths) & (strengths > 0)).all():
         raise ValueError(f"l2 must be one or more positive finite strengths, got {l2!r}")
     if (test_features is None) != (test_labels is None):
-        raise ValueError("test_features and test_labels go together: give both or neither")
+        raise ValueError("test_features and test_labels belong together: give both or neither")
     test = None if test_features is None else _check("test", test_features, test_labels, x, y)
 
     probe = LogisticRegression(max_iter=max_iter, warm_start=True)
     accuracies, converged = [], []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it is in the result
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the result says which fits converged
         for strength in strengths:
             probe.set_params(C=1 / strength).fit(x, y)
             accuracies.append(float((probe.predict(held_x) == held_y).mean()))
@@ -99,9 +112,9 @@ def knn_accuracy(
     *,
     k: int = 20,
 ) -> float:
-    """Share of the test rows whose class most of the k nearest training rows have, by cosine distance, in [0, 1].
+    """Share of the test rows whose class is that of most of the k nearest training rows by cosine distance, in [0, 1].
 
-    Equal votes go to the smallest class (scikit-learn's KNeighborsClassifier).
+    Ties go to the smallest class (scikit-learn's KNeighborsClassifier).
 
     Args:
         train_features, train_labels, test_features, test_labels: as in `linear_probe`.

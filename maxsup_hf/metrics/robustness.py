@@ -1,4 +1,4 @@
-"""Away from clean, balanced data: long-tailed training sets, and corrupted images."""
+"""Long-tailed training sets and corrupted images: what lies away from balanced, clean data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maxsup_hf.metrics._records import Metric, register_metrics
 from maxsup_hf.metrics._rows import as_array
 
 # Hendrycks & Dietterich 2019 (arXiv 1903.12261): noise, blur, weather, digital.
@@ -28,7 +29,19 @@ CORRUPTIONS = (
     "jpeg_compression",
 )
 SEVERITIES = (1, 2, 3, 4, 5)
-MIN_SIZE = 32  # of the library
+MIN_SIZE = 32  # the library's limit
+
+LIU = "Liu et al. 2019, arXiv 1904.05160"
+
+register_metrics(
+    Metric("many", "many-shot accuracy", higher_is_better=True, paper=LIU,
+           formula="mean accuracy of the classes with more than 100 training rows"),
+    Metric("medium", "medium-shot accuracy", higher_is_better=True, paper=LIU,
+           formula="mean accuracy of the classes with 20 to 100 training rows"),
+    Metric("few", "few-shot accuracy", higher_is_better=True, paper=LIU,
+           formula="mean accuracy of the classes with fewer than 20 training rows"),
+    Metric("all", "mean class accuracy", higher_is_better=True, paper=LIU, formula="mean accuracy of all classes"),
+)  # fmt: skip
 
 
 # ---- long tails ----
@@ -40,10 +53,10 @@ def long_tailed_counts(largest: int, num_classes: int, ratio: float) -> NDArray[
     Args:
         largest: rows of class 0.
         num_classes: K, at least 2.
-        ratio: how many times more class 0 has than class K − 1, at least 1.
+        ratio: rows of class 0 over rows of class K − 1, at least 1.
 
     Raises:
-        ValueError: an argument out of range, or a tail that ends in a class without rows.
+        ValueError: an argument out of range, or a ratio that leaves the last class without rows.
     """
     if num_classes < 2 or largest < 1 or not 1 <= ratio < float("inf"):
         raise ValueError(
@@ -53,31 +66,31 @@ def long_tailed_counts(largest: int, num_classes: int, ratio: float) -> NDArray[
     exact = largest * ratio ** (-np.arange(num_classes) / (num_classes - 1))
     counts = np.floor(exact + 1e-9).astype(np.int64)  # 5000 / 100 is 50 rows, whatever the powers round to
     if counts[-1] < 1:
-        raise ValueError(f"with {largest} rows in the largest class a ratio of {ratio} leaves the smallest without any")
+        raise ValueError(f"with {largest} rows in the largest class, a ratio of {ratio} leaves the smallest class empty")
     return counts
 
 
 def long_tailed_subset(labels: ArrayLike, ratio: float, *, seed: int = 0, largest: int | None = None) -> NDArray[np.int64]:
     """Rows of a long-tailed subset: class k keeps `long_tailed_counts` of its rows, chosen at random.
 
-    With one seed a smaller ratio keeps every row that a greater one keeps.
+    For the same seed, a smaller ratio keeps every row that a greater one keeps.
 
     Args:
-        labels: (N,) integers; the classes are 0 to the greatest of them.
+        labels: (N,) integers; the classes are 0 to the greatest label.
         ratio: as in `long_tailed_counts`.
-        seed: of the choice.
-        largest: rows of class 0. Default: what every class has.
+        seed: of the random choice.
+        largest: rows of class 0. Default: as many as the rarest class has.
 
     Returns:
-        Rising indices into `labels`.
+        Indices into `labels`, ascending.
 
     Raises:
-        ValueError: labels that are not integers from 0 on, a class with fewer rows than it should keep, or as in
+        ValueError: labels that are not integers from 0 up, a class with fewer rows than it should keep, or as in
             `long_tailed_counts`.
     """
     y = as_array(labels)
     if y.ndim != 1 or not len(y) or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-        raise ValueError(f"expected labels (N,), integers from 0 on, got {y.dtype} {y.shape}")
+        raise ValueError(f"expected labels (N,), integers from 0 up, got {y.dtype} {y.shape}")
     available = np.bincount(y)
     counts = long_tailed_counts(int(available.min()) if largest is None else largest, len(available), ratio)
     if (counts > available).any():
@@ -96,12 +109,12 @@ def shot_accuracy(
     Args:
         predictions, labels: (N,) integers in [0, K), of a test set.
         train_counts: (K,) training rows of each class.
-        many: more training rows than that are many.
-        few: fewer training rows than that are few.
+        many: a class with more training rows than this has many.
+        few: a class with fewer training rows than this has few.
 
     Returns:
         `many`, `medium`, `few` and `all`: the accuracy of each class with test rows, averaged over the group's classes, in
-        [0, 1]; NaN for a group without any.
+        [0, 1]; NaN for a group without such classes.
 
     Raises:
         ValueError: shapes or types that do not fit, or values out of range.
@@ -128,10 +141,12 @@ def shot_accuracy(
         "all": np.ones(len(counts), bool),
     }
     tested = rows > 0
-    return {
-        name: float((right / np.maximum(rows, 1))[group & tested].mean()) if (group & tested).any() else float("nan")
-        for name, group in groups.items()
-    }
+    accuracies = right / np.maximum(rows, 1)
+    found = {}
+    for name, group in groups.items():
+        of_group = accuracies[group & tested]
+        found[name] = float(of_group.mean()) if len(of_group) else float("nan")
+    return found
 
 
 # ---- corruptions ----
@@ -144,14 +159,14 @@ def corrupt(image: Any, corruption: str, severity: int, *, seed: int = 0) -> NDA
         image: PIL image, or array (H, W, 3) or (H, W) of uint8; at least 32 × 32.
         corruption: one of `CORRUPTIONS`.
         severity: 1 to 5.
-        seed: of what is random in it; the same gives the same image. NumPy's global generator is left as it was.
+        seed: of the random corruptions; the same seed gives the same image. NumPy's global generator is left as it was.
 
     Returns:
         (H, W, 3) uint8, also for a grey image.
 
     Raises:
-        ValueError: an unknown corruption or severity, another shape or type, or an image that is too small.
-        ImportError: the library, or what it needs of the system, is not installed.
+        ValueError: an unknown corruption or severity, a wrong shape or type, or an image that is too small.
+        ImportError: the library, or a system library that it needs, is not installed.
     """
     if corruption not in CORRUPTIONS:
         raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {corruption!r}")
@@ -169,10 +184,10 @@ def corrupt(image: Any, corruption: str, severity: int, *, seed: int = 0) -> NDA
         import imagecorruptions
     except ImportError as error:
         raise ImportError(
-            f"corruptions come from imagecorruptions-imaug, and: {error}. Install it: pip install 'maxsup-hf[robustness]'; "
-            "where libGL is what is missing, put opencv-python-headless in place of opencv-python"
+            f"corrupt() needs imagecorruptions-imaug ({error}): pip install 'maxsup-hf[robustness]'; if libGL is missing, "
+            "replace opencv-python by opencv-python-headless"
         ) from error
-    # Most of the library draws from NumPy's global generator; these two take a seed, and without one draw afresh each time.
+    # Most corruptions draw from NumPy's global generator; these two take a seed, without which each call is different.
     own_seed = {"seed": seed} if corruption in ("glass_blur", "impulse_noise") else {}
     state = np.random.get_state()
     try:

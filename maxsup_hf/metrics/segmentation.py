@@ -1,47 +1,58 @@
-"""Metrics of semantic segmentation, from a confusion matrix: matrices of batches add up, so nothing else must be kept."""
+"""Metrics of semantic segmentation, computed from a confusion matrix; those of batches add up."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maxsup_hf.metrics._records import Metric, register_metrics
+from maxsup_hf.metrics._rows import check_class_indices
+
+register_metrics(
+    Metric(
+        "mean_iou", "mean IoU", higher_is_better=True, rank=10,
+        formula="mean over classes of pixels labelled and predicted / pixels labelled or predicted",
+    ),
+    Metric("pixel_accuracy", "pixel accuracy", higher_is_better=True, rank=11, formula="share of pixels predicted right"),
+)  # fmt: skip
+
 
 def confusion_matrix(
     predictions: ArrayLike, labels: ArrayLike, num_classes: int, ignore_index: int = 255
 ) -> NDArray[np.int64]:
-    """How many pixels of each class were taken for which.
+    """How many pixels of each class were predicted as each class.
 
     Args:
         predictions: integers in [0, K), of any shape.
-        labels: integers of the same shape, in [0, K) or `ignore_index`, which does not count.
+        labels: integers of the same shape, in [0, K) or `ignore_index`, whose pixels are ignored.
         num_classes: K.
 
     Returns:
         (K, K); row: label, column: prediction.
 
     Raises:
-        ValueError: shapes that differ, or a value out of range.
+        ValueError: different shapes, or a value out of range.
     """
     guesses, truths = np.asarray(predictions), np.asarray(labels)
     if guesses.shape != truths.shape:
-        raise ValueError(f"expected predictions and labels of one shape, got {guesses.shape} and {truths.shape}")
+        raise ValueError(f"expected predictions and labels of the same shape, got {guesses.shape} and {truths.shape}")
     counted = truths != ignore_index
     guesses, truths = guesses[counted].astype(np.int64), truths[counted].astype(np.int64)
-    for name, values in (("predictions", guesses), ("labels", truths)):
-        if values.size and (values.min() < 0 or values.max() >= num_classes):
-            raise ValueError(f"{name} must lie in [0, {num_classes}), got {values.min()} to {values.max()}")
+    if truths.size:
+        check_class_indices(guesses, num_classes, "predictions")
+        check_class_indices(truths, num_classes)
     pairs = np.bincount(truths * num_classes + guesses, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)
 
 
 def mean_iou(confusion: ArrayLike) -> float:
-    """Intersection over union, averaged over the classes that were labelled or predicted anywhere, in [0, 1].
+    """Intersection over union, averaged over the classes that are labelled or predicted anywhere, in [0, 1].
 
     Args:
         confusion: (K, K), as `confusion_matrix` returns it.
 
     Raises:
-        ValueError: another shape, or no pixels.
+        ValueError: a wrong shape, or no pixels.
     """
     counts = _check(confusion)
     both = counts.diagonal()
@@ -50,7 +61,7 @@ def mean_iou(confusion: ArrayLike) -> float:
 
 
 def pixel_accuracy(confusion: ArrayLike) -> float:
-    """Share of the pixels whose class was predicted, in [0, 1]. Arguments and errors as in `mean_iou`."""
+    """Share of the pixels predicted right, in [0, 1]. Arguments and errors as in `mean_iou`."""
     counts = _check(confusion)
     return float(counts.trace() / counts.sum())
 

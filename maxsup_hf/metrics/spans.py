@@ -1,22 +1,34 @@
-"""Entities that BIO tags mark, and how well predicted ones agree with them: every word and the kind must be right."""
+"""Entities marked by BIO tags, and precision, recall and F1 of predicted ones: all words and the kind must be right."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from maxsup_hf.metrics._records import Metric, register_metrics
+
 Entity = tuple[str, int, int]
+
+register_metrics(
+    Metric("precision", "precision", higher_is_better=True, formula="right entities / predicted entities"),
+    Metric("recall", "recall", higher_is_better=True, formula="right entities / entities of the references"),
+    Metric(
+        "f1", "F1", higher_is_better=True, rank=12,
+        formula="2·right / (predicted + expected), of all entities; for answers of the words, averaged over the questions",
+        paper="Tjong Kim Sang & De Meulder 2003, CoNLL; for answers Rajpurkar et al. 2016, arXiv 1606.05250",
+    ),
+)  # fmt: skip
 
 
 def is_bio(names: Iterable[str]) -> bool:
-    """Whether these tags mark entities: all are `O`, `B-…` or `I-…`, and some `B-…`."""
+    """Whether tags mark entities: all are `O`, `B-…` or `I-…`, and at least one is `B-…`."""
     names = list(names)
     return all(name == "O" or name[:2] in ("B-", "I-") for name in names) and any(name[:2] == "B-" for name in names)
 
 
 def entities(tags: Sequence[str]) -> set[Entity]:
-    """The entities of one sentence, as (kind, first, behind the last).
+    """The entities of one sentence, as (kind, first word, one past the last word).
 
-    As in the CoNLL evaluation, an `I-` that follows another kind, or nothing, begins an entity like a `B-`.
+    As in the CoNLL evaluation, an `I-` that follows a different kind, or `O`, begins an entity as a `B-` does.
 
     Args:
         tags: `O`, `B-kind` or `I-kind`, one for each word.
@@ -35,14 +47,14 @@ def entities(tags: Sequence[str]) -> set[Entity]:
 def entity_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """`precision`, `recall` and `f1` of the entities of all sentences together (micro-averaged), in [0, 1].
 
-    What is not defined, as the precision where nothing was predicted, is 0.
+    What is undefined, such as the precision of no predictions, is 0.
 
     Args:
         predictions: BIO tags of each sentence.
-        references: the right ones, of the same lengths.
+        references: the true ones, of the same lengths.
 
     Raises:
-        ValueError: other lengths.
+        ValueError: different lengths.
     """
     if [len(tags) for tags in predictions] != [len(tags) for tags in references]:
         raise ValueError("predictions and references must have the same number of sentences and of tags in each")

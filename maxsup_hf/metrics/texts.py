@@ -1,4 +1,4 @@
-"""Metrics of language models and of texts that a model writes."""
+"""Metrics of language models and of generated texts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from maxsup_hf.metrics._records import Metric, register_metrics
+
+register_metrics(
+    Metric(
+        "chrf", "chrF", higher_is_better=True, rank=13,
+        formula="F_β of character n-grams: (1 + β²)·precision·recall / (β²·precision + recall), β = 2",
+        paper="Popović 2015, WMT",
+    ),
+    Metric(
+        "bleu", "BLEU", higher_is_better=True, rank=14,
+        formula="brevity penalty times geometric mean of the precisions of 1- to 4-grams, in percent (sacrebleu)",
+        paper="Papineni et al. 2002, ACL",
+    ),
+    Metric(
+        "loss", "loss", "cross-entropy", higher_is_better=False, rank=20,
+        formula="mean cross-entropy of the evaluation, in nats, whatever loss the model is trained with",
+    ),
+    Metric("perplexity", "perplexity", higher_is_better=False, rank=21, formula="exp of the mean cross-entropy"),
+)  # fmt: skip
+
 
 def perplexity(loss: float) -> float:
-    """exp of a mean cross-entropy in nats; infinite where that is more than a float holds."""
+    """exp of a mean cross-entropy in nats; infinite where that exceeds the range of a float."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -18,20 +38,22 @@ def perplexity(loss: float) -> float:
 
 
 def chrf(predictions: Sequence[str], references: Sequence[str], order: int = 6, beta: float = 2.0) -> float:
-    """Character n-gram F-score (Popović 2015, WMT) of a whole set of texts, in [0, 1]; usually quoted in percent.
+    """Character n-gram F-score (Popović 2015, WMT) of a set of texts, in [0, 1]; usually quoted in percent.
 
-    Spaces do not count. Matches are counted over all texts; precision and recall are averaged over the orders 1 to `order`
-    that occur on both sides, then joined in F_beta, as sacrebleu's chrF2 does.
+    White space is ignored. Matches are counted over all texts; precision and recall are averaged over the orders 1 to
+    `order` that occur on both sides, then combined into F_beta, as sacrebleu's chrF2 does.
 
     Args:
         predictions: N texts.
         references: N texts.
 
     Raises:
-        ValueError: no texts, or not as many of the one as of the other.
+        ValueError: no texts, or different numbers of predictions and references.
     """
     if len(predictions) != len(references) or not references:
-        raise ValueError(f"expected as many predictions as references, got {len(predictions)} and {len(references)}")
+        raise ValueError(
+            f"expected as many predictions as references, at least one, got {len(predictions)} and {len(references)}"
+        )
     counts = np.zeros((order, 3))  # n-grams in both, in the predictions, in the references
     for prediction, reference in zip(predictions, references, strict=True):
         for n in range(1, order + 1):

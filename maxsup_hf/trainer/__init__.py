@@ -1,4 +1,4 @@
-"""The Hugging Face shell: Trainers, their arguments, and everything around one training."""
+"""Trainers of Hugging Face with a registered loss, their arguments, and what belongs to a training."""
 
 from maxsup_hf.trainer.trainer import MaxSupMixin, MaxSupSeq2SeqTrainer, MaxSupTrainer
 

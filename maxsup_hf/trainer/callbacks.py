@@ -1,4 +1,4 @@
-"""What may be watched during training beside the loss."""
+"""Callbacks that log more than the loss during training."""
 
 from __future__ import annotations
 
@@ -12,23 +12,32 @@ from maxsup_hf.trainer.features import extract
 
 
 class FeatureGeometryCallback(TrainerCallback):
-    """Logs how far the features of a class have collapsed, at each evaluation, so that collapse is a curve.
+    """Logs the feature geometry of a classifier at each evaluation, so that feature collapse becomes a curve.
 
-        trainer.add_callback(FeatureGeometryCallback(trainer))
+    It logs `feature_within` (within-class variation) and `feature_r2` (separability), described in
+    `maxsup_hf.metrics.FeatureGeometry`, and adds them to the metrics that `evaluate` returns. After
+    `trainer.evaluate(..., metric_key_prefix="test")` they are named `test_feature_within` and `test_feature_r2`. It supports
+    heads with one class for each row (texts, images, audio).
 
-    Logged are `feature_within` (within-class variation) and `feature_r2` (separability), see
-    `maxsup_hf.metrics.FeatureGeometry`; after `trainer.evaluate(..., metric_key_prefix="test")` `test_feature_within` and
-    `test_feature_r2`. They are in what `evaluate` returns, too. For heads with one class a row (texts, images, audio).
-
-    It takes one more forward pass over the evaluation data. Of several processes each does its share, and all know the
-    result.
+    It costs one more forward pass over the evaluation data, which distributed processes share.
 
     Args:
         trainer: any `transformers.Trainer`.
 
     Raises:
-        ValueError: (at the first evaluation) the model has no classifier layer, fewer than two classes are in the
-            evaluation data, or its features are NaN.
+        ValueError: (at the first evaluation) the model has no classifier layer, the evaluation data has fewer than two
+            classes, or the features are NaN.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+        >>> from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
+        >>> model = BertForSequenceClassification(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+        >>> rows = [{"input_ids": [1, 2, k], "labels": k % 2} for k in range(6)]
+        >>> trainer = Trainer(model, TrainingArguments(mkdtemp()), eval_dataset=rows)
+        >>> trainer.add_callback(FeatureGeometryCallback(trainer))
+        >>> [name for name in trainer.evaluate() if "feature" in name]
+        ['feature_within', 'feature_r2']
     """
 
     def __init__(self, trainer: Any):
@@ -38,7 +47,7 @@ class FeatureGeometryCallback(TrainerCallback):
         trainer = self.trainer
         batches = map(trainer._prepare_inputs, kwargs["eval_dataloader"])
         geometry: FeatureGeometry | None = None
-        # A data loader draws a seed when it starts: training goes on as if it had not been started once more.
+        # Iterating over a data loader draws a seed. Training must continue as if that had not happened.
         with torch.random.fork_rng(devices=[]), trainer.compute_loss_context_manager():
             for rows in extract(kwargs["model"], batches):
                 features, labels = (x.to(args.device) for x in (rows.features, rows.labels))
@@ -47,15 +56,15 @@ class FeatureGeometryCallback(TrainerCallback):
                 geometry.update(features, labels)
         if geometry is None:
             return
-        found = geometry.compute(missing="skip")
+        computed = geometry.compute(missing="skip")
         prefix = _prefix(metrics or {})
-        logs = {f"{prefix}feature_within": found["d_within"], f"{prefix}feature_r2": found["r2"]}
+        logs = {f"{prefix}feature_within": computed["d_within"], f"{prefix}feature_r2": computed["r2"]}
         if metrics is not None:
             metrics |= logs
         trainer.log(dict(logs))
 
 
 def _prefix(metrics: dict[str, float]) -> str:
-    """`""` for the evaluation data, `"test_"` where all metrics are called test_…"""
+    """`""` for metrics named eval_…, `"test_"` for metrics named test_…"""
     name = next((key.removesuffix("_runtime") for key in metrics if key.endswith("_runtime")), "eval")
     return "" if name == "eval" else f"{name.removeprefix('eval_')}_"

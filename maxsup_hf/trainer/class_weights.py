@@ -1,4 +1,4 @@
-"""Class weights: what a user may write, and the tensor that it means for a model and its training data."""
+"""Class weights: parsing what a user passes, and resolving it to a tensor for a model and its training data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import unwrap_peft_model
 
 from maxsup_hf.data.label_counts import LABEL_NAMES, count_classes
-from maxsup_hf.losses import IGNORE_INDEX
+from maxsup_hf.trainer.validation import LABELLED_HEADS, ignored_label
 
 logger = logging.getLogger(__name__)
 
@@ -22,22 +22,14 @@ BALANCED = "balanced"
 SMALLEST, LARGEST = 1e-12, 1e12
 FIX = """write balanced, one number for each class (1,20,0.5 or a JSON list), or numbers by name ({"cat": 1, "dog": 20})"""
 
-# Tasks of transformers' heads, as their class names say, whose logits have one column for each of config.num_labels.
-FITTING = (
-    "ForSequenceClassification",
-    "ForImageClassification",
-    "ForVideoClassification",
-    "ForAudioClassification",
-    "ForTokenClassification",
-    "ForAudioFrameClassification",
-    "ForSemanticSegmentation",
-)
+# Parts of the class names of transformers' heads that pick one of config.num_labels classes, for rows, tokens or pixels.
+CLASSIFYING_HEADS = (*LABELLED_HEADS, "ForAudioFrameClassification", "ForSemanticSegmentation")
 
 ClassWeights = str | list[float] | dict[str, float]
 
 
 def parse_class_weights(value: Any) -> ClassWeights | None:
-    """Class weights as they come from the command line, YAML, JSON or Python.
+    """Parse class weights from the command line, YAML, JSON or Python.
 
     Args:
         value: `"balanced"`; K numbers, as a sequence, a tensor, a JSON list or `"1,20,0.5"`; a mapping from class names to
@@ -47,8 +39,8 @@ def parse_class_weights(value: Any) -> ClassWeights | None:
         `"balanced"`, a list, a dict, or `None`.
 
     Raises:
-        TypeError: anything else.
-        ValueError: another word, or a weight that is not finite, is negative, or all of them zero.
+        TypeError: `value` has another type.
+        ValueError: an invalid string, a weight that is negative or not finite, or no weight above 0.
     """
     if value is None:
         return None
@@ -90,7 +82,7 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"class_weights must name each class once, got {twice!r} twice")
+        raise ValueError(f"class_weights must name each class once, got {twice!r} more than once: remove the others")
     return dict(pairs)
 
 
@@ -99,10 +91,10 @@ def _number(weight: Any, where: str) -> float:
         number = math.nan if isinstance(weight, bool) else float(weight)  # YAML reads 1e-3 as a string
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not (number == 0 or SMALLEST <= number <= LARGEST):  # what float32 sums hold
+    if not (number == 0 or SMALLEST <= number <= LARGEST):  # so that float32 sums neither overflow nor vanish
         raise ValueError(
-            f"class_weights{where} must be a finite number that is not negative, got {repr(weight)[:50]} (0, or from "
-            f"{SMALLEST:g} to {LARGEST:g})"
+            f"class_weights{where} must be a finite number that is not negative (0, or from {SMALLEST:g} to {LARGEST:g}), "
+            f"got {repr(weight)[:50]}"
         )
     return number
 
@@ -110,12 +102,12 @@ def _number(weight: Any, where: str) -> float:
 def _check_not_all_zero(weights: Sequence[float]) -> None:
     if not any(weights):
         raise ValueError(
-            f"class_weights must have at least one weight above 0, got {weights!r}: the loss would be 0 throughout; {FIX}"
+            f"class_weights must have at least one weight above 0, got {weights!r}: the loss would always be 0; {FIX}"
         )
 
 
 def balanced(counts: Tensor, names: Sequence[str]) -> Tensor:
-    """n / (K·n_k), so that all classes contribute alike: what scikit-learn calls `class_weight="balanced"`.
+    """n / (K·n_k), so that all classes contribute equally: scikit-learn's `class_weight="balanced"`.
 
     Args:
         counts: (K,) number n_k of labels of each class; n is their sum.
@@ -125,14 +117,14 @@ def balanced(counts: Tensor, names: Sequence[str]) -> Tensor:
         (K,) float32.
 
     Raises:
-        ValueError: a class has no label (scikit-learn refuses this too).
+        ValueError: a class has no label (an error in scikit-learn too).
     """
     missing = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
     if missing:
         raise ValueError(
             f"class_weights='balanced' needs labels of every class in the training data, but there are none of "
             f"{_listed(missing)} (of {len(names)} classes): remove these classes from the model's id2label, add training "
-            "data, or give the weights as numbers"
+            "data, or pass the weights as numbers"
         )
     return (counts.sum() / (len(counts) * counts.double())).float()
 
@@ -140,7 +132,7 @@ def balanced(counts: Tensor, names: Sequence[str]) -> Tensor:
 def resolve_class_weights(
     value: Any, num_classes: int, *, id2label: Mapping[Any, str] | None = None, count: Callable[[], Tensor] | None = None
 ) -> Tensor:
-    """The tensor that class weights mean for K classes.
+    """Resolve class weights to a tensor for K classes.
 
     Args:
         value: see `parse_class_weights`; not `None`.
@@ -152,23 +144,23 @@ def resolve_class_weights(
         (K,) float32.
 
     Raises:
-        ValueError: a wrong number of weights, unknown or missing names, or a class that does not occur in balanced data; and
-            as `parse_class_weights`.
-        TypeError: as `parse_class_weights`, or `"balanced"` where nothing can be counted.
+        ValueError: a wrong number of weights, unknown or missing names, or, for `"balanced"`, a class without labels; and as
+            in `parse_class_weights`.
+        TypeError: as in `parse_class_weights`, or `"balanced"` without `count`.
     """
     parsed = parse_class_weights(value)
     labels = {int(k): str(name) for k, name in (id2label or {}).items()}
     names = [labels.get(k, str(k)) for k in range(num_classes)]
     if parsed == BALANCED:
         if count is None:
-            raise TypeError("class_weights='balanced' needs training data to count labels in: give the weights as numbers")
+            raise TypeError("class_weights='balanced' needs training data to count labels in: pass the weights as numbers")
         return balanced(count(), names)
     if isinstance(parsed, dict):
         return torch.tensor(_by_name(parsed, names), dtype=torch.float32)
     assert isinstance(parsed, list)
     if len(parsed) != num_classes:
         raise ValueError(
-            f"class_weights must have one weight for each of the model's {num_classes} classes, got {len(parsed)}; give as "
+            f"class_weights must have one weight for each of the model's {num_classes} classes, got {len(parsed)}: pass as "
             "many, or load the model with the right num_labels"
         )
     return torch.tensor(parsed, dtype=torch.float32)
@@ -177,15 +169,19 @@ def resolve_class_weights(
 def _by_name(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
     unknown = [name for name in weights if name not in names]
     missing = [name for name in names if name not in weights]
-    if unknown or missing:
-        problems = [f"{what} {_listed(found)}" for what, found in (("unknown:", unknown), ("missing:", missing)) if found]
+    problems = []
+    if unknown:
+        problems.append(f"unknown: {_listed(unknown)}")
+    if missing:
+        problems.append(f"missing: {_listed(missing)}")
+    if problems:
         raise ValueError(
             f"class_weights must name each of the model's {len(names)} classes once ({_listed(names)}), got "
             f"{'; '.join(problems)}. Correct the names, or set id2label and label2id of the model's config"
         )
     if len(set(names)) < len(names):
         raise ValueError(
-            f"class_weights by name need different class names, but the model's config has {_listed(names)}: give a list"
+            f"class_weights by name need unique class names, but the model's config has {_listed(names)}: pass a list"
         )
     return [weights[name] for name in names]
 
@@ -202,16 +198,16 @@ def weights_for_training(
 
     Args:
         value: `class_weights` of the training arguments.
-        model: tells how many classes there are, and their names; may be wrapped by PEFT.
-        dataset: the training data, in which `"balanced"` counts.
-        label_names: where rows may have their labels, besides `labels`, `label` and `label_ids`.
-        ignore_index: label that is not counted. Default: the one that the head ignores, as its config says, else −100.
+        model: determines the number of classes and their names; may be wrapped by PEFT.
+        dataset: the training data, whose labels `"balanced"` counts.
+        label_names: keys under which rows may hold labels, besides `labels`, `label` and `label_ids`.
+        ignore_index: label that is not counted. Default: the one in the config of the head, else −100.
 
     Returns:
         (K,) float32, or `None` without class weights.
 
     Raises:
-        ValueError, TypeError: the head does not classify, or as `resolve_class_weights` and `count_classes`; the message
+        ValueError, TypeError: the head does not classify; and as in `resolve_class_weights` and `count_classes`. The message
             names class_weights.
     """
     parsed = parse_class_weights(value)
@@ -219,28 +215,27 @@ def weights_for_training(
         return None
     model = unwrap_peft_model(model)
     head, config = transformers_head(model), getattr(model, "config", None)
-    if head is not None and not any(task in head for task in FITTING):
+    if head is not None and not any(task in head for task in CLASSIFYING_HEADS):
         raise ValueError(
             f"class_weights are for heads that pick one of K classes for each row, token or pixel, and {head} does not: "
-            f"leave class_weights out, or use a head whose name has {', '.join(FITTING[:-1])} or {FITTING[-1]}"
+            f"leave class_weights out, or use a head whose name contains one of {', '.join(CLASSIFYING_HEADS)}"
         )
     num_classes = getattr(config, "num_labels", None)
-    if head is None and isinstance(parsed, list):  # of a model of one's own the training step knows, and checks, K
+    if head is None and isinstance(parsed, list):  # for a user's own model, the training step checks K
         num_classes = len(parsed)
     if num_classes is None:
         raise ValueError(
-            f"class_weights={value!r} needs to know the classes, but {type(model).__name__} has no config.num_labels: give "
+            f"class_weights={value!r} needs to know the classes, but {type(model).__name__} has no config.num_labels: pass "
             "a list with one number for each class"
         )
     if ignore_index is None:
-        of_old_configs = getattr(config, "loss_ignore_index", IGNORE_INDEX)
-        ignore_index = getattr(config, "semantic_loss_ignore_index", of_old_configs)
+        ignore_index = ignored_label(model)
 
     def count() -> Tensor:
         try:
             return count_classes(dataset, num_classes, ignore_index, (*label_names, *LABEL_NAMES))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"class_weights='balanced': {error}; or give the weights as numbers") from error
+            raise type(error)(f"class_weights='balanced': {error}; or pass the weights as numbers") from error
 
     names = getattr(config, "id2label", None) or {}
     weights = resolve_class_weights(parsed, num_classes, id2label=names, count=count)
@@ -251,6 +246,6 @@ def weights_for_training(
 
 
 def transformers_head(model: nn.Module) -> str | None:
-    """Name of the class of transformers that a model's head is, or is derived from; `None` for a head of one's own."""
-    of_transformers = (base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers."))
-    return next((name for name in of_transformers if re.search("For[A-Z]|LMHead", name)), None)
+    """Name of the head class in transformers that a model's class is or derives from; `None` for a user's own head."""
+    names = (base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers."))
+    return next((name for name in names if re.search("For[A-Z]|LMHead", name)), None)

@@ -1,7 +1,7 @@
-"""Penultimate features and logits of any classification head, without code for any one model.
+"""Penultimate features and logits of any classification head, without model-specific code.
 
-The classifier is the last linear or convolutional layer whose output is the logits: it is found by running a batch and
-looking. What goes into it are the features.
+The classifier is the last linear or convolutional layer whose output is the logits. It is found by running a batch and
+comparing outputs. Its inputs are the features.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class FeatureRows(NamedTuple):
     """One batch: float32 on the CPU.
 
     Attributes:
-        features: (N, D), what the classifier got.
-        logits: (N, K), what it made of them.
+        features: (N, D), inputs of the classifier.
+        logits: (N, K), its outputs.
         labels: (N,) int64.
     """
 
@@ -45,7 +45,7 @@ class Classifier:
 
     @property
     def weight(self) -> Tensor:
-        """(K, D) float32 on the CPU: a template for each class."""
+        """(K, D) float32 on the CPU: the weight vector of each class."""
         weight: Tensor = self.module.weight  # type: ignore[assignment]
         return weight.detach().float().cpu().flatten(1)
 
@@ -54,32 +54,32 @@ def find_classifier(model: nn.Module, inputs: Mapping[str, Any]) -> Classifier:
     """The layer whose output is the model's logits.
 
     Args:
-        model: with `logits` (N, K) in its output.
+        model: a model whose output has `logits` (N, K).
         inputs: of one small batch.
 
     Raises:
-        ValueError: the model gives no logits (N, K), or no single linear or convolutional layer makes them.
+        ValueError: the model returns no logits (N, K), or no single linear or convolutional layer computes them.
     """
     layers = {layer: name for name, layer in model.named_modules() if _is_linear(layer)}
     with _watch(list(layers)) as calls:
         logits = forward(model, inputs)
-    for layer, given, made in reversed(calls):
-        if _select(given, made, logits) is not None:
+    for layer, layer_input, output in reversed(calls):
+        if _features(layer_input, output, logits) is not None:
             return Classifier(layers[layer], layer)
     raise ValueError(
         f"{type(model).__name__} has no classifier layer that could be found: none of its {len(layers)} linear and "
-        f"convolutional layers gives its logits {tuple(logits.shape)} as they are. Adapters must be merged first "
-        "(merge_and_unload), and a model that averages or scales the logits of several heads has no one layer to look at"
+        f"convolutional layers returns exactly its logits {tuple(logits.shape)}. Merge adapters first (merge_and_unload); "
+        "models that average or scale the logits of several heads are not supported"
     )
 
 
 def extract(
     model: nn.Module, batches: Iterable[Mapping[str, Any]], classifier: Classifier | None = None
 ) -> Iterator[FeatureRows]:
-    """Features and logits, batch by batch.
+    """Yield features and logits batch by batch.
 
     Args:
-        model: in evaluation mode while a batch runs; its mode is restored.
+        model: put into evaluation mode while a batch runs, and then back.
         batches: inputs of the model with `labels` (N,), on any device.
         classifier: from `find_classifier`. Default: found with the first batch.
 
@@ -97,10 +97,10 @@ def extract(
             classifier = find_classifier(model, batch)
         with _watch([classifier.module]) as calls:
             logits = forward(model, batch)
-        found = (_select(given, made, logits) for _, given, made in reversed(calls))
-        features = next((x for x in found if x is not None), None)
+        candidates = (_features(layer_input, output, logits) for _, layer_input, output in reversed(calls))
+        features = next((x for x in candidates if x is not None), None)
         if features is None:
-            raise ValueError(f"{classifier.name!r} does not give the logits of rows {row} to {row + len(labels) - 1}")
+            raise ValueError(f"{classifier.name!r} does not return the logits of rows {row} to {row + len(labels) - 1}")
         for name, values in (("features", features), ("logits", logits)):
             broken = ~values.isfinite().all(1)
             if broken.any():
@@ -140,12 +140,12 @@ def _is_linear(layer: nn.Module) -> bool:
 
 @contextmanager
 def _watch(layers: list[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
-    """What these layers get and give while the context is open, in order."""
+    """(layer, input, output) of each call of these layers while the context is open."""
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
-    def keep(layer: nn.Module, args: tuple[Any, ...], made: Any) -> None:
-        if args and isinstance(args[0], Tensor) and isinstance(made, Tensor):
-            calls.append((layer, args[0].detach(), made.detach()))
+    def keep(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            calls.append((layer, args[0].detach(), output.detach()))
 
     handles = [layer.register_forward_hook(keep) for layer in layers]
     try:
@@ -155,30 +155,29 @@ def _watch(layers: list[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor, Te
             handle.remove()
 
 
-def _select(given: Tensor, made: Tensor, logits: Tensor) -> Tensor | None:
-    """The features (N, D) that a layer made the logits of, or `None` where it did not make them.
+def _features(layer_input: Tensor, output: Tensor, logits: Tensor) -> Tensor | None:
+    """The features (N, D) from which a layer computed the logits, or `None` if it did not compute them.
 
-    A layer may see several positions of a row: then the logits are those of one of them (decoders: the last token), or
-    their mean, which is the layer's output for the mean of what it got.
+    A layer may be applied to several positions of a row. Then the logits are its output at one of them (decoders: the last
+    token), or the mean over all, which equals the layer's output for the mean of its inputs.
     """
     rows, classes = logits.shape
-    if made.ndim > 2 and made.shape[1] == classes and given.ndim == made.ndim and made.shape[-1] != classes:
-        given, made = given.movedim(1, -1), made.movedim(1, -1)  # of a convolution: channels last
-    elif made.ndim > 2 and made.shape[-1] != classes:
+    is_channels_first = layer_input.ndim == output.ndim > 2 and output.shape[1] == classes != output.shape[-1]
+    if is_channels_first:  # a convolution
+        layer_input, output = layer_input.movedim(1, -1), output.movedim(1, -1)
+    if output.ndim < 2 or len(output) != rows or output.shape[-1] != classes:
         return None
-    if made.ndim < 2 or len(made) != rows or made.shape[-1] != classes:
-        return None
-    x, z = given.reshape(rows, -1, given.shape[-1]), made.reshape(rows, -1, classes)
+    x, z = layer_input.reshape(rows, -1, layer_input.shape[-1]), output.reshape(rows, -1, classes)
     if z.shape[1] == 1:
-        return x[:, 0] if _same(z[:, 0], logits) else None
-    if _same(z.float().mean(1), logits):
+        return x[:, 0] if _is_close(z[:, 0], logits) else None
+    if _is_close(z.float().mean(1), logits):
         return x.float().mean(1)
-    away = (z.float() - logits.float()[:, None]).abs().amax(-1)
-    position = away.argmin(1)
-    each = torch.arange(rows, device=position.device)
-    return x[each, position] if _same(z[each, position], logits) else None
+    distance = (z.float() - logits.float()[:, None]).abs().amax(-1)
+    nearest, every_row = distance.argmin(1), torch.arange(rows, device=z.device)
+    return x[every_row, nearest] if _is_close(z[every_row, nearest], logits) else None
 
 
-def _same(made: Tensor, logits: Tensor) -> bool:
-    tolerance = 1e-5 if min(torch.finfo(made.dtype).bits, torch.finfo(logits.dtype).bits) > 16 else 1e-2
-    return torch.allclose(made.float(), logits.float(), rtol=tolerance, atol=tolerance, equal_nan=True)
+def _is_close(output: Tensor, logits: Tensor) -> bool:
+    is_half_precision = min(torch.finfo(output.dtype).bits, torch.finfo(logits.dtype).bits) <= 16
+    tolerance = 1e-2 if is_half_precision else 1e-5
+    return torch.allclose(output.float(), logits.float(), rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -1,9 +1,9 @@
-"""Logits that are not computed: what stands in for them between a language model's output embedding and its loss.
+"""Lazy logits: a language model's output embedding passes on its input, and the loss is computed from that in chunks.
 
-With `fused_linear_loss` the output embedding hands on its input, as `LazyLogits`. What heads do to logits on the way to
-their cross-entropy (a cast, a scale, soft-capping, a bias, the causal shift, a view) is noted instead of done, and the loss
-is then computed chunk by chunk from hidden states and weight. Anything else raises: such a head needs its logits. The model
-itself is the same before and after each training forward, so that evaluation, generation and checkpoints know nothing of it.
+With `fused_linear_loss` the output embedding returns `LazyLogits`. The operations that heads apply to logits on the way to
+their cross-entropy (a cast, a scale, soft-capping, a bias, the causal shift, a view) are recorded instead of computed, and
+the loss is then computed chunk by chunk from hidden states and weight. Any other operation raises, because it needs real
+logits. The model is unchanged outside of training forwards, so evaluation, generation and checkpoints are unaffected.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from maxsup_hf.ops.linear import Head
 
 
 class NeedsLogitsError(ValueError):
-    """A head did something to its logits that only real ones bear. The message completes "the head …"."""
+    """A head applied an operation to its logits that needs real ones. The message completes "the head …"."""
 
 
 @dataclass(frozen=True, eq=False)
 class LazyLogits:
-    """The logits that `head` makes of `hidden`.
+    """The logits that `head` would compute from `hidden`.
 
     Attributes:
         hidden: (..., D).
-        head: how logits come from them.
-        dtype: what the model has cast its logits to. Nothing is rounded to it.
+        head: weight, bias, scale and soft cap of the output embedding.
+        dtype: the type that the model cast its logits to. Nothing is rounded to it.
     """
 
     hidden: Tensor
     head: Head
     dtype: torch.dtype
 
-    # ---- what a model may ask ----
+    # ---- properties that models read ----
 
     @property
     def shape(self) -> torch.Size:
@@ -65,7 +65,7 @@ class LazyLogits:
     def is_floating_point(self) -> bool:
         return True
 
-    # ---- what a model may do ----
+    # ---- operations that are recorded ----
 
     def to(self, *args: Any, **kwargs: Any) -> LazyLogits:
         dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
@@ -80,9 +80,9 @@ class LazyLogits:
     def __mul__(self, other: Any) -> LazyLogits:
         if not isinstance(other, Real):
             raise NeedsLogitsError("multiplies its logits by a tensor")
-        by, cap = float(other), self.head.softcap
-        # m·c·tanh(s·x/c) = mc·tanh(ms·x/(mc))
-        return self._with(scale=self.head.scale * by, softcap=None if cap is None else cap * by)
+        factor, cap = float(other), self.head.softcap
+        # The factor m moves inside of the soft cap: m·c·tanh(s·x/c) = mc·tanh(ms·x/(mc))
+        return self._with(scale=self.head.scale * factor, softcap=None if cap is None else cap * factor)
 
     __rmul__ = __mul__
 
@@ -92,8 +92,8 @@ class LazyLogits:
         return self * (1 / float(other))
 
     def __add__(self, other: Any) -> LazyLogits:
-        of_classes = isinstance(other, Tensor) and other.numel() == other.shape[-1:].numel() == len(self.head.weight)
-        if not of_classes or self.head.scale != 1 or self.head.softcap is not None:
+        is_bias = isinstance(other, Tensor) and other.numel() == other.shape[-1:].numel() == len(self.head.weight)
+        if not is_bias or self.head.scale != 1 or self.head.softcap is not None:  # the head adds its bias before both
             raise NeedsLogitsError("adds something to its logits")
         return self._with(bias=other.flatten() if self.head.bias is None else self.head.bias + other.flatten())
 
@@ -118,11 +118,11 @@ class LazyLogits:
 
     def __getitem__(self, index: Any) -> LazyLogits:
         parts = index if isinstance(index, tuple) else (index,)
-        if sum(map(_dimensions, parts)) >= self.ndim or any(part is ... for part in parts):
-            last = parts[-1]  # it is of the classes: all of them, or not at all
-            whole = isinstance(last, slice) and last.indices(self.shape[-1]) == (0, self.shape[-1], 1)
-            if not (whole or last is ...):
-                raise NeedsLogitsError("takes some classes out of its logits")
+        if sum(map(_num_dimensions, parts)) >= self.ndim or any(part is ... for part in parts):
+            last = parts[-1]  # indexes the classes, which hidden states do not have: it must keep all of them
+            keeps_all = isinstance(last, slice) and last.indices(self.shape[-1]) == (0, self.shape[-1], 1)
+            if not (keeps_all or last is ...):
+                raise NeedsLogitsError("selects some classes of its logits")
         return replace(self, hidden=self.hidden[index])
 
     def _with(self, **changed: Any) -> LazyLogits:
@@ -131,18 +131,18 @@ class LazyLogits:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise NeedsLogitsError(f"asks its logits for {name!r}")
+        raise NeedsLogitsError(f"reads {name!r} of its logits")
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        own = _FUNCTIONS.get(function)
-        if own is None or not (args and isinstance(args[0], cls)):
+        method = _FUNCTIONS.get(function)
+        if method is None or not (args and isinstance(args[0], cls)):
             raise NeedsLogitsError(f"applies {getattr(function, '__name__', function)} to its logits")
-        return own(*args, **(kwargs or {}))
+        return method(*args, **(kwargs or {}))
 
 
-def _dimensions(part: Any) -> int:
-    """How many dimensions a part of an index is of."""
+def _num_dimensions(part: Any) -> int:
+    """The number of dimensions that one part of an index selects from."""
     return part.ndim if isinstance(part, Tensor) and part.dtype == torch.bool else int(part is not None)
 
 
@@ -155,47 +155,47 @@ _FUNCTIONS: dict[Any, Any] = {
 }
 
 
-def _refusal(name: str) -> Any:
-    def refuse(self: LazyLogits, *args: Any) -> Any:
+def _unsupported(name: str) -> Any:
+    def raise_error(self: LazyLogits, *args: Any) -> Any:
         raise NeedsLogitsError(f"applies {name} to its logits")
 
-    return refuse
+    return raise_error
 
 
-# Python looks operators up in the class, past __getattr__.
+# Python looks up operators in the class and never calls __getattr__ for them.
 for _name in ("sub", "rsub", "rtruediv", "pow", "rpow", "matmul", "rmatmul", "mod", "floordiv", "neg", "abs", "invert"):
-    setattr(LazyLogits, f"__{_name}__", _refusal(_name))
+    setattr(LazyLogits, f"__{_name}__", _unsupported(_name))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne", "len", "float", "iter"):
-    setattr(LazyLogits, f"__{_name}__", _refusal(_name))
+    setattr(LazyLogits, f"__{_name}__", _unsupported(_name))
 
 
 def output_embedding(model: Any) -> nn.Linear:
-    """The layer whose product with hidden states is left to the loss.
+    """The layer whose product with hidden states the loss computes in chunks.
 
     Raises:
-        ValueError: the model has no output embedding over a vocabulary, or not a plain linear one.
+        ValueError: the model has no output embedding over a vocabulary, or one that is not a plain linear layer.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
-        what = "has no output embedding"
+        problem = "has no output embedding"
     elif type(head) is not nn.Linear:
-        what = f"has a {type(head).__module__.partition('.')[0]} {type(head).__name__} as its output embedding"
+        problem = f"has a {type(head).__module__.partition('.')[0]} {type(head).__name__} as its output embedding"
     elif "forward" in vars(head):
-        what = "has an output embedding whose forward is wrapped (by hooks that offload weights, or by another library)"
+        problem = "has an output embedding whose forward is wrapped (by hooks that offload weights, or by another library)"
     elif type(head.weight) not in (nn.Parameter, Tensor, DTensor) or not head.weight.is_floating_point():
-        what = f"has an output embedding whose weight is a {type(head.weight).__name__} of {head.weight.dtype}"
+        problem = f"has an output embedding whose weight is a {type(head.weight).__name__} of {head.weight.dtype}"
     else:
         return head
     raise ValueError(
         "fused_linear_loss computes the loss from hidden states and the weight of a language model's output embedding, a "
-        f"torch.nn.Linear, but {type(model).__name__} {what}: leave fused_linear_loss out (with PEFT: keep "
-        "adapters and modules_to_save off the output embedding; with FSDP: do not wrap that layer by itself)"
+        f"torch.nn.Linear, but {type(model).__name__} {problem}: leave fused_linear_loss out (with PEFT: do not put "
+        "adapters or modules_to_save on the output embedding; with FSDP: do not wrap that layer by itself)"
     )
 
 
 @contextmanager
-def lazy(layer: nn.Linear) -> Iterator[None]:
-    """While this is open, `layer` gives `LazyLogits`."""
+def lazy_output(layer: nn.Linear) -> Iterator[None]:
+    """While this is open, `layer` returns `LazyLogits`."""
 
     def forward(input: Tensor) -> LazyLogits:
         return LazyLogits(input, Head(layer.weight, layer.bias), input.dtype)

@@ -1,4 +1,4 @@
-"""The loss of a checkpoint: which it was, and what it remembers."""
+"""Name, arguments and state of the loss in a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def save_loss(folder: str | Path, loss: Loss, tensors: Mapping[str, Tensor], class_weights: Tensor | None = None) -> None:
-    """Write a loss's name and arguments, and what it remembers, into a checkpoint.
+    """Write the name, arguments and state of a loss into a checkpoint.
 
     Args:
-        folder: the checkpoint's.
-        loss: as it is trained with.
-        tensors: `loss.state.tensors()`, summed over ranks; empty for a loss without a state.
-        class_weights: (K,) that it was trained with, or `None`.
+        folder: of the checkpoint.
+        loss: the loss that is trained.
+        tensors: `loss.state.tensors()`, summed over ranks; empty for a loss without state.
+        class_weights: (K,) class weights of the training, or `None`.
     """
     path = Path(folder) / LOSS_STATE_NAME
     metadata = {"loss": loss.spec.name, "loss_kwargs": json.dumps(loss.kwargs)}
@@ -42,45 +42,45 @@ def _rounded(class_weights: Tensor | None) -> list[float] | None:
 def load_loss(
     folder: str | Path, loss: Loss, other_loss: bool = False, main: bool = True, class_weights: Tensor | None = None
 ) -> bool:
-    """Go on with the loss of a checkpoint.
+    """Restore the state of a loss from a checkpoint, after checking that it was trained with the same loss.
 
     Args:
-        folder: the checkpoint's.
-        loss: filled with what it remembered.
-        other_loss: allow a checkpoint of another loss, of which nothing is taken over.
-        main: whether this is the main process, which takes over what was seen by all.
-        class_weights: (K,) that are trained with now, or `None`.
+        folder: of the checkpoint.
+        loss: whose state is restored.
+        other_loss: allow a checkpoint of another loss. Its state is restored only if both losses have the same name.
+        main: whether this is the main process, which restores the state that was summed over ranks.
+        class_weights: (K,) class weights of this training, or `None`.
 
     Returns:
         Whether the checkpoint was trained with this loss.
 
     Raises:
-        ValueError: the checkpoint is of another loss or of other arguments, or lacks what this loss remembers.
+        ValueError: the checkpoint has another loss, other arguments, or no state for this loss.
     """
     path = Path(folder) / LOSS_STATE_NAME
     now = {"loss": loss.spec.name, "loss_kwargs": loss.kwargs, "class_weights": _rounded(class_weights)}
     if not path.exists():
         if loss.state is not None and not other_loss:
             raise ValueError(
-                f"{folder} has no {LOSS_STATE_NAME}, so what loss {loss.spec.name!r} had learned is not known: resume a "
-                "checkpoint that MaxSupTrainer wrote with it, or begin the loss anew with --resume_with_other_loss"
+                f"{folder} has no {LOSS_STATE_NAME}, so what loss {loss.spec.name!r} had learned is unknown: resume a "
+                "checkpoint that MaxSupTrainer wrote with this loss, or reset its state with --resume_with_other_loss"
             )
-        logger.warning("%s does not say which loss it was trained with; going on with %s", folder, loss)
+        logger.warning("%s does not record which loss it was trained with; continuing with %s", folder, loss)
         return False
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file is no mapping)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors file cannot be iterated)
     before = {"loss": metadata["loss"], "loss_kwargs": json.loads(metadata["loss_kwargs"])}
     before["class_weights"] = json.loads(metadata.get("class_weights", json.dumps(now["class_weights"])))
     if before != now:
-        difference = "; ".join(f"{key}: {before[key]!r} there, {now[key]!r} here" for key in now if before[key] != now[key])
+        changes = [f"{key}: {before[key]!r} there, {now[key]!r} here" for key in now if before[key] != now[key]]
+        difference = "; ".join(changes)
         if not other_loss:
             raise ValueError(
-                f"{folder} was trained with another loss ({difference}): give the same --loss, --loss_kwargs and "
-                "--class_weights, or allow "
-                "the change with --resume_with_other_loss"
+                f"{folder} was trained with another loss ({difference}): pass the same --loss, --loss_kwargs and "
+                "--class_weights, or allow the change with --resume_with_other_loss"
             )
-        logger.warning("%s was trained with another loss (%s); going on with the one here", folder, difference)
+        logger.warning("%s was trained with another loss (%s); continuing with the one given here", folder, difference)
     if loss.state is not None and tensors and before["loss"] == now["loss"]:
         loss.state.load(tensors, main)
     return before == now

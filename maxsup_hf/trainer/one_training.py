@@ -1,7 +1,7 @@
-"""Everything that belongs to one training: made when it starts, ended with it.
+"""The loss of one training, with everything that is created when the training starts and removed when it ends.
 
 A Trainer may train several times (a second `train()`, `model_init`, `hyperparameter_search`, `auto_find_batch_size`), each
-time with another model, loss or batch size. Nothing of the one before may be left in the next.
+time with another model, loss or batch size. No state may carry over from one training to the next.
 """
 
 from __future__ import annotations
@@ -12,29 +12,27 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from maxsup_hf.losses import Loss
-from maxsup_hf.trainer.cross_entropy_patch import Call, CrossEntropyPatch
-from maxsup_hf.trainer.lm_head_patch import NeedsLogitsError, lazy, output_embedding
+from maxsup_hf.trainer.cross_entropy_patch import CrossEntropyCall, CrossEntropyPatch
+from maxsup_hf.trainer.diagnosis import explain_error, explain_untrained, has_own_compute_loss
+from maxsup_hf.trainer.lm_head_patch import NeedsLogitsError, lazy_output, output_embedding
 from maxsup_hf.trainer.normalization import AccumulatedBatch
 from maxsup_hf.trainer.validation import shifts_labels
 from maxsup_hf.trainer.votes import Votes
 
-# How heads of transformers, and its Trainer, say that they are not to be trained.
-UNTRAINABLE = ("not trainable", "support training", "did not return a loss", "ForCausalLMLoss() missing")
-
 
 class OneTraining:
-    """The loss of one training, its patch, its hooks, and what was logged last.
+    """The loss of one training, its patch and hooks, and the parts of the loss since the last log.
 
     Attributes:
-        loss: what is trained.
-        patch: through which it reaches the training step.
-        samples: the micro-batches that were counted last.
-        steps: how many training steps were run with this loss.
-        class_weights: (K,) that were used, those of a cross-entropy in the user's own code too, or `None`.
+        loss: the loss that is trained.
+        patch: replaces the cross-entropy of each training step by it.
+        samples: the micro-batches of the current accumulated batch.
+        steps: number of training steps that ran with this loss.
+        class_weights: (K,) class weights that were used, including those of a cross-entropy in the user's own code, or
+            `None`.
     """
 
     def __init__(
@@ -48,43 +46,43 @@ class OneTraining:
     ):
         """
         Args:
-            model: the model, not wrapped.
+            model: the model, not wrapped for distributed training.
             loss: made for this training.
             class_weights: (K,) of the training arguments, or `None`.
-            fused: whether the logits of a language model are left to the loss.
-            owner: the Trainer's class; its files may have imported the cross-entropy by name.
+            fused: whether the loss is computed from a language model's hidden states, without its logits.
+            owner: the Trainer's class. Its files may have imported the cross-entropy by name.
         """
         self.model, self.loss, self.fused, self.owner = model, loss, fused, owner
         self.shifts = shifts_labels(model)
         self.patch = CrossEntropyPatch(loss, class_weights, self.shifts)
         self.votes = Votes(model) if loss.needs_votes else None
         self.patch.votes = self.votes
-        self.steps = 0  # that were checked
+        self.steps = 0
         self.samples: Sequence[Any] | None = None
-        self._checked = False  # this step, before its backward
-        self._done = 0  # micro-batches of the accumulated batch
-        self._parts: dict[str, Tensor] = {}  # summed over steps since the last log
-        self._steps = 0.0
+        self._is_checked = False  # whether this step was checked before its backward
+        self._micro_batches_done = 0
+        self._parts: dict[str, Tensor] = {}  # summed over the optimizer steps since the last log
+        self._logged_steps = 0.0
 
     @property
     def class_weights(self) -> Tensor | None:
         return self.patch.weight_used
 
     def end(self) -> None:
-        """Remove what was attached to the model."""
+        """Remove the hooks from the model."""
         if self.votes is not None:
             self.votes.remove()
 
-    # ---- a step ----
+    # ---- the training step ----
 
     @property
     def batch_is_done(self) -> bool:
-        """Whether all micro-batches that were counted last were trained."""
-        return self.samples is None or self._done >= len(self.samples)
+        """Whether all micro-batches of the current accumulated batch were trained."""
+        return self.samples is None or self._micro_batches_done >= len(self.samples)
 
     def begin_batch(self, samples: Sequence[Any], batch: AccumulatedBatch) -> None:
         """Go on to the next accumulated batch."""
-        self.samples, self.patch.batch, self._done = samples, batch, 0
+        self.samples, self.patch.batch, self._micro_batches_done = samples, batch, 0
 
     def step(
         self,
@@ -95,152 +93,120 @@ class OneTraining:
         progress: float,
         replicas: int = 1,
     ) -> Tensor:
-        """Run one training step, forward and backward, with this loss, and check that it was trained.
+        """Run one training step, forward and backward, with this loss, and check that the loss was trained.
 
         Args:
-            run: the step; returns its loss.
+            run: the step. Returns its loss.
             model: as it is called in the step.
-            targets: `class_targets` of its micro-batch.
+            targets: `class_targets` of the micro-batch.
             soft_labels: (..., K) class probabilities, or `None`.
-            progress: share of training that is done.
-            replicas: of the model, in which torch's DataParallel computes it.
+            progress: fraction of the training that is done.
+            replicas: number of replicas of the model under torch's DataParallel.
 
         Raises:
-            ValueError: the loss was not trained, or its gradient depends on how the batch is cut.
+            ValueError: the loss was not trained, or its gradient depends on how the batch is split.
         """
-        patch = self.patch
-        patch.set_progress(progress)
-        patch.micro_batch, patch.soft_labels = targets, soft_labels
-        self._checked = False
-        fused = lazy(output_embedding(self.model)) if self.fused else nullcontext()
+        self._prepare(targets, soft_labels, progress)
         try:
-            with patch.opened(model, self.owner), fused:
-                loss = run()
-        except NeedsLogitsError as error:
-            raise ValueError(
-                f"fused_linear_loss cannot serve {type(self.model).__name__}, which {error}: leave fused_linear_loss out"
-            ) from error
+            loss = self._run(run, model)
         except Exception as error:
-            reason = (
-                None if patch.calls or should_reduce_batch_size(error) else self._explain(error, soft_labels is not None)
-            )
-            if reason is None:
+            explanation = self._explain(error)
+            if explanation is None:
                 raise
-            raise ValueError(reason) from error
+            raise ValueError(explanation) from error
         finally:
-            patch.soft_labels = None
+            self.patch.soft_labels = None
         self.steps += 1
-        reached = patch.reached()
-        if not self._checked:
-            self._check(reached, replicas)
-        self._add_parts([call for _, call in reached])
+        trained = self.patch.trained_calls()
+        if not self._is_checked:
+            self._check_step(trained, replicas)
+        self._add_parts([call for _, call in trained])
         return loss
+
+    def _prepare(self, targets: dict[str, Tensor], soft_labels: Tensor | None, progress: float) -> None:
+        self.patch.set_progress(progress)
+        self.patch.micro_batch, self.patch.soft_labels = targets, soft_labels
+        self._is_checked = False
+
+    def _run(self, run: Callable[[], Tensor], model: nn.Module) -> Tensor:
+        fused = lazy_output(output_embedding(self.model)) if self.fused else nullcontext()
+        with self.patch.opened(model, self.owner), fused:
+            return run()
+
+    def _explain(self, error: Exception) -> str | None:
+        if isinstance(error, NeedsLogitsError):
+            return f"fused_linear_loss cannot serve {type(self.model).__name__}, which {error}: leave fused_linear_loss out"
+        return explain_error(error, self.model, self.patch)
+
+    # ---- checks of a step ----
 
     def check_before_backward(self, loss: Tensor, replicas: int = 1) -> None:
         """The checks of `step`, for a backward that updates the weights itself (DeepSpeed, LOMO)."""
-        self._check(self.patch.reached(loss), replicas)
-        self._checked = True
+        self._check_step(self.patch.trained_calls(loss), replicas)
+        self._is_checked = True
 
-    def _check(self, reached: list[tuple[int, Call]], replicas: int) -> None:
+    def _check_step(self, trained: list[tuple[int, CrossEntropyCall]], replicas: int) -> None:
         try:
-            self._check_reached(reached)
-            self._check_counts(reached, replicas)
+            self._check_is_trained([call for _, call in trained])
+            self._check_normalization(trained, replicas)
         except ValueError:
             self.model.zero_grad()
             raise
 
-    def _check_reached(self, reached: Sequence[tuple[int, Call]]) -> None:
-        own = compute_loss_class(self.owner).__module__.partition(".")[0] not in ("maxsup_hf", "transformers")
-        if own and any(call.node is None for _, call in reached):
+    def _check_is_trained(self, trained: Sequence[CrossEntropyCall]) -> None:
+        if not trained:
+            raise ValueError(explain_untrained(self.patch, self.model, self.owner))
+        if has_own_compute_loss(self.owner) and any(call.node is None for call in trained):
             warnings.warn(
-                f"{self.owner.__name__}.compute_loss computes its own loss of a compiled model: whether it depends on the "
+                f"{self.owner.__name__}.compute_loss computes its own loss of a compiled model: whether that depends on the "
                 f"cross-entropy inside of the model's graph, which is loss={self.loss.spec.name!r}, cannot be checked",
                 stacklevel=2,
             )
-        if reached:
-            if self.fused and not any(call.fused for _, call in reached):
-                raise ValueError(
-                    f"fused_linear_loss cannot serve {type(self.model).__name__}, whose loss does not come from what its "
-                    "output embedding returns: leave fused_linear_loss out"
-                )
-            return
-        what = f"{self.owner.__name__}.compute_loss" if own else type(self.model).__name__
-        if self.patch.calls:
-            found = f"the loss that {what} trains on does not depend on the cross-entropy that was computed in the step"
-        else:
-            found = (
-                f"{what} trained on a loss without a cross-entropy that can be replaced (regression, multi-label, "
-                "detection, contrastive, a formula of its own or a fused kernel)"
+        if self.fused and not any(call.fused for call in trained):
+            raise ValueError(
+                f"fused_linear_loss cannot serve {type(self.model).__name__}, whose loss is not computed from the result of "
+                "its output embedding: leave fused_linear_loss out"
             )
-        raise ValueError(
-            f"loss={self.loss.spec.name!r} was asked for, but {found}. The weights were not updated in this step. Let the "
-            "loss come from torch.nn.functional.cross_entropy or torch.nn.CrossEntropyLoss, called by that name and not by "
-            "a reference that was kept before training; use a head whose loss is a cross-entropy over classes, or the "
-            "stock Trainer"
-        )
 
-    def _check_counts(self, reached: Sequence[tuple[int, Call]], replicas: int) -> None:
+    def _check_normalization(self, trained: Sequence[tuple[int, CrossEntropyCall]], replicas: int) -> None:
         batch = self.patch.batch
-        if batch is None or batch.is_whole:
+        if batch is None or batch.is_undivided:
             return
-        self._done += 1
-        for place, call in reached:
-            if place in self.patch.upstream:
-                is_last = self._done == len(batch.micro_batches)
-                batch.check_slope(place // replicas, self.patch.upstream[place], call.reduction, is_last)
-            if call.counting is not None and call.found is not None and call.expected is not None:
-                batch.report(place // replicas, call.counting, call.found, call.expected)
-        if self._done == len(batch.micro_batches):
-            batch.check()
-
-    def _explain(self, error: Exception, soft: bool) -> str | None:
-        """What an exception before any cross-entropy means, where that is known."""
-        name = type(self.model).__name__
-        if isinstance(error, NotImplementedError) or any(words in str(error) for words in UNTRAINABLE):
-            return (
-                f"loss={self.loss.spec.name!r} was asked for, but {name} is a head that transformers gives no loss for "
-                f"these labels ({type(error).__name__}: {error}). Use a head whose loss is a cross-entropy over classes"
-            )
-        if not soft:
-            return None
-        return (
-            f"loss={self.loss.spec.name!r} was asked for with soft labels, but {name} failed on the integer labels that "
-            f"stand in for them, before any cross-entropy ({type(error).__name__}: {error}). If its own loss takes floating "
-            "labels (multi-label, KL divergence), use the stock Trainer for this head"
-        )
+        self._micro_batches_done += 1
+        is_last = self._micro_batches_done == len(batch.micro_batches)
+        for call_index, call in trained:
+            index = call_index // replicas  # DataParallel computes each cross-entropy of the forward once per replica
+            if call_index in self.patch.upstream:
+                batch.check_upstream(index, self.patch.upstream[call_index], call.reduction, is_last)
+            source, counted, expected, _ = call.label_count
+            if source is not None and counted is not None and expected is not None:
+                batch.report(index, source, counted, expected)
+        if is_last:
+            batch.check_counts()
 
     # ---- logging ----
 
-    def _add_parts(self, calls: Sequence[Call]) -> None:
-        """Add this micro-batch's parts to those of the next log, weighted as the Trainer weights its loss."""
-        share = 1 / (len(self.samples) if self.samples else 1)
-        parts = {"train_cross_entropy": [call.output.cross_entropy for call in calls]}
-        parts["train_penalty"] = [call.output.penalty for call in calls]
+    def _add_parts(self, calls: Sequence[CrossEntropyCall]) -> None:
+        """Add the parts of this micro-batch's loss to the next log, weighted as the Trainer weights the loss itself."""
+        parts = {
+            "train_cross_entropy": [call.output.cross_entropy for call in calls],
+            "train_penalty": [call.output.penalty for call in calls],
+        }
         if "+" in self.loss.spec.name:
             for name in self.loss.spec.name.split("+"):
                 parts[f"train_penalty_{name}"] = [call.output.penalties[name] for call in calls]
+        share = 1 / (len(self.samples) if self.samples else 1)
         for name, values in parts.items():
             mean = torch.stack([value.mean() for value in values]).mean().float()
             self._parts[name] = self._parts.get(name, 0) + share * mean
-        self._steps += share
+        self._logged_steps += share
 
     def take_parts(self, mean_over_ranks: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
-        """The parts of the loss since the last log, averaged over steps and ranks; starts the next ones."""
-        if not self._steps:  # somebody else's log of a loss
+        """The parts of the loss since the last log, averaged over steps and ranks. Resets them."""
+        if not self._logged_steps:  # the log of a loss that was not trained here
             return {}
         names = list(self._parts)
-        values = mean_over_ranks(torch.stack([self._parts[name] for name in names]) / self._steps).tolist()
-        self._parts, self._steps = {}, 0.0
+        values = mean_over_ranks(torch.stack([self._parts[name] for name in names]) / self._logged_steps).tolist()
+        self._parts, self._logged_steps = {}, 0.0
         parameters = {f"loss_{name}": value.item() for name, value in self.patch.values.items()}
         return dict(zip(names, values, strict=True)) | parameters
-
-
-def overrides_compute_loss(trainer: Any) -> bool:
-    """Whether a `compute_loss` of the user's, outside of this package and transformers, computes the loss."""
-    homes = [base.__module__.partition(".")[0] for base in type(trainer).__mro__ if "compute_loss" in vars(base)]
-    return "compute_loss" in vars(trainer) or next(home for home in homes if home != "maxsup_hf") != "transformers"
-
-
-def compute_loss_class(owner: type) -> type:
-    """The class whose `compute_loss` a Trainer's class uses."""
-    return next((base for base in owner.__mro__ if "compute_loss" in vars(base)), owner)

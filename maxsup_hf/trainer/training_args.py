@@ -1,4 +1,4 @@
-"""Training arguments with a loss: four fields beside transformers' own."""
+"""Training arguments of transformers with additional fields for the loss."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from maxsup_hf.trainer.class_weights import parse_class_weights
 
 
 def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
-    """Loss parameters as they come from the command line, YAML, JSON or Python.
+    """Parse loss parameters from the command line, YAML, JSON or Python.
 
     Args:
-        value: a dict, a JSON object (`'{"alpha": 0.1}'`), `"alpha=0.1,alpha_end=0.2"`, or `None` for none.
+        value: a dict, a JSON object (`'{"alpha": 0.1}'`), `"alpha=0.1,alpha_end=0.2"`, or `None` for the defaults.
 
     Raises:
-        TypeError: anything else.
-        ValueError: a string that is neither.
+        TypeError: `value` has another type.
+        ValueError: a string in neither format.
     """
     if value is None:
         return {}
@@ -47,7 +47,7 @@ def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 def _scalar(word: str) -> Any:
-    """`0.1`, `3`, `true`, `null` (also `None`) as in JSON; any other word is a string."""
+    """A value of a key=value pair: JSON (`0.1`, `3`, `true`, `null`), `None`, or else a string."""
     try:
         return json.loads("null" if word == "None" else word)
     except json.JSONDecodeError:
@@ -55,36 +55,45 @@ def _scalar(word: str) -> Any:
 
 
 def check_epochs(loss: Loss, epochs: int) -> None:
-    """Refuse an epoch-wise schedule of another length than the training, which would end early or never reach its end.
+    """Check that an epoch-wise schedule is as long as the training.
 
     Raises:
-        ValueError: names the argument.
+        ValueError: `epochs` of a schedule differs from those of the training.
     """
     for key, value in loss.kwargs.items():
         given = loss.kwargs.get(f"{prefix_of(key)}epochs")
         if str(value).startswith("epoch") and given not in (None, epochs):
             raise ValueError(
                 f"{prefix_of(key)}epochs of loss {loss.spec.name!r} must be the epochs of this training, {epochs}, for "
-                f"{prefix_of(key)}schedule={value!r}, got {given}: leave it out of loss_kwargs (with num_train_epochs it is "
-                "filled in), or train for as many epochs"
+                f"{prefix_of(key)}schedule={value!r}, got {given}: leave it out of loss_kwargs (num_train_epochs sets it), "
+                "or train for as many epochs"
             )
 
 
 @dataclass
 class MaxSupArgumentsMixin:
-    """Adds the loss to any `TrainingArguments` class; put it first:
-    `@dataclass class MyArguments(MaxSupArgumentsMixin, SFTConfig): ...`
+    """Adds the fields of the loss to any `TrainingArguments` class; put it first.
 
-    Raises at construction:
+    Raises:
         ValueError, TypeError: an unknown loss or parameter, a value out of bounds or of a wrong type,
-            `label_smoothing_factor` set beside the loss, `class_weights` that are not finite, negative or all 0, or
-            `fused_linear_loss` with a loss that needs the logits or with class weights.
+            `label_smoothing_factor` together with a loss, `class_weights` that are infinite, NaN, negative or all 0, or
+            `fused_linear_loss` with class weights or a loss that needs the logits.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from transformers import TrainingArguments
+        >>> from maxsup_hf import MaxSupArgumentsMixin
+        >>> @dataclass
+        ... class MyArguments(MaxSupArgumentsMixin, TrainingArguments):
+        ...     pass
+        >>> MyArguments("out", loss="label_smoothing", loss_kwargs={"alpha": 0.2}).make_loss().values(0.0)
+        {'alpha': 0.2}
     """
 
     loss: str = field(
         default="maxsup",
         metadata={
-            "help": "Training loss, by its registered name (`maxsup-hf losses` lists them), or a sum of them, "
+            "help": "Training loss, by its registered name (`maxsup-hf losses` lists them), or a sum such as "
             "maxsup+z_loss. Evaluation always reports plain cross-entropy."
         },
     )
@@ -92,27 +101,27 @@ class MaxSupArgumentsMixin:
         default=None,
         metadata={
             "help": 'Parameters of the loss, as JSON or as key=value pairs: \'{"alpha": 0.1, "alpha_end": 0.2}\' '
-            'or alpha=0.1,alpha_end=0.2; of a sum those of each: \'{"maxsup": {"alpha": 0.1}, "z_loss": {"lam": 1e-4}}\''
+            'or alpha=0.1,alpha_end=0.2; for a sum those of each: \'{"maxsup": {"alpha": 0.1}, "z_loss": {"lam": 1e-4}}\''
         },
     )
     class_weights: list[float] | str | dict[str, float] | None = field(
         default=None,
         metadata={
-            "help": "Weights of the classes in the training loss of a classifier: balanced (n / (K*n_k) of the training "
-            "labels), one number for each class (1,20,0.5 or a JSON list), or numbers by name as JSON: "
+            "help": "Class weights in the training loss of a classifier: balanced (n / (K*n_k) of the training labels), one "
+            "number for each class (1,20,0.5 or a JSON list), or a JSON object of numbers by class name: "
             '\'{"cat": 1, "dog": 20}\'. Evaluation is not weighted.'
         },
     )
     fused_linear_loss: bool = field(
         default=False,
         metadata={
-            "help": "Compute the loss of a language model from its hidden states and output embedding in chunks: the logits "
-            "of a whole batch are never made. Less memory, the same gradients; evaluation is untouched."
+            "help": "Compute the loss of a language model in chunks from its hidden states and output embedding, without "
+            "materializing the logits of a whole batch. Less memory, the same gradients; evaluation is unchanged."
         },
     )
     resume_with_other_loss: bool = field(
         default=False,
-        metadata={"help": "Allow resume_from_checkpoint with another loss or other loss_kwargs than the checkpoint's."},
+        metadata={"help": "Allow resume_from_checkpoint with a loss or loss_kwargs other than those of the checkpoint."},
     )
 
     def __post_init__(self) -> None:
@@ -120,7 +129,7 @@ class MaxSupArgumentsMixin:
         self.class_weights = parse_class_weights(self.class_weights)
         if self.class_weights is not None and self.fused_linear_loss:
             raise ValueError(
-                "class_weights are for classifiers, and fused_linear_loss is for language models: leave one of them out"
+                "class_weights are for classifiers, and fused_linear_loss is for language models: leave out one of the two"
             )
         factor = getattr(self, "label_smoothing_factor", 0.0)
         if factor:
@@ -137,32 +146,33 @@ class MaxSupArgumentsMixin:
         super().__post_init__()  # type: ignore[misc]
 
     def make_loss(self) -> Loss:
-        """Make the loss that the arguments ask for now: a hyperparameter search changes them.
+        """Create the loss from the current arguments, which a hyperparameter search changes.
 
-        An epoch-wise schedule gets the epochs of this training where they are not given.
+        An epoch-wise schedule without `epochs` gets those of this training.
 
         Raises:
             ValueError, TypeError: an unknown loss or parameter, a value out of bounds or of a wrong type, or `epochs` of a
-                schedule that are not those of this training.
+                schedule that differ from those of this training.
         """
         self.loss_kwargs = flatten(parse_loss_kwargs(self.loss_kwargs))
-        if getattr(self, "max_steps", -1) <= 0:
-            epochs = math.ceil(getattr(self, "num_train_epochs", 1))
-            for schedule in [key for key, value in self.loss_kwargs.items() if str(value).startswith("epoch")]:
-                key = f"{prefix_of(schedule)}epochs"
-                if self.loss_kwargs.get(key) == self._filled_in.get(key):
-                    self.loss_kwargs[key] = self._filled_in[key] = epochs
+        if getattr(self, "max_steps", -1) > 0:  # the number of epochs then depends on the data
+            return create_loss(self.loss, **self.loss_kwargs)
+        epochs = math.ceil(getattr(self, "num_train_epochs", 1))
+        for schedule in [key for key, value in self.loss_kwargs.items() if str(value).startswith("epoch")]:
+            key = f"{prefix_of(schedule)}epochs"
+            # Missing, or set here for a training of another length: num_train_epochs may have changed since.
+            if self.loss_kwargs.get(key) == self._filled_in.get(key):
+                self.loss_kwargs[key] = self._filled_in[key] = epochs
         loss = create_loss(self.loss, **self.loss_kwargs)
-        if getattr(self, "max_steps", -1) <= 0:
-            check_epochs(loss, epochs)
+        check_epochs(loss, epochs)
         return loss
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled, as `training_args.bin` is: everything but the token."""
+        """Pickled state (`training_args.bin` is a pickle): everything except the token."""
         return vars(self) | {"hub_token": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        other = copy.copy(self)  # a copy is no file: it keeps the token
+        other = copy.copy(self)  # through __getstate__, which drops the token: the next line restores it
         vars(other).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
         return other
 
@@ -173,18 +183,29 @@ class MaxSupTrainingArguments(MaxSupArgumentsMixin, TrainingArguments):
 
     Args:
         loss: registered name of the training loss. Default `"maxsup"`.
-        loss_kwargs: its parameters, as a dict, a JSON string or `"key=value,…"`. Default: the loss's own defaults; for
-            `maxsup` alpha rises linearly from 0.1 to 0.2 over training (arXiv 2502.15798).
+        loss_kwargs: parameters of the loss, as a dict, a JSON string or `"key=value,…"`. Default: those of the loss; for
+            `maxsup`, alpha rises linearly from 0.1 to 0.2 over training (arXiv 2502.15798).
         class_weights: weight of each class in the training loss: `"balanced"` (n / (K·n_k) of the training labels, as in
             scikit-learn), K numbers, or a mapping from class names, also as text; see
-            `maxsup_hf.trainer.class_weights`. Evaluation stays unweighted. Default `None`.
-        fused_linear_loss: train a language model without ever making the logits of a whole batch, see
-            `maxsup_hf.trainer.lm_head_patch`; a model that it cannot serve is refused. Default False.
-        resume_with_other_loss: allow resuming a checkpoint of another loss or other loss_kwargs. Default False: refused.
+            `maxsup_hf.trainer.class_weights`. Evaluation is not weighted. Default `None`.
+        fused_linear_loss: train a language model without materializing the logits of a whole batch, see
+            `maxsup_hf.trainer.lm_head_patch`. Models that it does not support are rejected. Default False.
+        resume_with_other_loss: allow resuming a checkpoint with another loss or other loss_kwargs. Default False.
         Everything else: see `transformers.TrainingArguments`.
+
+    Example:
+        >>> from maxsup_hf import MaxSupTrainingArguments
+        >>> MaxSupTrainingArguments("out", loss="maxsup+z_loss", loss_kwargs='{"maxsup": {"alpha": 0.1}}').loss
+        'maxsup+z_loss'
     """
 
 
 @dataclass
 class MaxSupSeq2SeqTrainingArguments(MaxSupArgumentsMixin, Seq2SeqTrainingArguments):
-    """`transformers.Seq2SeqTrainingArguments` with the fields of `MaxSupTrainingArguments`."""
+    """`transformers.Seq2SeqTrainingArguments` with the fields of `MaxSupTrainingArguments`.
+
+    Example:
+        >>> from maxsup_hf import MaxSupSeq2SeqTrainingArguments
+        >>> MaxSupSeq2SeqTrainingArguments("out", loss_kwargs="alpha=0.1,alpha_end=0.3").loss_kwargs
+        {'alpha': 0.1, 'alpha_end': 0.3}
+    """

@@ -1,9 +1,10 @@
-"""What a user gets told before the first training step: heads and data that a K-way loss does not fit."""
+"""Validation of heads, arguments and data before training."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sized
+from collections.abc import Callable, Sized
+from types import CodeType
 from typing import Any
 
 import datasets
@@ -28,8 +29,14 @@ LABELLED_HEADS = (
 
 
 def num_labels(model: Any) -> int | None:
-    """Number of classes of a classification head, `None` where config.num_labels does not say (language models, …)."""
+    """Number of classes of a classification head, `None` for heads that config.num_labels does not describe."""
     return model.config.num_labels if getattr(model, "loss_type", None) in LABELLED_HEADS else None
+
+
+def ignored_label(model: Any) -> int:
+    """The label that a head ignores."""
+    config = getattr(model, "config", None)
+    return getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", IGNORE_INDEX))
 
 
 def head_problem(model: Any) -> str | None:
@@ -46,10 +53,10 @@ def head_problem(model: Any) -> str | None:
 
 
 def shifts_labels(model: Any) -> bool:
-    """Whether the head computes its loss by transformers' `ForCausalLMLoss`, which shifts the labels by one.
+    """Whether the head computes its loss with transformers' `ForCausalLMLoss`, which shifts the labels by one.
 
-    Encoder-decoders that use it shift the decoder's inputs instead. What decides is the function that the forward calls, for
-    `loss_type` is `None` for heads named `*LMHeadModel` (GPT-2, OpenAI GPT, BERT), whose `loss_function` is this one.
+    Encoder-decoders that use it shift the decoder's inputs instead. `loss_type` alone does not tell: it is `None` for heads
+    named `*LMHeadModel` (GPT-2, OpenAI GPT, BERT), whose `loss_function` is this one. So the forward must call it, too.
     """
     model = unwrap_peft_model(model)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -57,12 +64,17 @@ def shifts_labels(model: Any) -> bool:
     function = getattr(model, "_loss_function", None)
     if function is None:
         function = LOSS_MAPPING.get(str(getattr(model, "loss_type", None)), ForCausalLMLoss)
-    code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
+    code = code_of(type(model).forward)
     return function is ForCausalLMLoss and code is not None and "loss_function" in code.co_names
 
 
+def code_of(function: Callable[..., Any]) -> CodeType | None:
+    """Code of a function or method, inside its decorators."""
+    return getattr(inspect.unwrap(function), "__code__", None)
+
+
 def check_head(model: nn.Module, loss: str) -> None:
-    """Refuse regression and multi-label heads.
+    """Reject regression and multi-label heads.
 
     Raises:
         ValueError: the head has no cross-entropy over at least two classes.
@@ -77,10 +89,10 @@ def check_head(model: nn.Module, loss: str) -> None:
 
 
 def check_liger(args: Any) -> None:
-    """Refuse Liger's kernels that compute cross-entropy themselves, most of them without ever making the logits.
+    """Reject Liger's kernels that compute the cross-entropy themselves, most of them without materializing the logits.
 
     Raises:
-        ValueError: `use_liger_kernel` with such a kernel switched on.
+        ValueError: `use_liger_kernel` with such a kernel enabled.
     """
     config = getattr(args, "liger_kernel_config", None) or {}
     if getattr(args, "use_liger_kernel", False) and (
@@ -94,7 +106,7 @@ def check_liger(args: Any) -> None:
 
 
 def check_fused(trainer: Any, mixes: bool) -> None:
-    """Refuse ways to train a model in which its output embedding cannot be left to the loss.
+    """Reject ways of training that `fused_linear_loss` does not support.
 
     Args:
         trainer: with its model, arguments and data.
@@ -104,24 +116,24 @@ def check_fused(trainer: Any, mixes: bool) -> None:
         ValueError: torch.compile, DataParallel, DeepSpeed ZeRO-3, or soft labels.
     """
     args, model = trainer.args, trainer.model
-    plugin = trainer.accelerator.state.dynamo_plugin  # what `accelerate launch --dynamo_backend` asks for
+    plugin = trainer.accelerator.state.dynamo_plugin  # set by `accelerate launch --dynamo_backend`
     compiled = args.torch_compile or hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
     zero3 = getattr(getattr(args, "hf_deepspeed_config", None), "is_zero3", lambda: False)()
-    for found, fix in (
+    for is_found, conflict in (
         (compiled or plugin.backend != DynamoBackend.NO, "torch.compile: leave torch_compile and dynamo_backend out"),
         (args.n_gpu > 1, "torch's DataParallel: start one process for each GPU with `accelerate launch` or torchrun"),
         (zero3, "DeepSpeed ZeRO-3, which shards each layer by itself: use ZeRO-2 or FSDP"),
         (mixes or _has_soft_labels(trainer.train_dataset), "soft labels: leave out Mixup and other class probabilities"),
     ):
-        if found:
+        if is_found:
             raise ValueError(
-                f"fused_linear_loss, asked for {type(model).__name__}, cannot be combined with {fix}, or leave "
+                f"fused_linear_loss, asked for {type(model).__name__}, cannot be combined with {conflict}, or leave "
                 "fused_linear_loss out"
             )
 
 
 def _has_soft_labels(dataset: Any) -> bool:
-    """As far as the types of its columns say."""
+    """Whether the column types of a data set say that its labels are class probabilities."""
     features = dataset.features if isinstance(dataset, datasets.Dataset) else {}
     labels: Any = features.get("labels")
     while hasattr(labels, "feature"):  # lists of lists
@@ -130,32 +142,32 @@ def _has_soft_labels(dataset: Any) -> bool:
 
 
 def check_float_labels(labels: Tensor, model: nn.Module) -> None:
-    """Floating labels are class probabilities, one row of K that sums to 1 for each prediction.
+    """Check that floating labels are class probabilities: for each prediction K values that sum to 1.
 
     Raises:
-        ValueError: another shape than the logits', or rows that do not sum to 1.
+        ValueError: they do not have the shape of the logits, or rows do not sum to 1.
     """
     classes = num_labels(model)
     shape = tuple(labels.shape)
     if labels.ndim < 2 or (classes is not None and shape[-1] != classes):
         columns = "K" if classes is None else classes
         raise ValueError(
-            f"labels are {labels.dtype} of shape {shape}: floating labels are class probabilities of the logits' shape, "
-            f"{(*shape[:1], columns)}; class indices must be integers, and a regression needs the stock Trainer"
+            f"floating labels must be class probabilities of the logits' shape, {(*shape[:1], columns)}, got {labels.dtype} "
+            f"of shape {shape}: class indices must be integers, and a regression needs the stock Trainer"
         )
     sums = labels.sum(-1)
     if not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         raise ValueError(
-            f"floating labels are class probabilities whose rows sum to 1, got sums from {sums.min().item():g} to "
+            f"floating labels must be class probabilities whose rows sum to 1, got sums from {sums.min().item():g} to "
             f"{sums.max().item():g}: a multi-label head needs the stock Trainer"
         )
 
 
 def check_train_dataset(dataset: Any, model: nn.Module) -> None:
-    """Look at the labels of a data set before anything is trained, where they can be read without running its transforms.
+    """Check the labels of a data set, where they can be read without running its transforms.
 
     Raises:
-        ValueError: the data set is empty, or has labels outside [0, K) or floating ones for a classification head.
+        ValueError: the data set is empty, or its labels for a classification head are floating or outside [0, K).
     """
     if isinstance(dataset, Sized) and len(dataset) == 0:
         raise ValueError("train_dataset is empty: it must have at least one example")
@@ -168,8 +180,8 @@ def check_train_dataset(dataset: Any, model: nn.Module) -> None:
             continue
         if feature.dtype.startswith("float"):
             raise ValueError(
-                f"column {name!r} of train_dataset is {feature.dtype}: class labels must be integers in [0, {classes}); a "
-                "regression needs the stock Trainer"
+                f"column {name!r} of train_dataset is {feature.dtype}, but class labels must be integers in [0, {classes}): "
+                "convert them, or use the stock Trainer for a regression"
             )
         if not feature.dtype.startswith(("int", "uint")):
             continue
@@ -177,7 +189,7 @@ def check_train_dataset(dataset: Any, model: nn.Module) -> None:
         wrong = sorted(v for v in values if not 0 <= v < classes)
         if wrong:
             raise ValueError(
-                f"column {name!r} of train_dataset has labels outside [0, {classes}): {wrong[:5]}; the model has "
-                f"config.num_labels={classes}. Load the model with the right num_labels, or correct the labels "
-                f"({IGNORE_INDEX} marks rows to ignore)"
+                f"labels in column {name!r} of train_dataset must be in [0, {classes}) for config.num_labels={classes}, got "
+                f"{wrong[:5]}: load the model with the right num_labels, or correct the labels ({IGNORE_INDEX} marks rows "
+                "to ignore)"
             )

@@ -1,4 +1,4 @@
-"""Which class each position of an image model's last feature map votes for (dense mode of Zipf's label smoothing)."""
+"""Class votes of the positions of an image model's last feature map (dense mode of Zipf label smoothing)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 
 class Votes:
-    """Watches a classifier's base model, and applies its classification layer to each position of what that gave last.
+    """Keeps the last feature map of a classifier's base model, and classifies each of its positions.
 
-    Source: arXiv 2207.12980, Sec. 3.2. The base model's `last_hidden_state` is the feature map: (N, C, H, W) of a
-    convolutional network, or (N, T, C), the tokens of a transformer, its class token among them.
+    Source: arXiv 2207.12980, Sec. 3.2. The feature map is the base model's `last_hidden_state`: (N, C, H, W) of a
+    convolutional network, or (N, T, C) of a transformer, including its class token.
 
     Raises:
-        ValueError: the model has no base model with a feature map, or no classification layer that takes its positions.
+        ValueError: the model has no base model with a feature map, or its classification layer cannot be applied to single
+            positions.
     """
 
     def __init__(self, model: nn.Module):
@@ -32,13 +33,13 @@ class Votes:
         self._hook = base.register_forward_hook(self._keep)
 
     def remove(self) -> None:
-        """Stop watching, and let the last feature map go."""
+        """Remove the hook from the model, and free the last feature map."""
         self._hook.remove()
         self.features = None
 
     def _problem(self, reason: str) -> str:
         return (
-            f"dense=True lets each position of the last feature map vote, which {self.name} does not allow: {reason}; leave "
+            f"dense=True lets each position of the last feature map vote, which {self.name} does not allow: {reason}; set "
             "dense=False"
         )
 
@@ -50,12 +51,12 @@ class Votes:
         """Votes of the last forward: (N, P) class indices in [0, num_classes)."""
         features, self.features = self.features, None
         if features is None or features.ndim not in (3, 4):
-            raise ValueError(self._problem("its base model gives no feature map"))
+            raise ValueError(self._problem("its base model returns no feature map"))
         positions = features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
         try:
             logits = self.classifier(positions.flatten(0, 1))
         except RuntimeError as error:
-            raise ValueError(self._problem(f"its classifier does not take one position ({error})")) from None
+            raise ValueError(self._problem(f"its classifier does not accept a single position ({error})")) from None
         if logits.shape[-1] != num_classes:
-            raise ValueError(self._problem(f"its classifier gives {logits.shape[-1]} classes, the loss has {num_classes}"))
+            raise ValueError(self._problem(f"its classifier has {logits.shape[-1]} classes, the loss has {num_classes}"))
         return logits.argmax(-1).reshape(positions.shape[:2])

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-hf[analysis]')")
 pytest.importorskip("captum", reason="needs captum (pip install 'maxsup-hf[analysis]')")
 
-from maxsup_hf.analysis import cli as analyze
+from maxsup_hf.analysis import cli
+from maxsup_hf.analysis.data import IMAGE, TEXT, load_data
 from maxsup_hf.data.columns import read_column
 from maxsup_hf.scripts import image_classification
 from maxsup_hf.scripts.common.tokenizers import train_tokenizer
@@ -61,17 +62,17 @@ def text_model(folder, names=("bad", "good"), model_class=BertForSequenceClassif
 
 
 def run(*words):
-    analyze.main([*map(str, words), "--cache_dir", "cache"])
+    cli.main([*map(str, words), "--cache_dir", "cache"])
     return json.loads(open("outputs/analysis/analysis.json", encoding="utf-8").read())
 
 
 def flags(*words):
-    return analyze.parser().parse_args(["model", *words])
+    return cli.parser().parse_args(["model", *words])
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """Of two models on the embedded digits, by the installed command."""
+    """Of two models on the built-in digits, by the installed command."""
     folder = tmp_path_factory.mktemp("report")
     for i, (name, loss) in enumerate((("with_maxsup", "maxsup"), ("smoothed", "label_smoothing"))):
         image_model(folder / name, loss=loss, seed=i)
@@ -89,7 +90,7 @@ def test_installed_command(report):
         ("smoothed", "label_smoothing"), ("with_maxsup", "maxsup"),
     ]  # fmt: skip
     assert found["models"][0]["about"]["parameters of the loss"] == "alpha=0.1" and found["classes"] == DIGITS
-    assert found["data"] == ["The embedded data set of image-classification, split validation: 100 of 270 rows, 10 classes."]
+    assert found["data"] == ["The built-in data set of image-classification, split validation: 100 of 270 rows, 10 classes."]
     assert found["notes"] == [] and len(found["figures"]) == 2 + 4 + 4 + 4
     assert len(list((report.parents[1] / "cache").iterdir())) == 2
 
@@ -167,7 +168,7 @@ def test_the_browser_would_have_said_so(tmp_path):
 
 
 def test_texts_of_a_file(tmp_path):
-    """The numbers are those of the model by hand; classes are matched by name, though the model has them the other way."""
+    """The metrics are those of the model by hand; classes are matched by name, although the model has them the other way."""
     model = text_model(tmp_path / "model", names=("good", "bad"))
     write("data.csv", {"text": TEXTS, "mood": MOODS})
     found = run(model, "--dataset", "data.csv", "--label_column_name", "mood")
@@ -192,17 +193,14 @@ def test_a_folder_of_class_folders_and_labels_by_position(tmp_path):
     with pytest.raises(SystemExit):
         run(*words)
     found = run(*words, "--labels_by_position")
-    assert (
-        "Classes are matched by position, as asked for (--labels_by_position), not by name: 0: cat; 1: dog."
-        in found["notes"]
-    )
+    assert "Classes are matched by position (--labels_by_position), not by name: 0: cat; 1: dog." in found["notes"]
     assert found["models"][0]["name"] == "mine" and found["classes"] == ["cat", "dog"]
     assert not (tmp_path / "cache").exists()
 
 
 def test_rows_that_training_holds_out_are_those_that_are_looked_at():
     job = image_classification.prepare(["--output_dir", "run"])
-    data, notes = analyze.load_data(analyze.IMAGE, flags())
+    data, notes = load_data(IMAGE, flags())
     for column in ("image", "labels"):
         assert read_column(data.dataset, column).to_pylist() == read_column(job.trainer.eval_dataset, column).to_pylist()
     assert not notes and data.classes == DIGITS
@@ -224,16 +222,16 @@ def test_which_split(tmp_path):
         ("one", "validation", 15), ("hidden", None, 30), ("odd", "b", 30),
     ):  # fmt: skip
         given = ("--split", split) if split else ()
-        data, notes = analyze.load_data(analyze.TEXT, flags("--dataset", name, *given))
+        data, notes = load_data(TEXT, flags("--dataset", name, *given))
         assert len(data.dataset) == rows, (name, split)
         assert bool(notes) == (rows == 100)
     for name, split, message in (("odd", None, "no split 'test'; name one of these: a, b"), ("two", "x", "no split 'x'")):
         with pytest.raises(ValueError, match=message):
-            analyze.load_data(analyze.TEXT, flags("--dataset", name, *(("--split", split) if split else ())))
+            load_data(TEXT, flags("--dataset", name, *(("--split", split) if split else ())))
 
 
 def test_fewer_rows_keep_the_shares_of_the_classes():
-    data, _ = analyze.load_data(analyze.IMAGE, flags("--max_samples", "50"))
+    data, _ = load_data(IMAGE, flags("--max_samples", "50"))
     counts = np.bincount(read_column(data.dataset, "labels").to_numpy())
     assert counts.sum() == 50 and set(counts) <= {4, 5, 6}
 
@@ -261,12 +259,12 @@ def bad_input(tmp_path):
     image_folder(tmp_path / "two_classes", count=2)
     return {
         "no such model": (["nowhere"], "MODEL: 'nowhere' could not be loaded"),
-        "a folder of something else": (["two_classes"], "MODEL: 'two_classes' holds no model (no config.json)"),
+        "a folder of something else": (["two_classes"], "MODEL: 'two_classes' contains no model (no config.json)"),
         "no data for a model of one's own": ([moods], "against 'bad', 'good'. Name the model's data with --dataset"),
         "no classifier": ([body], "has no classifier layer: it was saved as BertModel"),
         "a head without weights": ([headless], "lacks weights, which would be random: classifier.bias, classifier.weight"),
-        "an adapter": (["adapter"], "'adapter' holds an adapter; merge it"),
-        "two tasks": ([digits, moods], "must serve one task, got image-classification and text-classification"),
+        "an adapter": (["adapter"], "'adapter' contains an adapter; merge it"),
+        "two tasks": ([digits, moods], "must have the same task, got image-classification and text-classification"),
         "other classes": (
             [moods, "--dataset", "colours.csv"],
             "2 of the 2 classes of the data are not among the 2 of model 'moods': 'blue', 'red' against 'bad', 'good'",
@@ -281,7 +279,7 @@ def bad_input(tmp_path):
         "too many names": ([moods, "--names", "a,b"], "names: expected 1 names, one for each model, got 2"),
         "no rows": ([moods, "--max_samples", "0"], "max_samples must be at least 2, got 0"),
         "positions that do not fit": (
-            [digits, "--dataset", "two_classes", "--labels_by_position"], "it has 10 outputs, but 2 names of classes",
+            [digits, "--dataset", "two_classes", "--labels_by_position"], "it has 10 outputs, but 2 class names",
         ),
         "an unknown triple": (
             [moods, "--dataset", "moods.csv", "--triple", "good", "bad", "so-so"], "of triples are not among the 2",
@@ -301,6 +299,6 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):
 
 def test_help_shows_the_flags(capsys):
     with pytest.raises(SystemExit) as exit:
-        analyze.main(["--help"])
+        cli.main(["--help"])
     assert exit.value.code == 0
     assert "--dataset" in capsys.readouterr().out

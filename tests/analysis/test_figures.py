@@ -1,4 +1,4 @@
-"""Figures hold the numbers they are given, and losses look the same in all of them."""
+"""Figures show the values they are given, and losses look the same in all of them."""
 
 import io
 import re
@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-
 
 from matplotlib.colors import to_rgb
 
-from maxsup_hf.analysis import figures
+from maxsup_hf.analysis import figures, style
 
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 NAMES, LOSSES = ["a", "b"], ["maxsup", "label_smoothing"]
@@ -32,43 +32,43 @@ def lines(axes, label=None):
 
 
 def test_every_loss_has_its_own_look_and_place():
-    assert set(figures.LOSS_STYLES) == set(list_losses())
-    looks = list(figures.LOSS_STYLES.values())
-    assert {style.color for style in looks} <= OKABE_ITO
+    assert set(style.LOSS_STYLES) == set(list_losses())
+    looks = list(style.LOSS_STYLES.values())
+    assert {look.color for look in looks} <= OKABE_ITO
     # in print, without colours, by line and marker
-    assert len({style.marker for style in looks}) == len(looks)
-    assert len({(style.color, style.linestyle) for style in looks}) == len(looks)
+    assert len({look.marker for look in looks}) == len(looks)
+    assert len({(look.color, look.linestyle) for look in looks}) == len(looks)
 
 
 def test_what_is_most_compared_differs_in_lightness_too():
     lightness = {
-        name: np.dot(to_rgb(figures.LOSS_STYLES[name].color), (0.2126, 0.7152, 0.0722))
+        name: np.dot(to_rgb(style.LOSS_STYLES[name].color), (0.2126, 0.7152, 0.0722))
         for name in ("cross_entropy", "label_smoothing", "maxsup")
     }
     assert all(abs(lightness[a] - lightness[b]) > 0.15 for a, b in combinations(lightness, 2))
 
 
 def test_order():
-    assert figures.loss_order(["zzz", "maxsup", "aaa", "cross_entropy", "maxsup", "focal"]) == [
+    assert style.loss_order(["zzz", "maxsup", "aaa", "cross_entropy", "maxsup", "focal"]) == [
         "cross_entropy", "maxsup", "focal", "aaa", "zzz",
     ]  # fmt: skip
 
 
 def test_models_with_the_same_loss_share_its_colour_and_nothing_else():
-    found = figures.styles(["maxsup", None, "maxsup", "mine", "mine", None, "label_smoothing"])
-    assert found[0] == figures.LOSS_STYLES["maxsup"] and found[6] == figures.LOSS_STYLES["label_smoothing"]
+    found = style.styles(["maxsup", None, "maxsup", "mine", "mine", None, "label_smoothing"])
+    assert found[0] == style.LOSS_STYLES["maxsup"] and found[6] == style.LOSS_STYLES["label_smoothing"]
     assert found[0].color == found[2].color and found[3].color == found[4].color
-    assert len({(style.color, str(style.linestyle)) for style in found}) == 7
-    assert len({(style.marker, str(style.linestyle)) for style in found}) == 7, "not to be told apart in greyscale"
-    assert figures.styles(["maxsup"] * 2 + ["focal"]) == figures.styles(["maxsup"] * 2 + ["focal", None])[:3]
-    assert len(figures.styles([None] * 40)) == 40
+    assert len({(look.color, str(look.linestyle)) for look in found}) == 7
+    assert len({(look.marker, str(look.linestyle)) for look in found}) == 7, "cannot be told apart in greyscale"
+    assert style.styles(["maxsup"] * 2 + ["focal"]) == style.styles(["maxsup"] * 2 + ["focal", None])[:3]
+    assert len(style.styles([None] * 40)) == 40
 
 
 def test_reliability_leaves_empty_bins_out():
     figure = figures.reliability([curve()], ["a"], ["maxsup"])
     (line,) = lines(figure.axes[0], "a")
     assert line.get_xdata().tolist() == [0.3, 0.9] and line.get_ydata().tolist() == [0.5, 1.0]
-    assert line.get_color() == figures.LOSS_STYLES["maxsup"].color
+    assert line.get_color() == style.LOSS_STYLES["maxsup"].color
     (stairs,) = figure.axes[0].child_axes[0].patches
     assert stairs.get_data().values.tolist() == [0, 0.25, 0, 0.75]
 
@@ -136,7 +136,7 @@ def test_files_are_both_kinds_and_the_same_each_time(tmp_path):
     texts = []
     for folder in ("one", "two"):
         figure = figures.reliability([curve(), curve()], NAMES, LOSSES)
-        path = figures.save(figure, tmp_path / folder, "reliability")
+        path = style.save(figure, tmp_path / folder, "reliability")
         texts.append(path.read_text())
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert texts[0] == texts[1] and path.suffix == ".svg"

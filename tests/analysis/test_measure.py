@@ -1,4 +1,4 @@
-"""What is measured of features and logits, against the whole-array functions and against geometry by hand."""
+"""Measurements of features and logits against the metrics of complete arrays, and projections against plain geometry."""
 
 import numpy as np
 import pytest

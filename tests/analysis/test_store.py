@@ -1,4 +1,4 @@
-"""What is kept on disk: as it was, whole or not at all, and found again only for the same model and data."""
+"""The cache on disk: unchanged, complete or absent, and found again only for the same model and data."""
 
 import os
 

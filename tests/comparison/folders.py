@@ -1,4 +1,4 @@
-"""Folders as finished runs leave them, with numbers that a test chooses."""
+"""Folders as finished runs leave them, with metrics that a test chooses."""
 
 import json
 

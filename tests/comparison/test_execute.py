@@ -13,7 +13,7 @@ import pytest
 from maxsup_hf.comparison import execute
 from maxsup_hf.comparison.plan import Plan, run_folder
 
-# A run without a training: it says that it began, does what its seed and loss ask for, and leaves its details.
+# A run without training: it logs that it began, does what the test wants of it, and writes its details.
 RUN = """
 import os, pathlib, sys, time
 folder, what = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -69,7 +69,7 @@ def test_each_once_in_turn_and_one_bar(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "4.0 of 4 runs" in said and said.count("\n") == 1
     assert execute.execute(plan(), tmp_path, 1) == {}  # nothing is left to do
-    assert len(begun(tmp_path)) == 4 and "4 of 4 runs are finished already" in capsys.readouterr().err
+    assert len(begun(tmp_path)) == 4 and "4 of 4 runs have finished before" in capsys.readouterr().err
 
 
 def test_progress_of_a_run(tmp_path):

@@ -47,9 +47,9 @@ def test_sums_share_it_too():
     ("losses", "alpha", "own", "message"),
     [
         (["maxsupp"], 0.1, {}, "did you mean 'maxsup'"),
-        (["maxsup", "maxsup"], 0.1, {}, "different names"),
+        (["maxsup", "maxsup"], 0.1, {}, "distinct names"),
         ([], 0.1, {}, "one or more"),
-        (["maxsup"], 0.1, {"focal": {}}, "'focal' is not one of the losses"),
+        (["maxsup"], 0.1, {"focal": {}}, "'focal' is not one of the compared losses"),
         (["maxsup"], 0.1, {"maxsup": {"alfa": 1}}, "did you mean 'alpha'"),
         (["label_smoothing"], 1.5, {}, "in \\[0, 1\\]"),
     ],
@@ -140,10 +140,10 @@ def test_where_nothing_is_finished_a_plan_may_change(tmp_path):
 
 def test_folders_of_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("…")
-    with pytest.raises(FileExistsError, match="holds no comparison"):
+    with pytest.raises(FileExistsError, match="does not contain a comparison"):
         keep_plan(tmp_path, plan())
-    with pytest.raises(FileNotFoundError, match="holds no comparison"):
+    with pytest.raises(FileNotFoundError, match="does not contain a comparison"):
         load_plan(tmp_path)
     (tmp_path / "plan.json").write_text(json.dumps({"plan": 9}))
-    with pytest.raises(ValueError, match="is not the plan of a comparison"):
+    with pytest.raises(ValueError, match="cannot be read as the plan of a comparison"):
         load_plan(tmp_path)

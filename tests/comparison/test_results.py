@@ -1,5 +1,7 @@
 """What is made of the folders of finished runs: tables, what was chosen, and whether the runs compare."""
 
+import re
+
 import pytest
 
 from maxsup_hf.comparison import tables
@@ -47,16 +49,16 @@ def test_means_deviations_and_bold(tmp_path):
     text = tables.markdown(found)
     line = next(line for line in text.splitlines() if line.startswith("| maxsup"))
     assert line.split(" | ")[1] == f"**{table.rows[2][1]}**" and line.count("**") == 2 and "±" in line
-    assert "two-sided paired t-test over the seeds, p < 0.05 after Holm's correction" in text
-    assert "Seed 3: 3 runs began with the same weights (fingerprint weights3) and saw the same 3 batches" in text
-    assert "Losses with an α have the same α and the same schedule: α 0.1 → 0.2." in text
+    assert "paired t-test" in text and "p < 0.05" in text
+    assert "Seed 3: 3 runs" in text and "weights3" in text and "same 3 batches" in text
+    assert "the same α and the same schedule: α 0.1 → 0.2." in text
 
 
 def test_too_few_seeds_are_said_and_nothing_is_bold(tmp_path):
     found = collect(make(tmp_path, seeds=(0, 1)), tmp_path, {}, "t")
     assert not any(of["significant"] for of in found["tables"]["shared"].values())
     text = tables.markdown(found)
-    assert "2 seeds are too few for a test (the paired t-test needs at least 3 here)" in text and "**" not in text
+    assert "2 seeds are too few" in text and "the paired t-test needs at least 3" in text and "**" not in text
     one = Plan("text-classification", LOSSES, (0,))
     text = tables.markdown(collect(one, tmp_path, {}, "t"))
     assert "1 seed is too few" in text and "±" not in text.split("##")[1].split("\n\n")[1]
@@ -67,7 +69,7 @@ def test_what_is_missing_is_said_and_the_rest_is_reported(tmp_path):
     found = collect(plan, tmp_path, {"maxsup-seed1": "status 1: error: no"}, "t")
     text = tables.markdown(found)
     assert "**The run maxsup-seed1 failed: status 1: error: no.**" in text
-    assert "**1 of 12 runs are not finished: maxsup-seed2.**" in text
+    assert "**1 of 12 runs have not finished: maxsup-seed2.**" in text
     of = found["tables"]["shared"]["accuracy"]
     assert of["summary"]["maxsup"]["n"] == 2 and of["summary"]["cross_entropy"]["n"] == 4
     assert not of["significant"]  # two pairs are too few
@@ -83,11 +85,8 @@ def test_nothing_finished(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"initial_weights": "others"}, "seed 1: maxsup-seed1 had other initial weights than cross_entropy-seed1"),
-        (
-            {"batches": "others"},
-            "seed 1: maxsup-seed1 had other batches, or the same in another order, than cross_entropy-seed1",
-        ),
+        ({"initial_weights": "others"}, "seed 1: maxsup-seed1 had different initial weights than cross_entropy-seed1"),
+        ({"batches": "others"}, "seed 1: maxsup-seed1 had different batches .* than cross_entropy-seed1"),
         ({"split": "eval"}, "the runs differ in split"),
         ({"processes": 2}, "the runs differ in processes"),
     ],
@@ -99,7 +98,8 @@ def test_runs_that_do_not_compare(changes, message, tmp_path):
     found = collect(plan, tmp_path, {}, "t")
     with pytest.raises(UnfairError, match=message):
         check_fair(found)
-    assert message in tables.markdown(found) and "began with the same weights" not in tables.markdown(found)
+    text = tables.markdown(found)
+    assert re.search(message, text) and "Seed 0:" not in text
 
 
 def test_told_otherwise_is_said(tmp_path):
@@ -109,8 +109,8 @@ def test_told_otherwise_is_said(tmp_path):
     for run in plan.runs():
         leave(tmp_path, run, metrics(run))
     text = tables.markdown(collect(plan, tmp_path, {}, "t"))
-    assert "Strength: label_smoothing α 0.1 → 0.2; maxsup α = 0.4. Not the same for all, as it was asked for." in text
-    assert "Told by --loss_kwargs: label_smoothing over = K-1. What is not told is the loss's default." in text
+    assert "Strength: label_smoothing α 0.1 → 0.2; maxsup α = 0.4." in text
+    assert "--loss_kwargs: label_smoothing over = K-1." in text
 
 
 def test_chosen_on_validation_data_never_on_test_data(tmp_path):

@@ -1,4 +1,4 @@
-"""Paired tests over seeds, against scipy's own and numbers from a textbook."""
+"""Paired tests over seeds, against scipy and textbook values."""
 
 import math
 

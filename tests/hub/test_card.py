@@ -53,7 +53,7 @@ def test_metadata(run):
 def test_text(run):
     text = (run / "README.md").read_text()
     assert "https://arxiv.org/abs/2502.15798" in text
-    assert "| `maxsup.alpha` | 0.3 |" in text and "| accuracy | 0.5 |" in text
+    assert "| `maxsup.alpha` | 0.3 |" in text and "| accuracy ↑ | 0.5 |" in text
     assert text.count("@inproceedings{zhou2025maxsup") == 1 and "@article{chowdhery2022palm" in text
     assert "szegedy" not in text and "- learning_rate: 5e-05" in text and "- steps: 2" in text
     assert "None" not in text and "python/object" not in text and not re.search(r"\n{3,}", text)
@@ -182,9 +182,8 @@ def test_new_results_and_figures_are_added(run):
     (run / "figures" / "reliability_diagram.png").write_bytes(b"")
     write_card(run)
     text = (run / "README.md").read_text()
-    assert (
-        "| metric | validation | test |\n| --- | ---: | ---: |\n| accuracy | 0.75 | 0.7 |" in text and "runtime" not in text
-    )
+    assert "| metric | validation | test |\n| --- | ---: | ---: |\n| accuracy ↑ | 0.75 | 0.7 |" in text
+    assert "runtime" not in text
     assert "![reliability diagram](figures/reliability_diagram.png)" in text
     assert {r.dataset_split for r in ModelCard.load(run / "README.md").data.eval_results} == {"validation", "test"}
 
@@ -197,7 +196,7 @@ def test_feature_geometry_is_a_result(tmp_path):
     assert load_record(tmp_path)["results"] == {"eval_accuracy": 0.5, "eval_feature_within": 0.25, "eval_feature_r2": 0.5}
     (tmp_path / "all_results.json").write_text(json.dumps({"feature_r2": 0.75, "test_feature_r2": 0.6}))
     write_card(tmp_path)
-    assert "| feature_r2 | 0.75 | 0.6 |" in (tmp_path / "README.md").read_text()
+    assert "| R² | 0.75 | 0.6 |" in (tmp_path / "README.md").read_text()
 
 
 def test_a_benchmarks_result(run, capsys):

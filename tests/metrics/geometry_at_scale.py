@@ -1,7 +1,7 @@
 """Memory and exactness of the streamed geometry: `python -m tests.metrics.geometry_at_scale [--rows 1000000 …]`.
 
 Three processes make the same features batch by batch: one only reads them, one streams them through `FeatureGeometry` and
-`NearestCentre`, one collects them and hands them to the plain twin. Printed are the peaks of memory and the differences.
+`NearestCentre`, one collects them and passes them to the reference implementation. Peak memory and differences are printed.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from maxsup_hf.metrics import FeatureGeometry, NearestCentre
-from tests.metrics import twins
+from tests.metrics import reference
 
 
 def batches(args):
@@ -55,7 +55,7 @@ def whole(args):
         x[i * args.batch : i * args.batch + len(labels)] = features
         y.append(labels)
         predictions.append(guesses)
-    return twins.geometry(x, np.concatenate(y), classifier(args), np.concatenate(predictions))
+    return reference.geometry(x, np.concatenate(y), classifier(args), np.concatenate(predictions))
 
 
 def measure(mode, args):

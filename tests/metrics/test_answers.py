@@ -1,4 +1,4 @@
-"""Exact match and F1 of answers, against a plain twin and by hand."""
+"""Exact match and F1 of answers, against a reference implementation and by hand."""
 
 import pytest
 from hypothesis import given

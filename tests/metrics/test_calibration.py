@@ -1,4 +1,4 @@
-"""Scores and calibration errors against scikit-learn, torchmetrics and plain loops; batches against the whole."""
+"""Scores and calibration errors against scikit-learn, torchmetrics and plain loops; batches against the complete set."""
 
 import math
 

@@ -36,9 +36,9 @@ def test_tensors_of_any_type():
         (np.zeros((2, 3)), np.zeros(2), "integer labels"),
         (np.zeros((2, 3)), [0, 3], r"\[0, 3\)"),
         (np.zeros((2, 3)), [0, -100], r"\[0, 3\)"),
-        ([[0.0, 1.0], [0.0, np.nan]], [0, 0], "logits of 1 rows have NaN.*row 1"),
+        ([[0.0, 1.0], [0.0, np.nan]], [0, 0], "logits of 1 rows are NaN.*row 1"),
         ([[0.0, np.inf], [0.0, 1.0]], [0, 0], "inf.*row 0"),
-        ([[-np.inf, -np.inf]], [0], "no class that is not masked"),
+        ([[-np.inf, -np.inf]], [0], "all masked"),
     ],
 )
 @pytest.mark.parametrize("metric", [accuracy, nll, ece, mce])

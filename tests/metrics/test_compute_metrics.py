@@ -1,4 +1,4 @@
-"""The streaming metrics as `compute_metrics=` of a stock Trainer, for whole evaluation sets and batch by batch."""
+"""The streaming metrics as `compute_metrics=` of a stock Trainer, for complete evaluation sets and batch by batch."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_whole_and_batch_by_batch(metrics, tmp_path):
     found = {}
     for batchwise in (False, True):
         run = trainer(model, tmp_path, eval_dataset=data, compute_metrics=metrics(), batch_eval_metrics=batchwise)
-        first, found[batchwise] = run.evaluate(), run.evaluate()  # a second evaluation starts anew
+        first, found[batchwise] = run.evaluate(), run.evaluate()  # a second evaluation starts from scratch
         for name, value in found[batchwise].items():
             assert value == first[name] or name.endswith(("runtime", "per_second"))
     predicted = run.predict(data)

@@ -1,4 +1,4 @@
-"""Feature geometry against plain twins, by hand, and under what must not change it."""
+"""Feature geometry against a reference implementation, by hand, and under changes that must not matter."""
 
 from argparse import Namespace
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maxsup_hf.metrics import FeatureGeometry, NearestCentre, effective_rank, feature_geometry
-from tests.metrics import geometry_at_scale, twins
+from tests.metrics import geometry_at_scale, reference
 
 SEEDS = st.integers(0, 99)
 
@@ -46,10 +46,10 @@ def agree(found, expected, tolerance=1e-9):
 
 
 @given(seed=SEEDS, d=st.integers(2, 9), k=st.integers(2, 7), sizes=st.lists(st.integers(0, 9), max_size=4))
-def test_agrees_with_the_plain_twin_however_it_is_cut(seed, d, k, sizes):
+def test_agrees_with_the_reference_however_it_is_cut(seed, d, k, sizes):
     x, y, classifier = rows(seed, d=d, k=k)
     predictions = np.random.default_rng(seed).integers(0, k, len(y))
-    agree(streamed(x, y, k, sizes, classifier, predictions), twins.geometry(x, y, classifier, predictions))
+    agree(streamed(x, y, k, sizes, classifier, predictions), reference.geometry(x, y, classifier, predictions))
 
 
 def test_function_and_stream_agree():
@@ -91,7 +91,7 @@ def test_almost_collapsed_features_keep_their_digits():
     centres = rng.normal(size=(4, 6)) + 1e4
     shifted = (centres[y] + noise) - 1e4  # the same rounding, back at 0
     sizes = [13] * 12
-    expected = twins.geometry(shifted, y)["nc1"]
+    expected = reference.geometry(shifted, y)["nc1"]
     assert streamed(centres[y] + noise, y, 4, sizes)["nc1"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -110,16 +110,16 @@ def test_tensors_of_every_type_and_shape(dtype):
     x, y, classifier = rows(0)
     features, labels = torch.tensor(x).to(dtype).requires_grad_(), torch.tensor(y)
     found = feature_geometry(features, labels, classifier=torch.tensor(classifier, requires_grad=True))
-    agree(found, twins.geometry(features.detach().double().numpy(), y, classifier))
+    agree(found, reference.geometry(features.detach().double().numpy(), y, classifier))
     folded = FeatureGeometry(4)
     folded.update(features.reshape(6, 10, 5), labels.reshape(6, 10))
-    agree(folded.compute(), twins.geometry(features.detach().double().numpy(), y))
+    agree(folded.compute(), reference.geometry(features.detach().double().numpy(), y))
 
 
 def test_large_batches_are_worked_through_in_pieces(monkeypatch):
     monkeypatch.setattr("maxsup_hf.metrics._rows.CHUNK", 16)
     x, y, classifier = rows(3)
-    agree(feature_geometry(x, y, classifier=classifier, predictions=y), twins.geometry(x, y, classifier, y))
+    agree(feature_geometry(x, y, classifier=classifier, predictions=y), reference.geometry(x, y, classifier, y))
 
 
 def test_effective_rank():
@@ -127,7 +127,7 @@ def test_effective_rank():
     assert effective_rank([5.0, 0.0]) == 1
     x = np.random.default_rng(0).normal(size=(50, 2)) @ np.random.default_rng(1).normal(size=(2, 8))
     found = feature_geometry(x, np.arange(50) % 2)
-    assert found["effective_rank"] == pytest.approx(twins.effective_rank(x), rel=1e-9) and found["effective_rank"] < 2
+    assert found["effective_rank"] == pytest.approx(reference.effective_rank(x), rel=1e-9) and found["effective_rank"] < 2
     assert effective_rank([0.0, 0.0]) == 0
     for bad in ([], [-1.0, 2.0], [[1.0]], [np.nan, 1.0]):
         with pytest.raises(ValueError, match="singular values"):
@@ -138,7 +138,7 @@ def test_without_scatter_only_the_separability():
     x, y, classifier = rows(0)
     geometry = FeatureGeometry(4, scatter=False)
     geometry.update(x, y)
-    found, expected = geometry.compute(), twins.geometry(x, y)
+    found, expected = geometry.compute(), reference.geometry(x, y)
     assert not any(name.startswith(("nc", "effective")) for name in found)
     agree(found, {name: expected[name] for name in ("d_within", "d_total", "r2", "d_within_per_class", "r2_per_class")})
     with pytest.raises(ValueError, match="scatter=True"):
@@ -186,7 +186,7 @@ def test_a_class_without_a_sample_is_named_or_left_out():
     geometry.update(x, apart)
     with pytest.raises(ValueError, match="2 of 6 classes have no sample: 2, 3"):
         geometry.compute()
-    found, expected = geometry.compute(weight, missing="skip"), twins.geometry(x, y, classifier)
+    found, expected = geometry.compute(weight, missing="skip"), reference.geometry(x, y, classifier)
     assert found["classes_without_sample"] == [2, 3] and found["count_per_class"][2:4].tolist() == [0, 0]
     for name in ("d_within_per_class", "r2_per_class"):
         assert np.isnan(found[name][2:4]).all()
@@ -196,7 +196,7 @@ def test_a_class_without_a_sample_is_named_or_left_out():
     assert means[2:4].isnan().all()
     nearest = NearestCentre(means)
     nearest.update(x, apart)
-    assert nearest.compute()["nc4_agreement"] == pytest.approx(twins.geometry(x, y, predictions=y)["nc4_agreement"])
+    assert nearest.compute()["nc4_agreement"] == pytest.approx(reference.geometry(x, y, predictions=y)["nc4_agreement"])
 
 
 def test_ignored_rows_do_not_count():

@@ -48,7 +48,7 @@ def test_the_parts_add_up_to_label_smoothing(seed):
 
 
 @given(seed=st.integers(0, 99), mask=st.sampled_from([-np.inf, np.finfo(np.float64).min]))
-def test_a_masked_class_takes_no_part(seed, mask):
+def test_masked_classes_are_excluded(seed, mask):
     logits, labels = rows(seed)
     masked = np.concatenate([logits, np.full((20, 2), mask)], 1)
     for with_mask, without in zip(ls_decomposition(masked, labels), ls_decomposition(logits, labels), strict=True):

@@ -93,7 +93,7 @@ X, Y = np.eye(4), np.array([0, 1, 0, 1])
         (lambda: linear_probe(X * np.nan, Y, X, Y), "train_features are NaN or infinite in row 0"),
         (lambda: linear_probe(X, Y, X[:, :3], Y), "validation_features have 3 dimensions, train_features 4"),
         (lambda: linear_probe(X, Y, X, Y + 1), r"validation_labels have classes without a training row: \[2\]"),
-        (lambda: linear_probe(X, 0 * Y, X, 0 * Y), "all 0: a probe needs at least two classes"),
+        (lambda: linear_probe(X, 0 * Y, X, 0 * Y), "all 0; a probe needs at least two classes"),
         (lambda: linear_probe(X, Y, X, Y, X), "give both or neither"),
         (lambda: linear_probe(X, Y, X, Y, l2=[0.0]), "l2 must be"),
         (lambda: linear_probe(X, Y, X, Y, l2=[]), "l2 must be"),

@@ -45,7 +45,7 @@ def test_large_counts_and_small_types():
 @pytest.mark.parametrize(
     ("predictions", "labels", "message"),
     [
-        ([0, 1], [0], "one shape"),
+        ([0, 1], [0], "the same shape"),
         ([0, 3], [0, 1], r"predictions must lie in \[0, 3\), got 0 to 3"),
         ([0, 1], [0, -1], r"labels must lie in \[0, 3\), got -1 to 0"),
     ],

@@ -1,4 +1,4 @@
-"""Entities and their F1 against a plain twin that walks from word to word."""
+"""Entities and their F1 against a reference implementation that goes from word to word."""
 
 import pytest
 from hypothesis import given

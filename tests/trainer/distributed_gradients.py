@@ -57,7 +57,7 @@ def main(wrapping: str, output: str, *fused: str) -> None:
     MaxSupTrainingArguments(f"{output}.out", use_cpu=True)  # starts the process group, on the CPU
     state = PartialState()
     if fused:
-        from tests.trainer.test_fused_trainer import FUSED as heads
+        from tests.trainer.fused import FUSED as heads
     else:
         heads = HEADS
     folder, kwargs = f"{output}.out", {"fused_linear_loss": bool(fused)}

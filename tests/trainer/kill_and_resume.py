@@ -163,7 +163,9 @@ def main() -> None:
             broken = [path.name for path in output.glob("checkpoint-*") if damage(path)]
             half_written += bool(broken)
             newest = last_checkpoint(output)
-            print(f"kill {kills}: run {runs}, {Path(newest).name if newest else 'nothing'} is whole, half-written: {broken}")
+            print(
+                f"kill {kills}: run {runs}, {Path(newest).name if newest else 'nothing'} is complete, half-written: {broken}"
+            )
             continue
         found = load_file(output / "model.safetensors")
         differing = [name for name in expected if not torch.equal(found[name], expected[name])]

@@ -29,7 +29,7 @@ def trainer(folder, name="vit", kind=MaxSupTrainer, arguments=MaxSupTrainingArgu
     return kind(tiny.CLASSIFIERS[name](), arguments, train_dataset=train, eval_dataset=eval_data)
 
 
-def twin(model, data):
+def by_hand(model, data):
     """The features by hand: what the layer named `classifier` of ViT gets."""
     with torch.no_grad():
         features = model.eval().vit(data["pixel_values"]).last_hidden_state[:, 0]
@@ -47,12 +47,12 @@ def test_values_at_each_evaluation(tmp_path, kind, arguments, loss):
     data = tiny.batch("vit", 20, seed=1)
     run = trainer(tmp_path, kind=kind, arguments=arguments, **loss)
     run.add_callback(FeatureGeometryCallback(run))
-    before, expected = run.evaluate(), twin(run.model, data)
+    before, expected = run.evaluate(), by_hand(run.model, data)
     assert [before[key] for key in KEYS] == pytest.approx([expected["d_within"], expected["r2"]], rel=1e-5)
     run.train()
     logged = [entry for entry in run.state.log_history if KEYS[0] in entry]
     assert [entry["step"] for entry in logged] == [3, 6]
-    expected = twin(run.model, data)
+    expected = by_hand(run.model, data)
     assert [logged[-1][key] for key in KEYS] == pytest.approx([expected["d_within"], expected["r2"]], rel=1e-5)
     assert logged[0][KEYS[0]] != logged[1][KEYS[0]]
 

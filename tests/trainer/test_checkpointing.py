@@ -41,7 +41,7 @@ def output(finished, tmp_path):
     return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
-# ---- which are whole ----
+# ---- complete ones ----
 
 
 def cut(path):
@@ -50,23 +50,23 @@ def cut(path):
 
 DAMAGE = {
     "no state": (lambda folder: (folder / "trainer_state.json").unlink(), "has no trainer_state.json"),
-    "half a state": (lambda folder: cut(folder / "trainer_state.json"), "trainer_state.json, which is written last, is cut"),
+    "half a state": (lambda folder: cut(folder / "trainer_state.json"), "_state.json, which is written last, is truncated"),
     "half the weights": (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is damaged"),
-    "half an optimizer": (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt is cut off"),
-    "no rng": (lambda folder: (folder / "rng_state.pth").write_bytes(b""), "rng_state.pth is cut off"),
+    "half an optimizer": (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt is truncated"),
+    "no rng": (lambda folder: (folder / "rng_state.pth").write_bytes(b""), "rng_state.pth is truncated"),
     "a mark of transformers": (lambda folder: (folder / "checkpoint-is-incomplete.txt").touch(), "checkpoint-is-incomplete"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_the_newest_whole_checkpoint_is_resumed_and_the_message_says_so(name, output, caplog):
+def test_the_newest_complete_checkpoint_is_resumed_and_the_message_says_so(name, output, caplog):
     destroy, reason = DAMAGE[name]
     assert all(damage(path) is None for path in output.glob("checkpoint-*"))
     destroy(output / "checkpoint-6")
     assert reason in damage(output / "checkpoint-6")
     again = trainer(output, max_steps=8)
     again.train(resume_from_checkpoint=True)
-    assert f"resuming {output}/checkpoint-4, the newest complete checkpoint. Passed over: checkpoint-6 (" in caplog.text
+    assert f"resuming {output}/checkpoint-4, the newest complete checkpoint. Skipped: checkpoint-6 (" in caplog.text
     assert reason in caplog.text
     assert damage(output / "checkpoint-6") is None and again.state.global_step == 8
 
@@ -119,7 +119,7 @@ def test_disk_full(tmp_path):
     message = result.get(timeout=HANGS)
     process.join()
     assert message.startswith(f"the checkpoint of step 4 could not be written to '{tmp_path}/checkpoint-4': ")
-    assert "Earlier checkpoints are as they were" in message
+    assert "Earlier checkpoints are unchanged" in message
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     assert trainer(tmp_path).train(resume_from_checkpoint=True).global_step == 6
 

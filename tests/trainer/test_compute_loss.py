@@ -75,7 +75,7 @@ def test_label_smoothing_beside_it_is_refused(tmp_path):
     function = compute_loss_func("maxsup", model=model)
     args = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, **OPTIONS)
     trainer = Trainer(model, args, train_dataset=CASES["vit"][1], compute_loss_func=function, callbacks=[function])
-    with pytest.raises(ValueError, match=r"label_smoothing_factor=0.1 is not used .* 'maxsup' takes its place"):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0.1 is ignored .* 'maxsup' replaces it"):
         trainer.train()
 
 

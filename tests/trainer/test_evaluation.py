@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from maxsup_hf import MaxSupSeq2SeqTrainer, MaxSupSeq2SeqTrainingArguments, MaxSupTrainer, MaxSupTrainingArguments
 from tests import tiny
 from tests.heads import HEADS
+from tests.trainer.trainings import arguments
 
 FAMILIES = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 
@@ -84,3 +87,30 @@ def test_evaluation_between_training_steps_changes_nothing(tmp_path):
 
     plain, evaluated = train(), train(eval_strategy="steps", eval_steps=1)
     assert all(torch.equal(plain[key], evaluated[key]) for key in plain)
+
+
+@pytest.mark.parametrize("key", ["labels", "soft_labels"])
+def test_soft_labels_are_evaluated_as_soft_labels(key, tmp_path):
+    model, data = tiny.vit(), tiny.batch("vit")
+    soft = torch.rand(8, tiny.CLASSES).softmax(-1)
+    trainer = MaxSupTrainer(model, arguments(tmp_path), eval_dataset=tiny.rows(data | {key: soft}))
+    with torch.no_grad():
+        expected = cross_entropy(model.eval()(data["pixel_values"]).logits, soft)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_regression_is_evaluated_by_its_own_loss(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(2, 1)
+
+        def forward(self, x, labels):
+            logits = self.out(x).squeeze(-1)
+            return {"loss": (logits - labels).square().mean(), "logits": logits}
+
+    rows = [{"x": torch.randn(2), "labels": torch.randn(())} for _ in range(4)]
+    trainer = MaxSupTrainer(Net(), arguments(tmp_path), train_dataset=rows, eval_dataset=rows)
+    assert trainer.evaluate()["eval_loss"] > 0
+    with pytest.raises(ValueError, match="a regression needs the stock Trainer"):
+        trainer.train()

@@ -1,4 +1,4 @@
-"""Every family of heads: equal to the stock Trainer and to a twin on raw logits, and exact under accumulation."""
+"""Every family of heads: equal to the stock Trainer and to the loss of raw logits, and exact under accumulation."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,21 +6,13 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, create_loss
+from maxsup_hf import create_loss
 from maxsup_hf.trainer.cross_entropy_patch import CrossEntropyPatch
 from tests import tiny
 from tests.heads import HEADS
+from tests.trainer.trainings import build, ours
 
 FAMILIES = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-
-
-def build(head):
-    torch.manual_seed(0)
-    return tiny.freeze_batch_norm(head.build()), head.batch(torch.Generator().manual_seed(1))
-
-
-def ours(model, tmp_path, loss):
-    return MaxSupTrainer(model, MaxSupTrainingArguments(str(tmp_path), use_cpu=True, loss=loss))
 
 
 def stock(model, tmp_path, **kwargs):
@@ -49,7 +41,7 @@ def test_label_smoothing_equals_the_stock_trainer(head, tmp_path):
 
 
 @pytest.mark.parametrize("head", [h for h in HEADS.values() if h.loss], ids=[k for k, h in HEADS.items() if h.loss])
-def test_maxsup_equals_a_twin_on_raw_logits(head, tmp_path):
+def test_maxsup_equals_the_loss_of_raw_logits(head, tmp_path):
     model, batch = build(head)
     model.train()
     expected = head.loss(create_loss("maxsup"), model(**batch), batch)
@@ -100,8 +92,8 @@ def test_logits_of_the_last_positions_only(tmp_path):
     expected = create_loss("maxsup")(model(batch["input_ids"]).logits[:, -4:-1], batch["labels"][:, 1:])
     model.zero_grad()
     expected.backward()
-    twin = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    assert tiny.relative_error(reference, twin) <= 1e-6
+    by_hand = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert tiny.relative_error(reference, by_hand) <= 1e-6
     pieces = [piece | {"logits_to_keep": 4} for piece in tiny.cut(batch, [3, 3, 2])]
     assert tiny.relative_error(tiny.gradients(trainer, pieces)[1], reference) <= 1e-6
 

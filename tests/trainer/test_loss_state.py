@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, list_losses
 from tests import HANGS, tiny
 from tests.launch import two_processes
+from tests.trainer.trainings import arguments
 
 SCRIPT = Path(__file__).with_name("train_with_state.py")
 
@@ -88,3 +89,12 @@ def test_a_checkpoint_without_what_was_learned(tmp_path):
         ValueError, match=r"checkpoint-1 has no loss_state.safetensors, so what loss 'online_label_smoothing'"
     ):
         train(tmp_path, resume=str(tmp_path / "checkpoint-1"), loss="online_label_smoothing")
+
+
+def test_class_weights_of_another_training_are_not_resumed(tmp_path):
+    kwargs = {"save_strategy": "steps", "save_steps": 1}
+    data = tiny.rows(tiny.batch("bert"))
+    MaxSupTrainer(tiny.bert(), arguments(tmp_path, class_weights=[1, 2, 3, 4, 5], **kwargs), train_dataset=data).train()
+    other = MaxSupTrainer(tiny.bert(), arguments(tmp_path, class_weights=[5, 4, 3, 2, 1], **kwargs), train_dataset=data)
+    with pytest.raises(ValueError, match=r"was trained with another loss \(class_weights: \[1"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

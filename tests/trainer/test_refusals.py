@@ -1,10 +1,17 @@
-"""Heads without a cross-entropy over classes: refused in words, before anything is trained."""
+"""Heads without a cross-entropy over classes are rejected before anything is trained, and the error says why."""
+
+import re
 
 import pytest
 import torch
 from transformers import (
+    BertForSequenceClassification,
     CLIPConfig,
     CLIPModel,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    LlamaConfig,
+    LlamaForSequenceClassification,
     ViltConfig,
     ViltForQuestionAnswering,
     VisualBertConfig,
@@ -108,3 +115,60 @@ def test_a_head_that_transformers_gives_no_loss(error, tmp_path):
     with pytest.raises(ValueError, match="ViTForImageClassification is a head that transformers gives no loss") as caught:
         trainer.training_step(model, tiny.batch("vit"))
     assert caught.value.__cause__ is error
+
+
+class Ranker(BertForSequenceClassification):
+    """Of a kind for which transformers has no loss: it calls that of causal language models, with arguments of its own."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.classifier(self.bert(input_ids, attention_mask).pooler_output)
+        return {"loss": self.loss_function(logits=logits, labels=labels, margin=0.1), "logits": logits}
+
+
+def silent():
+    """Its forward takes labels, and returns no loss."""
+    return DeiTForImageClassificationWithTeacher(DeiTConfig(**SMALL, image_size=8, patch_size=4, num_labels=tiny.CLASSES))
+
+
+def ranker():
+    model = Ranker(tiny.bert().config)
+    assert model.loss_type is None
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "batch", "message"),
+    [(ranker, "bert", "Ranker is a head that .* no loss"), (silent, "vit", "DeiT.*WithTeacher is a head that .* no loss")],
+)
+def test_heads_whose_loss_is_missing(build, batch, message, tmp_path):
+    trainer = MaxSupTrainer(build(), MaxSupTrainingArguments(str(tmp_path), use_cpu=True))
+    with pytest.raises(ValueError, match=message):
+        trainer.training_step(trainer.model, tiny.batch(batch))
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, RuntimeError])
+@pytest.mark.parametrize("words", ["X is not trainable", "does not support training", "ForCausalLMLoss() missing"])
+def test_what_an_exception_says_does_not_matter(error, words, tmp_path):
+    """It is raised inside of the model, or by a forward that has a loss and refuses its inputs: it speaks for itself."""
+    model, batch = tiny.bert(), tiny.batch("bert")
+    trainer = MaxSupTrainer(model, MaxSupTrainingArguments(str(tmp_path), use_cpu=True))
+
+    def raises(*args, **kwargs):
+        raise error(words)
+
+    hook = model.bert.register_forward_pre_hook(raises)
+    with pytest.raises(error, match=f"^{re.escape(words)}$"):
+        trainer.training_step(model, batch)
+    hook.remove()
+    llama = LlamaForSequenceClassification(LlamaConfig(**SMALL, num_key_value_heads=2, vocab_size=40, pad_token_id=None))
+    trainer = MaxSupTrainer(llama, MaxSupTrainingArguments(str(tmp_path), use_cpu=True))
+    with pytest.raises(ValueError, match="^Cannot handle batch sizes > 1"):
+        trainer.training_step(llama, {"input_ids": batch["input_ids"], "labels": batch["labels"] % 2})
+
+
+def test_soft_labels_that_the_cross_entropy_rejects(tmp_path):
+    """The model did reach its cross-entropy: nothing is said of the labels that stand in for soft ones."""
+    trainer = MaxSupTrainer(tiny.vit(), MaxSupTrainingArguments(str(tmp_path), use_cpu=True))
+    batch = tiny.batch("vit") | {"soft_labels": torch.rand(8, 4).softmax(-1)}
+    with pytest.raises(ValueError, match=r"^soft_labels must have the shape of the logits, \(8, 5\), got \(8, 4\)"):
+        trainer.training_step(trainer.model, batch)

@@ -42,12 +42,12 @@ def test_a_model_without_a_feature_map_is_refused_before_training(tmp_path):
 def test_a_classifier_that_takes_no_positions(tmp_path):
     model = tiny.resnet()
     model.classifier = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 5))
-    with pytest.raises(ValueError, match="ResNetForImageClassification does not allow: its classifier does not take one"):
+    with pytest.raises(ValueError, match="does not allow: its classifier does not accept a single position"):
         trainer(model, tmp_path).train()
 
 
 def test_outputs_alone_have_no_votes():
-    with pytest.raises(ValueError, match="dense=True looks at the model's last feature map.*use MaxSupTrainer"):
+    with pytest.raises(ValueError, match="dense=True needs the model's last feature map.*use MaxSupTrainer"):
         compute_loss_func("zipf_label_smoothing", model=tiny.vit(), dense=True)
     with pytest.raises(ValueError, match="dense=True needs votes"):
         create_loss("zipf_label_smoothing", dense=True)(torch.randn(2, 5), torch.tensor([0, 1]))

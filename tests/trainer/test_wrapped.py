@@ -6,20 +6,11 @@ from peft import LoraConfig, get_peft_model
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import Trainer, TrainingArguments
 
-from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
 from tests import tiny
 from tests.heads import HEADS
+from tests.trainer.trainings import build, ours
 
 FAMILIES = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-
-
-def build(head):
-    torch.manual_seed(0)
-    return tiny.freeze_batch_norm(head.build()), head.batch(torch.Generator().manual_seed(1))
-
-
-def ours(model, tmp_path, loss):
-    return MaxSupTrainer(model, MaxSupTrainingArguments(str(tmp_path), use_cpu=True, loss=loss))
 
 
 @FAMILIES

@@ -3,16 +3,16 @@
 A module of `evaluate` around `maxsup_hf.metrics.calibration`, which does the work.
 """
 
-import datasets
 import evaluate
 
+from maxsup_hf.hub.evaluate_modules import metric_info
 from maxsup_hf.metrics.calibration import CalibrationMetrics
 
 INPUTS = """
 Args:
     predictions: (N, K) logits.
     references: (N,) labels in [0, K).
-    bins: bins of confidence.
+    bins: number of bins of confidence.
 """
 
 CITATION = """@inproceedings{guo2017calibration,
@@ -25,17 +25,7 @@ CITATION = """@inproceedings{guo2017calibration,
 
 class MaxsupCalibration(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Value("int64"),
-                }
-            ),
-        )
+        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="int64")
 
     def _compute(self, predictions, references, bins=15):
         metrics = CalibrationMetrics(bins)

@@ -3,10 +3,10 @@
 A module of `evaluate` around `maxsup_hf.metrics.geometry`, which does the work.
 """
 
-import datasets
 import evaluate
 import numpy as np
 
+from maxsup_hf.hub.evaluate_modules import metric_info
 from maxsup_hf.metrics.geometry import feature_geometry
 
 INPUTS = """
@@ -35,17 +35,7 @@ CITATION = """@inproceedings{kornblith2021why,
 
 class MaxsupGeometry(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Value("int64"),
-                }
-            ),
-        )
+        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="int64")
 
     def _compute(self, predictions, references, num_classes=None, classifier=None, predicted=None, missing="raise"):
         found = feature_geometry(

@@ -3,9 +3,9 @@
 A module of `evaluate` around `maxsup_hf.metrics.logits`, which does the work.
 """
 
-import datasets
 import evaluate
 
+from maxsup_hf.hub.evaluate_modules import metric_info
 from maxsup_hf.metrics.logits import LogitMetrics
 
 INPUTS = """
@@ -13,7 +13,7 @@ Args:
     predictions: (N, K) logits.
     references: (N,) labels in [0, K).
     alpha: smoothing of the decomposition, in [0, 1].
-    threshold: how small |z| is near zero.
+    threshold: a logit with |z| below this is near zero.
 """
 
 CITATION = """@inproceedings{zhou2025maxsup,
@@ -26,17 +26,7 @@ CITATION = """@inproceedings{zhou2025maxsup,
 
 class MaxsupLogits(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Value("int64"),
-                }
-            ),
-        )
+        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="int64")
 
     def _compute(self, predictions, references, alpha=0.1, threshold=0.01):
         metrics = LogitMetrics(alpha, threshold)

@@ -1,12 +1,12 @@
-"""Transfer of frozen features: a linear probe, and the nearest neighbours.
+"""Transfer of frozen features: a linear probe, and nearest neighbours.
 
 A module of `evaluate` around `maxsup_hf.metrics.probe`, which does the work.
 """
 
-import datasets
 import evaluate
 import numpy as np
 
+from maxsup_hf.hub.evaluate_modules import metric_info
 from maxsup_hf.metrics.probe import L2_GRID, knn_accuracy, linear_probe
 
 INPUTS = """
@@ -15,7 +15,7 @@ Args:
     references: (N,) labels.
     split: (N,) `"train"`, `"validation"` or `"test"`, of each row.
     l2: strengths to choose from on the validation rows; default: 45 log-spaced values in 1e-6…1e5.
-    k: neighbours.
+    k: number of neighbours.
 """
 
 CITATION = """@inproceedings{kornblith2021why,
@@ -28,18 +28,7 @@ CITATION = """@inproceedings{kornblith2021why,
 
 class MaxsupProbe(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Value("int64"),
-                    "split": datasets.Value("string"),
-                }
-            ),
-        )
+        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="int64", split="string")
 
     def _compute(self, predictions, references, split, l2=None, k=20):
         predictions, references, split = map(np.asarray, (predictions, references, split))

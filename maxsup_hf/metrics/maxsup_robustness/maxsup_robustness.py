@@ -3,9 +3,9 @@
 A module of `evaluate` around `maxsup_hf.metrics.robustness`, which does the work.
 """
 
-import datasets
 import evaluate
 
+from maxsup_hf.hub.evaluate_modules import metric_info
 from maxsup_hf.metrics.robustness import shot_accuracy
 
 INPUTS = """
@@ -13,8 +13,8 @@ Args:
     predictions: (N,) predicted classes of a test set, in [0, K).
     references: (N,) labels.
     train_counts: (K,) training rows of each class.
-    many: more training rows than that are many.
-    few: fewer training rows than that are few.
+    many: a class with more training rows than this has many.
+    few: a class with fewer training rows than this has few.
 """
 
 CITATION = """@inproceedings{liu2019large,
@@ -27,17 +27,7 @@ CITATION = """@inproceedings{liu2019large,
 
 class MaxsupRobustness(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("int64"),
-                    "references": datasets.Value("int64"),
-                }
-            ),
-        )
+        return metric_info(__doc__, CITATION, INPUTS, predictions="int64", references="int64")
 
     def _compute(self, predictions, references, train_counts, many=100, few=20):
         return shot_accuracy(predictions, references, train_counts, many=many, few=few)

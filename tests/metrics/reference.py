@@ -1,4 +1,4 @@
-"""Plain twins of the geometry: whole arrays, NumPy, the formulas as they are printed."""
+"""Reference implementation of the geometry: the printed formulas on complete arrays, in NumPy."""
 
 import numpy as np
 

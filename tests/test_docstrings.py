@@ -7,13 +7,14 @@ import pytest
 
 import maxsup_hf
 from maxsup_hf.losses import Loss, _registry
+from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 
-PUBLIC = [getattr(maxsup_hf, name) for name in maxsup_hf.__all__]
-OF_LOSSES = [Loss, *(public for public in PUBLIC if public.__module__.startswith("maxsup_hf.losses"))]
+PUBLIC = [*(getattr(maxsup_hf, name) for name in maxsup_hf.__all__), Loss, FeatureGeometryCallback]
 
 
-@pytest.mark.parametrize("public", OF_LOSSES, ids=lambda public: public.__name__)
-def test_example(public, monkeypatch):
+@pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)
+def test_example(public, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_registry, "_SPECS", dict(_registry._SPECS))  # an example registers a loss
     module = inspect.getmodule(public)
     found = doctest.DocTestFinder(recurse=False).find(public, module=module, globs={})  # an example imports what it needs

@@ -1,8 +1,10 @@
-"""`maxsup-hf compare`: the flags, and the steps in order."""
+"""The command line of `maxsup-hf compare`."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -27,9 +29,9 @@ OURS = {  # flags of the scripts that a comparison sets itself
     "--push_to_hub": "use `maxsup-hf push` afterwards", "--disable_tqdm": "there is one bar for all runs",
 }  # fmt: skip
 DATA = ("dataset_name", *(f"{split}_{kind}" for kind in ("file", "dir") for split in ("train", "validation", "test")))
-# Where no data are brought: a share of them is left for a test, and each run is short, so that the whole comparison takes
-# minutes on two cores and its models still make errors to be compared by. The user's own flags win.
-EMBEDDED = {"train_val_split": 0.3}
+# Without data of the user's own: enough validation rows to set some apart as test data, and runs so short that the
+# comparison takes minutes on two cores and its models still make errors. The user's own flags take precedence.
+BUILTIN = {"train_val_split": 0.3}
 QUICK: dict[str, dict[str, float]] = {
     "image-classification": {"train_val_split": 0.5, "max_train_samples": 300, "per_device_train_batch_size": 32},
     "language-modeling": {"max_train_samples": 160},
@@ -46,9 +48,9 @@ def parser(tasks: Mapping[str, str]) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="maxsup-hf compare",
         usage="%(prog)s TASK [--losses …] [--seeds …] [flags of compare] [flags of the task's script]",
-        description="Train with each loss and each seed, evaluate all alike, and write comparison.json, table.md and "
-        "report.html. The same command goes on after an interruption: finished runs are kept. Other flags than these go to "
-        "every run; `maxsup-hf train TASK --help` lists them.",
+        description="Train with each loss and each seed, evaluate all models alike, and write comparison.json, table.md and "
+        "report.html. After an interruption, the same command continues: finished runs are kept. All other flags are passed "
+        "to every run; `maxsup-hf train TASK --help` lists them.",
         epilog="tasks:\n" + "\n".join(f"  {name:24}{line}" for name, line in tasks.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -56,31 +58,31 @@ def parser(tasks: Mapping[str, str]) -> argparse.ArgumentParser:
     add = found.add_argument
     add("task", metavar="TASK", nargs="?", help="one of the tasks below")
     add("--losses", metavar="A,B,…", default=LOSSES, help=f"registered losses, or sums of them ({LOSSES})")
-    add("--seeds", metavar="0,1,…", default="0,1,2", help="a run for each loss and each seed (0,1,2)")
-    add("--alpha", type=float, help="of every loss that has an alpha (that of maxsup, 0.1, with its alpha_end)")
-    add("--alpha_end", type=float, help="where alpha moves to over training (0.2; constant where --alpha is given alone)")
-    add("--schedule", choices=list(SCHEDULES), help="how it moves there (linear)")
-    add("--loss_kwargs", default="", metavar="LOSS.KEY=VALUE,…", help="what one loss is told otherwise: maxsup.alpha=0.2")
-    add("--grid", action="append", default=[], metavar="KEY=V1,V2,…", help="also these values; each loss's best is chosen "
-        "on validation data, for a second table; may be repeated")  # fmt: skip
-    add("--hold_out_test", type=float, metavar="SHARE", help="share of the validation data that becomes test data where "
-        "there is none (0; 0.5 with --grid or the embedded data)")  # fmt: skip
+    add("--seeds", metavar="0,1,…", default="0,1,2", help="each loss is trained with each seed (0,1,2)")
+    add("--alpha", type=float, help="alpha of every loss that has one (that of maxsup, 0.1, with its alpha_end)")
+    add("--alpha_end", type=float, help="alpha at the end of training (0.2; with --alpha alone, alpha is constant)")
+    add("--schedule", choices=list(SCHEDULES), help="how alpha moves to alpha_end (linear)")
+    add("--loss_kwargs", default="", metavar="LOSS.KEY=VALUE,…", help="parameters of a single loss: maxsup.alpha=0.2")
+    add("--grid", action="append", default=[], metavar="KEY=V1,V2,…", help="also train with these values; each loss's best "
+        "is chosen on validation data, for a second table; may be repeated")  # fmt: skip
+    add("--hold_out_test", type=float, metavar="SHARE", help="share of the validation data that becomes test data if there "
+        "is none (0; 0.5 with --grid or the built-in data)")  # fmt: skip
     add("--test", choices=list(TESTS), default="t", help="paired test over seeds: t or wilcoxon (t)")
-    add("--jobs", type=int, help="runs at once (1; 2 on the embedded data, without a GPU)")
-    add("--accelerate_config", metavar="FILE", help="run through `accelerate launch` with it (accelerate's default config, "
-        "where there is one; none: plain processes)")  # fmt: skip
-    add("--output_dir", metavar="DIR", help="of the comparison (outputs/compare-TASK)")
-    add("--report_only", metavar="DIR", help="write json, table and report of a comparison again; nothing is run")
+    add("--jobs", type=int, help="runs at the same time (1; 2 on the built-in data, without a GPU)")
+    add("--accelerate_config", metavar="FILE", help="config for `accelerate launch` (accelerate's default config, if there "
+        "is one; none: plain processes)")  # fmt: skip
+    add("--output_dir", metavar="DIR", help="folder of the comparison (outputs/compare-TASK)")
+    add("--report_only", metavar="DIR", help="rewrite JSON, table and report of a comparison; nothing is trained")
     return found
 
 
 def main(argv: Sequence[str], tasks: Mapping[str, str], find_task: Callable[[str], str]) -> None:
-    """Entry point. Status 2: wrong input; 1: runs failed or do not compare; 130: interrupted.
+    """Entry point. Exit status 2: bad input; 1: runs failed or cannot be compared; 130: interrupted.
 
     Args:
-        argv: the command line behind `compare`.
-        tasks: name -> what its script does.
-        find_task: from a name as it is typed to the task's, or ValueError.
+        argv: the command line after `compare`.
+        tasks: name -> description.
+        find_task: name as typed -> name of the task; raises ValueError for an unknown one.
     """
     known = parser(tasks)
     args, flags = known.parse_known_args(argv)
@@ -93,8 +95,7 @@ def main(argv: Sequence[str], tasks: Mapping[str, str], find_task: Callable[[str
         if args.task is None:
             known.error("the following arguments are required: TASK")
         plan, folder, jobs = prepare(args, find_task(args.task), [flag for flag in flags if flag != "--"])
-        lock = _lock(folder)
-        with lock:
+        with _lock(folder):
             keep_plan(folder, plan)
             print(f"{len(plan.runs())} runs in {folder}", file=sys.stderr)
             failed = execute(plan, folder, jobs)
@@ -103,7 +104,7 @@ def main(argv: Sequence[str], tasks: Mapping[str, str], find_task: Callable[[str
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on, and keeps what is finished", file=sys.stderr)
+        print("\ninterrupted: run the same command to continue; finished runs are kept", file=sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(status)
 
@@ -112,36 +113,29 @@ def prepare(args: argparse.Namespace, task: str, flags: Sequence[str]) -> tuple[
     """Check the flags.
 
     Returns:
-        The plan, the folder, and how many runs at once.
+        The plan, the folder, and the number of runs at the same time.
 
     Raises:
-        ValueError, TypeError: what is wrong, and how to put it right.
+        ValueError, TypeError: a flag is wrong; the message says how to correct it.
     """
     for flag in flags:
         name = flag.partition("=")[0]
         if name in OURS:
-            raise ValueError(f"{name}: a comparison sets it for each run; {OURS[name]}")
-    names = [name.strip() for name in args.losses.split(",") if name.strip()]
-    if args.alpha is None:
-        alpha, alpha_end = (get_spec("maxsup").defaults[key] for key in ("alpha", "alpha_end"))
-    else:
-        alpha, alpha_end = args.alpha, None
-    alpha_end = alpha_end if args.alpha_end is None else args.alpha_end
-    if (args.alpha, args.alpha_end, args.schedule) != (None, None, None) and not any(map(alphas, names)):
-        raise ValueError(
-            f"alpha, alpha_end and schedule are for losses with an alpha, and none of {', '.join(names)} has one"
-        )
-    losses = share_strength(names, alpha, alpha_end, args.schedule, _own(args.loss_kwargs, names))
+            raise ValueError(f"{name}: a comparison sets this flag for each run; {OURS[name]}")
+    losses = _losses(args)
     grid = _grid(args.grid)
     check_grid(losses, grid)
-    embedded = not any(flag.partition("=")[0] in {f"--{name}" for name in (*DATA, "config")} for flag in flags)
-    if embedded:
-        flags = _with_defaults(EMBEDDED | QUICK.get(task, {}), flags)
+    given = {flag.partition("=")[0] for flag in flags}
+    builtin = given.isdisjoint(f"--{name}" for name in (*DATA, "config"))
+    if builtin:
+        flags = _with_defaults(BUILTIN | QUICK.get(task, {}), flags)
     flags = _with_defaults({"save_strategy": "no"}, flags)
-    share = args.hold_out_test if args.hold_out_test is not None else 0.5 if grid or embedded else 0.0
+    share = args.hold_out_test
+    if share is None:
+        share = 0.5 if grid or builtin else 0.0
     if not 0 <= share < 1:
         raise ValueError(f"hold_out_test must be at least 0 and less than 1, got {share}")
-    jobs = args.jobs if args.jobs is not None else _default_jobs(embedded)
+    jobs = _default_jobs(builtin) if args.jobs is None else args.jobs
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     plan = Plan(task, losses, _seeds(args.seeds), grid, tuple(flags), share, _accelerate_config(args.accelerate_config))
@@ -149,7 +143,7 @@ def prepare(args: argparse.Namespace, task: str, flags: Sequence[str]) -> tuple[
 
 
 def _report(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> int:
-    """Write what the finished runs say; returns the exit status."""
+    """Write the results of the finished runs. Returns the exit status."""
     from maxsup_hf.comparison import report  # which needs matplotlib
 
     found = results.collect(plan, folder, failed, test)
@@ -169,9 +163,7 @@ def _report(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> i
 
 
 def _failed_before(folder: Path) -> dict[str, str]:
-    """As the last report said."""
-    import json
-
+    """Name -> reason, of the runs that failed according to the last report."""
     path = folder / results.COMPARISON
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
     return {run["name"]: run["reason"] for run in runs if run["state"] == "failed"}
@@ -179,28 +171,48 @@ def _failed_before(folder: Path) -> dict[str, str]:
 
 def _lock(folder: Path) -> FileLock:
     """Raises:
-    OSError: the folder cannot be made or written to, or another comparison runs in it.
+    OSError: the folder cannot be made or written to, or another comparison is running in it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except Timeout:
-        raise OSError(f"output_dir: another comparison runs in {str(folder)!r} now; wait for it, or name another") from None
+        raise OSError(
+            f"output_dir: another comparison is running in {str(folder)!r}; wait for it, or name another folder"
+        ) from None
     except OSError as error:
         raise OSError(f"output_dir: {str(folder)!r} cannot be written to: {error.strerror or error}") from None
     return lock
 
 
-def _own(text: str, losses: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`maxsup.alpha=0.2` -> `{"maxsup": {"alpha": 0.2}}`; of a sum `maxsup+z_loss.z_loss.lam=1e-4`."""
+# ---- flags ----
+
+
+def _losses(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Name -> keyword arguments, of the losses to compare."""
+    names = [name.strip() for name in args.losses.split(",") if name.strip()]
+    if (args.alpha, args.alpha_end, args.schedule) != (None, None, None) and not any(map(alphas, names)):
+        raise ValueError(
+            f"alpha, alpha_end and schedule are for losses with an alpha, and none of {', '.join(names)} has one"
+        )
+    alpha, alpha_end = args.alpha, args.alpha_end
+    if alpha is None:
+        defaults = get_spec("maxsup").defaults
+        alpha = defaults["alpha"]
+        alpha_end = defaults["alpha_end"] if alpha_end is None else alpha_end
+    return share_strength(names, alpha, alpha_end, args.schedule, _parameters_by_loss(args.loss_kwargs, names))
+
+
+def _parameters_by_loss(text: str, losses: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`maxsup.alpha=0.2` -> `{"maxsup": {"alpha": 0.2}}`; for a sum of losses `maxsup+z_loss.z_loss.lam=1e-4`."""
     found: dict[str, dict[str, Any]] = {}
     for key, value in flatten(parse_loss_kwargs(text)).items():
         owners = [loss for loss in losses if key.startswith(f"{loss}.")]
         if not owners:
             raise ValueError(
-                f"loss_kwargs: {key!r} must be LOSS.KEY with one of the losses that are compared ({', '.join(losses)}); "
-                "--alpha, --alpha_end and --schedule are for all of them"
+                f"loss_kwargs must be LOSS.KEY=VALUE with one of the compared losses ({', '.join(losses)}), got {key!r}; "
+                "--alpha, --alpha_end and --schedule apply to all of them"
             )
         loss = max(owners, key=len)
         found.setdefault(loss, {})[key[len(loss) + 1 :]] = value
@@ -212,11 +224,12 @@ def _grid(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
     for text in given:
         key, equals, values = text.partition("=")
         try:
-            found[key.strip()] = tuple(dict.fromkeys(float(value) for value in values.split(",")))
+            numbers = [float(value) for value in values.split(",")] if equals else []
         except ValueError:
-            equals = ""
-        if not equals:
-            raise ValueError(f"grid must be KEY=V1,V2,… with numbers, as alpha=0.05,0.1,0.2; got {text!r}")
+            numbers = []
+        if not numbers:
+            raise ValueError(f"grid must be KEY=V1,V2,… with numbers, such as alpha=0.05,0.1,0.2; got {text!r}")
+        found[key.strip()] = tuple(dict.fromkeys(numbers))
     return found
 
 
@@ -226,7 +239,7 @@ def _seeds(text: str) -> tuple[int, ...]:
     except ValueError:
         found = ()
     if not found or len(set(found)) < len(found) or min(found) < 0:
-        raise ValueError(f"seeds must be different whole numbers of at least 0, as 0,1,2; got {text!r}")
+        raise ValueError(f"seeds must be comma-separated, distinct integers of at least 0, such as 0,1,2; got {text!r}")
     return found
 
 
@@ -236,12 +249,10 @@ def _with_defaults(defaults: Mapping[str, Any], flags: Sequence[str]) -> list[st
     return [word for pair in missing.items() for word in pair] + list(flags)
 
 
-def _default_jobs(embedded: bool) -> int:
-    import os
-
+def _default_jobs(builtin: bool) -> int:
     import torch
 
-    return min(2, os.cpu_count() or 1) if embedded and not torch.accelerator.is_available() else 1
+    return min(2, os.cpu_count() or 1) if builtin and not torch.accelerator.is_available() else 1
 
 
 def _accelerate_config(given: str | None) -> str | None:
@@ -250,7 +261,7 @@ def _accelerate_config(given: str | None) -> str | None:
     if given is not None:
         if not Path(given).is_file():
             raise ValueError(
-                f"accelerate_config: there is no file {given!r} (`accelerate config --config_file {given}` makes it)"
+                f"accelerate_config: there is no file {given!r}; `accelerate config --config_file {given}` makes one"
             )
         return str(Path(given).absolute())
     from accelerate.commands.config.config_args import default_config_file
