@@ -38,6 +38,7 @@ from maxsup_hf.metrics.classification import accuracy
 from maxsup_hf.metrics.geometry import FeatureGeometry, feature_geometry
 from maxsup_hf.metrics.logits import LogitMetrics, margin, near_zero_share, top_margin
 from maxsup_hf.metrics.neural_collapse import NearestCentre
+from maxsup_hf.metrics.per_class import ClassScores, balanced_accuracy, macro_f1, per_class
 from maxsup_hf.metrics.probe import ProbeResult, knn_accuracy, linear_probe
 from maxsup_hf.metrics.reliability import ReliabilityCurve
 from maxsup_hf.metrics.robustness import CORRUPTIONS, corrupt, long_tailed_counts, long_tailed_subset, shot_accuracy
@@ -51,6 +52,7 @@ __all__ = [
     "CORRUPTIONS",
     "METRICS",
     "CalibrationMetrics",
+    "ClassScores",
     "FeatureGeometry",
     "LogitMetrics",
     "Metric",
@@ -61,6 +63,7 @@ __all__ = [
     "adaptive_ece",
     "answer_f1",
     "apply_temperature",
+    "balanced_accuracy",
     "brier",
     "chrf",
     "classwise_ece",
@@ -81,6 +84,7 @@ __all__ = [
     "linear_probe",
     "long_tailed_counts",
     "long_tailed_subset",
+    "macro_f1",
     "margin",
     "mce",
     "mean_iou",
@@ -88,6 +92,7 @@ __all__ = [
     "nll",
     "normalize_answer",
     "ood_auroc",
+    "per_class",
     "perplexity",
     "pixel_accuracy",
     "register_metrics",

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+from maxsup_hf.metrics._records import Metric, register_metrics
+
+register_metrics(
+    Metric(
+        "macro_f1", "macro-F1", higher_is_better=True,
+        formula="mean over classes of 2·precision·recall / (precision + recall)",
+    ),
+    Metric("balanced_accuracy", "balanced accuracy", higher_is_better=True, formula="mean over classes of the recall"),
+)  # fmt: skip
 
 
 class ClassScores(NamedTuple):
@@ -42,6 +51,8 @@ def per_class(labels: ArrayLike, predictions: ArrayLike, names: Sequence[str]) -
     Raises:
         ValueError: no rows, different lengths, or an index outside [0, K).
     """
+    from sklearn.metrics import precision_recall_fscore_support  # takes a second to import
+
     y, p = _check(labels, predictions, len(names))
     scores = precision_recall_fscore_support(y, p, labels=range(len(names)), zero_division=0)
     columns = [np.asarray(column).tolist() for column in scores]
@@ -53,6 +64,8 @@ def per_class(labels: ArrayLike, predictions: ArrayLike, names: Sequence[str]) -
 
 def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Mean F1 over the classes that occur among labels or predictions, in [0, 1], arguments as in `per_class`."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(*_check(labels, predictions), average="macro", zero_division=0))
 
 

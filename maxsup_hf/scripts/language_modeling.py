@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -24,22 +23,19 @@ from transformers import (
     default_data_collator,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
-from transformers.trainer_utils import EvalLoopOutput
 
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import python_documentation
 from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column, read_texts, report_columns
 from maxsup_hf.data.loading import TEXT_FORMATS, Splits, load_splits
 from maxsup_hf.data.splits import SPLIT_SEED, limit_rows
-from maxsup_hf.losses import IGNORE_INDEX
-from maxsup_hf.metrics import perplexity
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.lm_tokenizers import build_generator_tokenizer, build_mask_tokenizer
 from maxsup_hf.scripts.common.models import build_model, load_config
+from maxsup_hf.scripts.common.perplexity import PerplexityMixin
 from maxsup_hf.scripts.common.tokenizers import TextArguments, default_config, length_limit
 from maxsup_hf.trainer.trainer import MaxSupTrainer
-from maxsup_hf.trainer.validation import shifts_labels
 
 logger = logging.getLogger(__name__)
 
@@ -114,32 +110,6 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )
     task = "fill-mask" if args.mlm else "text-generation"
     return run.make_job(args, trainer, splits, task, "reference of the Python language")
-
-
-class PerplexityMixin:
-    """Before a Trainer of language models: the loss of an evaluation is the mean over its tokens, whatever batches they are
-    in, and its perplexity is added."""
-
-    _token_sums: torch.Tensor  # summed loss, and number of tokens
-
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        labels = inputs.get("labels")
-        found = super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        if found[0] is not None and labels is not None:
-            counted = labels[..., 1:] if shifts_labels(self.model) else labels  # type: ignore[attr-defined]
-            count = (counted != IGNORE_INDEX).sum().to(self._token_sums)
-            self._token_sums += torch.stack([found[0].detach().to(self._token_sums) * count, count])
-        return found
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        self._token_sums = torch.zeros(2, dtype=torch.float64, device="cpu")
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
-        sums = self._token_sums.float().to(self.args.device)  # type: ignore[attr-defined]
-        total, count = self.accelerator.reduce(sums, "sum").tolist()  # type: ignore[attr-defined]
-        if count:
-            output.metrics[f"{metric_key_prefix}_loss"] = total / count
-            output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(total / count)
-        return output
 
 
 class LanguageModelTrainer(PerplexityMixin, MaxSupTrainer):

@@ -24,8 +24,7 @@ from maxsup_hf.data.arguments import data_flags
 from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.messages import listed
 from maxsup_hf.hub.push import PushError
-from maxsup_hf.metrics import CalibrationMetrics, LogitMetrics
-from maxsup_hf.metrics.per_class import ClassScores, balanced_accuracy, macro_f1, per_class
+from maxsup_hf.metrics import CalibrationMetrics, ClassScores, LogitMetrics, balanced_accuracy, macro_f1, per_class
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.rehearsal import rehearse
 from maxsup_hf.trainer.checkpointing import CheckpointError, last_checkpoint

@@ -8,7 +8,7 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from maxsup_hf.data.arguments import flag
-from maxsup_hf.scripts.language_modeling import PerplexityMixin
+from maxsup_hf.scripts.common.perplexity import PerplexityMixin
 from maxsup_hf.trainer.trainer import MaxSupMixin
 from maxsup_hf.trainer.training_args import MaxSupArgumentsMixin
 

@@ -1,0 +1,60 @@
+"""Supervised fine-tuning as users start it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl", reason="needs TRL (pip install 'maxsup-hf[sft]')")
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from maxsup_hf.scripts import sft
+from tests.scripts.conftest import results, write
+
+SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--save_strategy", "no", "--eval_strategy", "no"]
+CHATS = {
+    "messages": [
+        [{"role": "user", "content": f"What is {i} + 1?"}, {"role": "assistant", "content": f"It is {i + 1}."}]
+        for i in range(24)
+    ]
+}
+
+
+def test_without_data():
+    sft.main([*SHORT, "--loss", "maxsup", "--max_train_samples", "40", "--max_eval_samples", "8"])
+    found = results("outputs/sft")
+    assert found["eval_perplexity"] > 1 and found["train_samples"] == 40
+    record = json.loads(Path("outputs/sft/run.json").read_text(encoding="utf-8"))
+    assert record["loss"]["name"] == "maxsup" and record["tasks"] == "text-generation"
+    assert AutoModelForCausalLM.from_pretrained("outputs/sft").config.model_type == "llama"
+
+
+def test_chats_with_a_lora_adapter_and_a_test_set():
+    write("chats.jsonl", CHATS)
+    files = ["--train_file", "chats.jsonl", "--test_file", "chats.jsonl", "--output_dir", "base"]
+    sft.main([*SHORT, *files])
+    assert "assistant: " in AutoTokenizer.from_pretrained("base").chat_template
+    files[-1] = "adapter"
+    sft.main([*SHORT, *files, "--model_name_or_path", "base", "--use_peft", "true", "--lora_r", "4"])
+    assert json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))["r"] == 4
+    assert results("adapter")["test_perplexity"] == pytest.approx(results("base")["test_perplexity"], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--load_in_4bit", "true"], "load_in_4bit and load_in_8bit need use_peft"),
+        (["--train_file", "bad.jsonl"], "the train data has the columns a, b; expected messages"),
+        (["--loss_type", "dft"], "loss_type must be one of"),
+        (["--use_peft", "true", "--lora_target_modules", "nowhere"], "nowhere"),
+        (["--label_column_name", "x"], "unknown argument: '--label_column_name'"),
+    ],
+)
+def test_wrong_input_is_one_line(flags, message, capsys):
+    write("bad.jsonl", {"a": [1, 2], "b": [3, 4]})
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        sft.main([*SHORT, *flags, "--output_dir", "out"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and said.startswith("error: ") and message in said
