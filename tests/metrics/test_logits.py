@@ -87,8 +87,8 @@ def test_batches_add_up(seed, cut):
         (lambda: top_margin([[1.0]]), "at least two classes"),
         (lambda: margin([[1.0]], [0]), "at least two classes"),
         (lambda: margin([[1.0, 2.0]], [2]), r"\[0, 2\)"),
-        (lambda: LogitMetrics(alpha=1.5).update([[1.0, 2.0]], [0]), r"alpha must lie in \[0, 1\]"),
-        (lambda: LogitMetrics(alpha=float("nan")).update([[1.0, 2.0]], [0]), r"alpha must lie in \[0, 1\]"),
+        (lambda: LogitMetrics(alpha=1.5).update([[1.0, 2.0]], [0]), r"alpha must be in \[0, 1\]"),
+        (lambda: LogitMetrics(alpha=float("nan")).update([[1.0, 2.0]], [0]), r"alpha must be in \[0, 1\]"),
         (lambda: LogitMetrics().compute(), "no rows"),
     ],
 )

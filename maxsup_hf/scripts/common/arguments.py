@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -21,6 +21,7 @@ from maxsup_hf.data.arguments import DataArguments, data_flags, flag
 from maxsup_hf.hub.mixin import destination
 from maxsup_hf.hub.push import ensure_destination
 from maxsup_hf.losses import get_spec, list_losses
+from maxsup_hf.scripts.common.help import short_help
 from maxsup_hf.scripts.common.recipes import Recipes
 from maxsup_hf.trainer.checkpointing import damage, last_checkpoint
 from maxsup_hf.trainer.training_args import MaxSupTrainingArguments
@@ -46,6 +47,7 @@ class ScriptArguments(DataArguments, ModelArguments):
     early_stopping_patience: int | None = flag(
         "End training after so many evaluations without a better --metric_for_best_model, and keep the best model."
     )
+    settings: dict[str, Any] = field(default_factory=dict, init=False)  # what the user set, not a flag
     dry_run: bool = flag("Read and check everything, print what would be trained, and stop; nothing is written.", False)
 
     def __post_init__(self) -> None:
@@ -69,6 +71,21 @@ LEAST = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
+}
+
+NOT_REPEATED = ("config", "output_dir", "resume_from_checkpoint", "dry_run", "hub_token", "help", "help_all")
+# Names from other tools, and ours.
+ALIASES = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "model": "model_name_or_path",
+    "dataset": "dataset_name",
+    "data": "train_file or --train_dir",
+    "steps": "max_steps",
+    "label_smoothing": "loss label_smoothing --loss_kwargs alpha",
 }
 
 Arguments = TypeVar("Arguments", bound=ScriptArguments)
@@ -105,7 +122,7 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _build_parser([arguments_class, training_class], task)
-    without_help = [word for word in argv if word not in ("-h", "--help")]
+    without_help = [word for word in argv if word not in ("-h", "--help", "--help_all")]
     given, _ = parser.parse_known_args(without_help)
     config = _read_config(given.config, parser) if given.config else {}
     parser.set_defaults(**config)
@@ -116,8 +133,16 @@ def parse(
     parser.set_defaults(**{**_recipe(recipes, given), **config, "output_dir": output_dir})
     if given.early_stopping_patience is not None:
         parser.set_defaults(load_best_model_at_end=True)
-    _check_values(parser.parse_args(without_help))
-    args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    if "--help_all" in argv:
+        parser.print_help()
+        raise SystemExit(0)
+    if len(without_help) < len(argv):
+        print(short_help(parser, [field.name for field in fields(arguments_class) if field.init]))
+        raise SystemExit(0)
+    final = parser.parse_args(argv)
+    _check_values(final)
+    args, training_args, *_ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    args.settings = _settings(parser, argv, config, final)
     training_args.resume_from_checkpoint = checkpoint
     if training_args.class_weights is not None and not classifies:
         raise ValueError(f"class_weights are for tasks that classify, and {task} does not; leave class_weights out")
@@ -168,7 +193,17 @@ def _build_parser(classes: Sequence[type[Any]], task: str) -> _Parser:
     has_accelerator = torch.accelerator.is_available()
     parser.set_defaults(output_dir=None, dataloader_pin_memory=has_accelerator, use_cpu=not has_accelerator)
     parser.set_defaults(do_train=True, do_eval=True)
+    parser.add_argument("--help_all", action="store_true", help="show every flag in full, and exit")
     return parser
+
+
+def _settings(parser: _Parser, argv: Sequence[str], config: Iterable[str], final: Any) -> dict[str, Any]:
+    """What the user has set, on the command line or in a file: a `--config` with it repeats the run. Without the token, and
+    without what belongs to a single start of the run."""
+    options = parser._option_string_actions
+    words = [word.partition("=")[0] for word in argv]
+    names = dict.fromkeys([*config, *(options[word].dest for word in words if word in options)])
+    return {name: getattr(final, name) for name in names if name not in NOT_REPEATED}
 
 
 class _Parser(HfArgumentParser):
@@ -201,9 +236,11 @@ def _read_config(path: str, parser: HfArgumentParser) -> dict[str, Any]:
 
 def _raise_unknown(what: str, name: str, known: Iterable[str]) -> NoReturn:
     word = name.partition("=")[0]
-    close = difflib.get_close_matches(word, [each for each in known if each not in ("-h", "--help")], n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else "see --help for all of them"
+    close = difflib.get_close_matches(word, [each for each in known if each not in ("-h", "--help")], n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}?" if close else "see --help_all for all of them"
     parameter = word.lstrip("-")
+    if parameter in ALIASES:
+        hint = f"it is called --{ALIASES[parameter]} here"
     if any(parameter.removesuffix("_end") in get_spec(loss).parameters for loss in list_losses()):
         hint = f"parameters of a loss go into loss_kwargs, as --loss_kwargs {parameter}=0.1"
     raise ValueError(f"unknown {what}: {name!r}; {hint}")

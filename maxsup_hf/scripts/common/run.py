@@ -11,11 +11,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
@@ -25,6 +26,7 @@ from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.messages import listed
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, ClassScores, LogitMetrics, balanced_accuracy, macro_f1, per_class
+from maxsup_hf.output.files import plain, replacing
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.rehearsal import rehearse
 from maxsup_hf.trainer.checkpointing import CheckpointError, last_checkpoint
@@ -49,6 +51,7 @@ class Job:
         card: keyword arguments of `Trainer.create_model_card`.
         dry: print what would be trained instead of training.
         pretrained: whether the weights are those of a trained model.
+        settings: what the user set, flag -> value.
     """
 
     trainer: Any
@@ -56,6 +59,7 @@ class Job:
     card: dict[str, Any]
     dry: bool = False
     pretrained: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_job(args: ScriptArguments, trainer: Any, splits: Mapping[str, Any], task: str, builtin: str) -> Job:
@@ -68,7 +72,14 @@ def make_job(args: ScriptArguments, trainer: Any, splits: Mapping[str, Any], tas
     """
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-    return Job(trainer, splits.get("test"), _card(args, task, builtin), args.dry_run, args.model_name_or_path is not None)
+    return Job(
+        trainer,
+        splits.get("test"),
+        _card(args, task, builtin),
+        args.dry_run,
+        args.model_name_or_path is not None,
+        args.settings,
+    )
 
 
 def _card(args: ScriptArguments, task: str, builtin: str) -> dict[str, Any]:
@@ -212,6 +223,7 @@ def run(job: Job) -> None:
     trainer = job.trainer
     if trainer.args.do_train:
         describe(job)
+        _write_settings(job)
         if not _train(trainer):
             return
     evaluated = [("eval", trainer.eval_dataset), ("test", job.test_dataset)] if trainer.args.do_eval else []
@@ -225,6 +237,15 @@ def run(job: Job) -> None:
         trainer.create_model_card(**job.card)
     if trainer.is_world_process_zero():
         print(f"saved to {trainer.args.output_dir}")
+
+
+def _write_settings(job: Job) -> None:
+    """Write `config.yaml`, with which `--config` repeats the run."""
+    if job.trainer.is_world_process_zero():
+        folder = Path(job.trainer.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "config.yaml") as unfinished:
+            unfinished.write_text(yaml.safe_dump(plain(job.settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _train(trainer: Any) -> bool:

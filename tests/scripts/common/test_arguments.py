@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import yaml
 
+from maxsup_hf import cli
 from maxsup_hf.scripts import text_classification
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.recipes import Recipes
+from tests.scripts.conftest import results, texts
 
 
 def flags(*argv):
@@ -129,3 +132,45 @@ def test_resume_writes_to_the_folder_of_the_checkpoint(tmp_path):
     (tmp_path / "other" / "config.json").write_text("{}")
     with pytest.raises(FileExistsError, match="'other' is not empty and not the folder of the checkpoint"):
         flags("--resume_from_checkpoint", "run/checkpoint-5", "--output_dir", "other")
+
+
+# ---- help, names of other tools, settings ----
+
+
+@pytest.mark.parametrize("task", cli.tasks())
+def test_help_is_one_screen_and_begins_with_the_loss(task, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", task, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert end.value.code == 0 and len(lines) <= 60 and max(map(len, lines)) <= 100
+    assert lines[2].split()[0] == "--loss" and any(line.startswith("  --train_file") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("--lr", "it is called --learning_rate here"),
+        ("--epochs", "it is called --num_train_epochs here"),
+        ("--batch_size", "it is called --per_device_train_batch_size here"),
+        ("--learning_rat", "did you mean '--learning_rate'"),
+        ("--zzz", "see --help_all"),
+    ],
+)
+def test_names_of_other_tools_are_told_ours(name, hint):
+    with pytest.raises(ValueError, match=hint):
+        flags(name, "1")
+
+
+def test_the_settings_of_a_run_repeat_it(tmp_path):
+    texts()
+    (tmp_path / "run.yaml").write_text("loss: maxsup\nloss_kwargs: {alpha: 0.3}\n")
+    argv = ["--train_file", "train.csv", "--learning_rate=1e-3", "--max_steps", "2", "--hub_token", "hf_secret"]
+    text_classification.main(["--config", "run.yaml", *argv, "--output_dir", "first"])
+    settings = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())
+    assert settings == {
+        "loss": "maxsup", "loss_kwargs": {"alpha": 0.3}, "train_file": "train.csv", "learning_rate": 1e-3, "max_steps": 2
+    }  # fmt: skip
+    text_classification.main(["--config", "first/config.yaml", "--output_dir", "second"])
+    first, second = (results(folder) for folder in ("first", "second"))
+    assert first["eval_loss"] == pytest.approx(second["eval_loss"], rel=1e-6)
