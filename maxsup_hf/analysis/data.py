@@ -12,9 +12,10 @@ from datasets import Dataset
 
 from maxsup_hf.data.builtin import digits, names_in_languages
 from maxsup_hf.data.columns import check_strings, find_column, is_image, read_column
+from maxsup_hf.data.files import FORMATS, load_file
 from maxsup_hf.data.images import as_images, check_images
 from maxsup_hf.data.labels import class_names, find_label_column, label_names, without_hidden_test
-from maxsup_hf.data.loading import FORMATS, USUAL_NAMES, Splits, load_file, load_named
+from maxsup_hf.data.loading import USUAL_NAMES, Splits, load_named
 from maxsup_hf.data.splits import hold_out_validation, stratified_indices
 from maxsup_hf.scripts.image_classification import IMAGE_NAMES
 from maxsup_hf.scripts.text_classification import text_columns

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 from maxsup_hf.analysis.data import IMAGE, TEXT, Data
 from maxsup_hf.analysis.store import data_fingerprint
 from maxsup_hf.data.columns import read_column
-from maxsup_hf.data.loading import loading
+from maxsup_hf.data.files import loading
 from maxsup_hf.hub.record import RECORD
 from maxsup_hf.scripts.common.models import hub_options, load_config
 from maxsup_hf.scripts.common.tokenizers import build_tokenizer, max_length

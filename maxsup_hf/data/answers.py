@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedTokenizerBase
 
 from maxsup_hf.data.columns import check_column, check_strings, check_type, is_list_of_strings, is_string, read_column
+from maxsup_hf.data.files import FORMATS, Reader
 from maxsup_hf.data.messages import shortened
 from maxsup_hf.metrics import answer_f1, exact_match
 
 LONGEST_ANSWER = 30  # tokens: start and end are predicted separately, and must not end up far apart
+
+
+def read_squad(path: str) -> Dataset:
+    """Rows of a json file: in the form in which SQuAD is distributed (`data`, `paragraphs`, `qas`), or as `datasets` reads
+    any json."""
+    found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    if not (isinstance(found, dict) and isinstance(found.get("data"), list) and "paragraphs" in (found["data"] or [{}])[0]):
+        return load_dataset("json", data_files={"train": path}, split="train")
+    rows = [
+        {
+            "id": str(qa.get("id", "")),
+            "question": qa["question"],
+            "context": paragraph["context"],
+            "answers": {
+                "text": [answer["text"] for answer in qa.get("answers", [])],
+                "answer_start": [answer["answer_start"] for answer in qa.get("answers", [])],
+            },
+        }
+        for article in found["data"]
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    ]
+    return Dataset.from_list(rows)
+
+
+SQUAD_FORMATS: dict[str, Reader] = {**FORMATS, ".json": read_squad}
 
 
 def is_squad(feature: Any) -> bool:
@@ -26,9 +55,9 @@ def is_squad(feature: Any) -> bool:
 def check_answers(dataset: Dataset, question: str, context: str, answers: str, split: str) -> Dataset:
     """Check every row, and bring the answers into one form.
 
-    An answer is either a string, whose first occurrence in the context is meant (as whole words if possible), or a dict of
-    the lists `text` and `answer_start` (in characters). Null, an empty string or empty lists mean that the context has no
-    answer.
+    An answer is a string or a list of strings, whose first occurrence in the context is meant (as whole words if possible),
+    or a dict of the lists `text` and `answer_start` (in characters). Null, an empty string or empty lists mean that the
+    context has no answer.
 
     Returns:
         The columns `question`, `context`, `texts` (the answers, a list that may be empty) and `start` (of the first, or -1).
@@ -40,9 +69,10 @@ def check_answers(dataset: Dataset, question: str, context: str, answers: str, s
     check_strings(dataset, question, "question_column_name", split)
     check_strings(dataset, context, "context_column_name", split)
     check_column(dataset, answers, "label_column_name", split)
+    readable = (is_squad, is_string, is_list_of_strings)
     check_type(
-        dataset, answers, "label_column_name", split, fits=lambda feature: is_squad(feature) or is_string(feature),
-        expected="strings, or the lists text and answer_start as in SQuAD",
+        dataset, answers, "label_column_name", split, fits=lambda feature: any(fits(feature) for fits in readable),
+        expected="strings, lists of strings, or the lists text and answer_start as in SQuAD",
     )  # fmt: skip
     contexts = read_column(dataset, context).to_pylist()
     texts, starts = [], []
@@ -63,7 +93,10 @@ def _locate(value: Any, context: str) -> list[tuple[str, int]]:
     """The answers of a row that are not blank, and where in the context they start."""
     if not value:
         return []
-    found = _locate_string(value, context) if isinstance(value, str) else _locate_squad(value, context)
+    if isinstance(value, dict):
+        found = _locate_squad(value, context)
+    else:
+        found = [place for text in ([value] if isinstance(value, str) else value) for place in _locate_string(text, context)]
     return [(text, start) for text, start in found if text.strip()]
 
 

@@ -28,6 +28,7 @@ class DataArguments:
     train_file: str | None = flag("Training data: a csv, tsv, json, jsonl or parquet file.")
     validation_file: str | None = flag("Validation data, as --train_file.")
     test_file: str | None = flag("Test data, evaluated once at the end, as --train_file.")
+    csv_delimiter: str | None = flag("What separates the columns of csv files (default: a comma).")
     train_val_split: float = flag("Share of the training data to hold out if there is no validation data.", 0.15)
     max_train_samples: int | None = flag("Train on at most this many rows, drawn in proportion from every class.")
     max_eval_samples: int | None = flag("Evaluate on at most this many rows, drawn in proportion from every class.")
@@ -37,6 +38,10 @@ class DataArguments:
     def __post_init__(self) -> None:
         if not 0 < self.train_val_split < 1:
             raise ValueError(f"train_val_split must lie between 0 and 1 (both excluded), got {self.train_val_split}")
+        if self.csv_delimiter is not None:
+            self.csv_delimiter = self.csv_delimiter.replace("\\t", "\t")
+            if len(self.csv_delimiter) != 1:
+                raise ValueError(f"csv_delimiter must be a single character, got {self.csv_delimiter!r}")
         for name in ("max_train_samples", "max_eval_samples", "max_test_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

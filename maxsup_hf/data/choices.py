@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,53 @@ from maxsup_hf.data.loading import Splits
 
 QUESTION_NAMES = ("question", "context", "sent1", "prompt", "premise", "query", "text")
 CHOICES_NAMES = ("choices", "options", "endings", "answers", "candidates")
+LETTERS = "ABCDEFGHIJ"
 RIGHT_CHOICE_NAMES = ("label", "labels", "answer", "target", "answer_index")
+
+
+def usual_layout(dataset: Dataset) -> Dataset:
+    """Bring the columns of ARC, RACE and SWAG into `question`, `choices` and `label`; others stay as they are.
+
+    ARC has the choices as a dict of `text` and `label` and the right one as `answerKey`, RACE the right one as a letter,
+    SWAG an ending in each of the columns `ending0`, `ending1`, …
+    """
+    names = set(dataset.column_names)
+    if {"question", "choices", "answerKey"} <= names:
+        rows = [
+            {
+                "question": row["question"],
+                "choices": row["choices"]["text"],
+                "label": _place(row["answerKey"], row["choices"]["label"]),
+            }
+            for row in dataset
+        ]
+    elif {"article", "question", "options", "answer"} <= names:
+        rows = [
+            {
+                "question": f"{row['article']}\n{row['question']}",
+                "choices": row["options"],
+                "label": _place(row["answer"], LETTERS[: len(row["options"])]),
+            }
+            for row in dataset
+        ]
+    elif {"sent1", "sent2", "ending0", "ending1", "label"} <= names:
+        endings = sorted(name for name in names if name.startswith("ending"))
+        rows = [
+            {
+                "question": row["sent1"],
+                "choices": [f"{row['sent2']} {row[ending]}".strip() for ending in endings],
+                "label": row["label"],
+            }
+            for row in dataset
+        ]
+    else:
+        return dataset
+    return Dataset.from_list(rows)
+
+
+def _place(letter: str, letters: Sequence[str]) -> int:
+    """Index of the right choice; -1 where it is withheld."""
+    return list(letters).index(letter) if letter in letters else -1
 
 
 def find_choice_columns(

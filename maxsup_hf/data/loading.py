@@ -1,66 +1,34 @@
-"""Loading rows from the Hub, from files or folders, or from the built-in data set."""
+"""Loading the splits of a run from the Hub, from files or folders, or from the built-in data set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
-from datasets.exceptions import DatasetsError
+from datasets import Dataset, DatasetDict, ReadInstruction, load_dataset, load_from_disk
 
 from maxsup_hf.data.arguments import DataArguments, data_flags
 from maxsup_hf.data.class_folders import load_class_folders
+from maxsup_hf.data.files import FORMATS, Formats, load_file, loading
 
 Splits = dict[str, Dataset]
 SPLITS = ("train", "validation", "test")
 USUAL_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev", "eval"), "test": ("test",)}
-
-# Only an empty cell is a missing value. To pandas "NA" and "None" are missing too, but they are words: a country, an answer.
-CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", CSV_OPTIONS),
-    ".tsv": ("csv", {**CSV_OPTIONS, "sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
-TEXT_FORMATS = {**FORMATS, ".txt": ("text", {"sample_by": "document"})}  # the file is one text, in the column `text`
-
-
-@contextmanager
-def loading(argument: str, value: Any, hint: str = "") -> Iterator[None]:
-    """Name the argument, and end with a hint, in the error of whatever fails while its value is loaded.
-
-    Raises:
-        ValueError: in place of the libraries' own errors.
-    """
-    try:
-        yield
-    except (OSError, ValueError, DatasetsError, pa.ArrowException, StopIteration) as error:
-        cause = error.__cause__ or error
-        reason = str(cause).strip() or type(cause).__name__
-        raise ValueError(f"{argument}: {str(value)!r} could not be loaded: {reason}{hint}") from error
-
-
-# ---- splits ----
 
 
 def load_splits(
     args: DataArguments,
     builtin: Callable[[], Dataset],
     load_folder: Callable[[str, str], Dataset] = load_class_folders,
-    formats: Mapping[str, tuple[str, dict[str, Any]]] = FORMATS,
+    formats: Formats = FORMATS,
 ) -> Splits:
     """The splits of the user's data, or else the built-in data set as training data.
 
     Args:
         builtin: makes the task's built-in data set.
         load_folder: reads the folder of `--train_dir` and its like, given the flag's name and its value.
-        formats: file extension -> builder of `datasets` that reads it, with its options.
+        formats: file extension -> what reads it, see `maxsup_hf.data.files`.
 
     Returns:
         `train`, and `validation` and `test` if given; none is empty.
@@ -80,76 +48,20 @@ def load_splits(
     elif args.dataset_name:
         splits = _load_named(args)
     else:
-        load = partial(load_file, formats=formats) if kinds == {"file"} else load_folder
+        load_files = partial(load_file, formats=formats, delimiter=args.csv_delimiter)
+        load = load_files if kinds == {"file"} else load_folder
         splits = {name.partition("_")[0]: load(name, getattr(args, name)) for name in flags}
     for split, dataset in splits.items():
         if len(dataset) == 0:
             raise ValueError(f"the {split} data is empty; it must have at least one row")
-    return splits
+    return {split: _with_dotted_columns(dataset, args) for split, dataset in splits.items()}
 
 
-# ---- files ----
-
-
-def load_file(argument: str, path: str, formats: Mapping[str, tuple[str, dict[str, Any]]] = FORMATS) -> Dataset:
-    """The rows of a file.
-
-    Args:
-        argument: the flag that names the file, for messages.
-        formats: as in `load_splits`.
-
-    Raises:
-        FileNotFoundError, ValueError: the file does not exist, cannot be loaded, or is empty.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{argument}: there is no file {path!r}")
-    extension = Path(path).suffix.lower()
-    if extension not in formats:
-        raise ValueError(f"{argument}: {path!r} must end in one of {', '.join(formats)}; convert it to one of these")
-    name, options = formats[extension]
-    separator = {".csv": "commas", ".tsv": "tabs"}.get(extension)
-    rows = None
-    if Path(path).stat().st_size > 0:
-        try:
-            with loading(argument, path, f"; are its columns separated by {separator}?" if separator else ""):
-                rows = _build(name, path, options)
-        except ValueError as error:
-            if name != "parquet" and not _is_utf8(path):
-                raise ValueError(f"{argument}: {path!r} is not encoded in UTF-8; save it in that encoding") from error
-            raise
-    if rows is None:
-        raise ValueError(f"{argument}: {path!r} is empty; it must have at least one row")
-    if separator:
-        _check_separated(argument, path, rows.column_names, separator)
-    return rows
-
-
-def _build(name: str, path: str, options: Mapping[str, Any]) -> Dataset | None:
-    """The rows of a file by a builder of `datasets`; `None` if there are none, which `load_dataset` raises an error for."""
-    builder = load_dataset_builder(name, data_files={"train": path}, **options)
-    builder.download_and_prepare()
-    return builder.as_dataset(split="train") if builder.info.splits["train"].num_examples else None
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        with open(path, encoding="utf-8") as file:
-            while file.read(2**20):
-                pass
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _check_separated(argument: str, path: str, columns: Sequence[str], separator: str) -> None:
-    """Raise ValueError if pandas read a file with other separators, or with texts that contain separators."""
-    if any(name.startswith("__index_level_") for name in columns):
-        raise ValueError(
-            f"{argument}: {path!r} has rows with more cells than its first line has names; put quotes around texts that "
-            f"contain {separator}"
-        )
-    if len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"):
-        raise ValueError(f"{argument}: the columns of {path!r} must be separated by {separator}, got {columns[0]!r}")
+def _with_dotted_columns(dataset: Dataset, args: DataArguments) -> Dataset:
+    """If a flag names a column such as `data.text`, which is in a column of dicts, make columns of what is in them."""
+    named = [str(value) for name, value in vars(args).items() if name.endswith("_column_name") and value]
+    is_nested = any("." in name and name not in dataset.column_names for name in named)
+    return dataset.flatten() if is_nested else dataset
 
 
 # ---- data sets with several splits ----
@@ -178,10 +90,21 @@ def _load_named(args: DataArguments) -> Splits:
     for split in SPLITS:
         given = getattr(args, f"{split}_split_name")
         source = given or next((usual for usual in USUAL_NAMES[split] if usual in available), None)
-        if source in available:
-            splits[split] = available[source]
+        base = source.partition("[")[0] if source else None
+        if source is not None and base in available:
+            splits[split] = _sliced(available[base], source)
         elif given or split == "train":
             raise ValueError(
                 f"{split}_split_name: {name!r} has no split {given or 'train'!r}; name one of these: {', '.join(available)}"
             )
     return splits
+
+
+def _sliced(dataset: Dataset, split: str) -> Dataset:
+    """The rows that a split such as `train[:50]` or `train[10%:]` names."""
+    name, bracket, _ = split.partition("[")
+    if not bracket:
+        return dataset
+    with loading("split", split):
+        (part,) = ReadInstruction.from_spec(split).to_absolute({name: len(dataset)})
+    return dataset.select(range(part.from_ or 0, len(dataset) if part.to is None else part.to))

@@ -10,7 +10,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from maxsup_hf.data.columns import find_column, is_image
-from maxsup_hf.data.loading import Splits, loading
+from maxsup_hf.data.files import loading
+from maxsup_hf.data.loading import Splits
 from maxsup_hf.data.messages import listed
 
 IMAGE_NAMES = ("image", "img", "pixel_values", "image_path", "file", "file_name")

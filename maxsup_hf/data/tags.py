@@ -20,6 +20,7 @@ from maxsup_hf.data.columns import (
     is_list_of_strings,
     read_column,
 )
+from maxsup_hf.data.files import FORMATS, Reader
 from maxsup_hf.data.labels import encode_labels
 from maxsup_hf.data.loading import Splits
 
@@ -27,6 +28,37 @@ TOKEN_NAMES = ("tokens", "words", "sentence", "text")
 TAG_NAMES = ("ner_tags", "tags", "labels", "ner", "pos_tags", "upos", "label")
 
 _ROW = "row of the tag"
+
+
+def read_conll(path: str) -> Dataset:
+    """The sentences of a CoNLL file: a word and its tag in each line, the first and the last of its columns, and an empty
+    line after each sentence. Columns: `tokens`, `tags`.
+
+    Raises:
+        ValueError: a line has a single column.
+    """
+    sentences: list[tuple[list[str], list[str]]] = [([], [])]
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            cells = line.split("\t") if "\t" in line else line.split()
+            cells = [cell.strip() for cell in cells if cell.strip()]
+            if not cells or cells[0] == "-DOCSTART-":
+                sentences.append(([], []))
+            elif len(cells) == 1:
+                raise ValueError(f"line {number} has a single column, {cells[0]!r}; expected a word and its tag")
+            elif not _is_comment(line, sentences[-1][0]):
+                sentences[-1][0].append(cells[0])
+                sentences[-1][1].append(cells[-1])
+    filled = [sentence for sentence in sentences if sentence[0]]
+    return Dataset.from_dict({"tokens": [words for words, _ in filled], "tags": [tags for _, tags in filled]})
+
+
+def _is_comment(line: str, words: Sequence[str]) -> bool:
+    """Whether a line is a comment, as CoNLL-U has them before a sentence: a tweet may hold a word `#`."""
+    return line.startswith("# ") and not words
+
+
+CONLL_FORMATS: dict[str, Reader] = {**FORMATS, ".txt": read_conll, ".conll": read_conll, ".conllu": read_conll}
 
 
 def find_tag_columns(dataset: Dataset, tokens: str | None, tags: str | None) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
-from maxsup_hf.data.loading import loading
+from maxsup_hf.data.files import loading
 from maxsup_hf.data.messages import listed
 from maxsup_hf.prediction.data import check_output, known_labels, load_rows, write_rows
 from maxsup_hf.prediction.tasks import TASKS, Model, find_task

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset
 
 from maxsup_hf.data.columns import read_column
+from maxsup_hf.data.files import TEXT_FORMATS, load_file
 from maxsup_hf.data.images import as_images
-from maxsup_hf.data.loading import TEXT_FORMATS, load_file, load_named
+from maxsup_hf.data.loading import load_named
 from maxsup_hf.output.files import plain, replacing
 
 FORMATS = (".csv", ".jsonl", ".parquet")

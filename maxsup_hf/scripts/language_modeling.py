@@ -27,7 +27,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import python_documentation
 from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column, read_texts, report_columns
-from maxsup_hf.data.loading import TEXT_FORMATS, Splits, load_splits
+from maxsup_hf.data.files import TEXT_FORMATS
+from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.splits import SPLIT_SEED, limit_rows
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse

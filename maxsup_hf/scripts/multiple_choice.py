@@ -14,7 +14,7 @@ from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoi
 
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import choices_of_names
-from maxsup_hf.data.choices import check_choices, find_choice_columns
+from maxsup_hf.data.choices import check_choices, find_choice_columns, usual_layout
 from maxsup_hf.data.columns import read_texts, report_columns
 from maxsup_hf.data.labels import without_hidden_test
 from maxsup_hf.data.loading import Splits, load_splits
@@ -73,7 +73,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
 
 def _load_choices(args: MultipleChoiceArguments) -> Splits:
-    splits = load_splits(args, choices_of_names)
+    splits = {split: usual_layout(dataset) for split, dataset in load_splits(args, choices_of_names).items()}
     given = args.question_column_name, args.choices_column_name, args.label_column_name
     columns = find_choice_columns(splits["train"], *given)
     question, choices, label = columns

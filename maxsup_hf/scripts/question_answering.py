@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, EvalPrediction
 
-from maxsup_hf.data.answers import answer_metrics, check_answers, cut_into_windows, is_squad, predict_answers
+from maxsup_hf.data.answers import SQUAD_FORMATS, answer_metrics, check_answers, cut_into_windows, is_squad, predict_answers
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import questions_about_names
 from maxsup_hf.data.columns import find_column, is_string, read_texts, report_columns
@@ -103,7 +103,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
 
 def _load_questions(args: QuestionAnsweringArguments) -> Splits:
-    splits = load_splits(args, questions_about_names)
+    splits = load_splits(args, questions_about_names, formats=SQUAD_FORMATS)
     train = splits["train"]
     answers = find_column(train, "label_column_name", args.label_column_name, fits=is_squad, names=ANSWER_NAMES)
     question = find_column(

@@ -29,7 +29,7 @@ from maxsup_hf.data.columns import read_column, report_columns
 from maxsup_hf.data.labels import pretrained_classes
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
-from maxsup_hf.data.tags import encode_tags, find_tag_columns
+from maxsup_hf.data.tags import CONLL_FORMATS, encode_tags, find_tag_columns
 from maxsup_hf.losses import IGNORE_INDEX
 from maxsup_hf.metrics import entity_f1, is_bio
 from maxsup_hf.scripts.common import recipes, run
@@ -82,7 +82,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
 
 def _load_sentences(args: TokenClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str]]:
-    splits = load_splits(args, tagged_names)
+    splits = load_splits(args, tagged_names, formats=CONLL_FORMATS)
     columns = find_tag_columns(splits["train"], args.tokens_column_name, args.label_column_name)
     report_columns(splits["train"], columns)
     splits, names = encode_tags(splits, *columns, pretrained_classes(config))

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from maxsup_hf.data.loading import TEXT_FORMATS, load_file
+from maxsup_hf.data.files import TEXT_FORMATS, load_file
 from maxsup_hf.scripts import text_classification
 from tests.scripts.conftest import texts, write
 

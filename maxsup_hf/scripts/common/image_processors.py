@@ -10,8 +10,9 @@ from typing import Any
 from transformers import AutoImageProcessor, TrainingArguments
 
 from maxsup_hf.data.arguments import flag
+from maxsup_hf.data.files import loading
 from maxsup_hf.data.images import as_images, check_images
-from maxsup_hf.data.loading import Splits, loading
+from maxsup_hf.data.loading import Splits
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.models import hub_options
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, set_seed
 
-from maxsup_hf.data.loading import loading
+from maxsup_hf.data.files import loading
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 
 
