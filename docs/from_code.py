@@ -45,7 +45,7 @@ def parser(command: str) -> argparse.ArgumentParser:
 
     with patch.object(argparse.ArgumentParser, "print_help", catch):
         try:
-            main([*command.split(), "--help"])
+            main([*command.split(), "--help_all" if command.startswith("train ") else "--help"])
         except _Asked as asked:
             return asked.args[0]
     raise ValueError(f"`maxsup-hf {command} --help` prints no help of a parser")
@@ -53,7 +53,7 @@ def parser(command: str) -> argparse.ArgumentParser:
 
 def own_flags(command: str) -> dict[str, argparse.Action]:
     """Flags and positional arguments of a command by name, without `--help` and those of transformers."""
-    hidden = OF_TRANSFORMERS | {"help"}
+    hidden = OF_TRANSFORMERS | {"help", "help_all"}
     actions = _actions(parser(command)).items()
     return {name: action for name, action in actions if name not in hidden and action.help != argparse.SUPPRESS}
 

@@ -15,6 +15,7 @@ from maxsup_hf import bench
 from maxsup_hf.analysis import cli as analysis
 from maxsup_hf.cli import find_task, main, tasks
 from maxsup_hf.comparison import cli as comparison
+from maxsup_hf.prediction import cli as prediction
 
 
 def run(words, checked):
@@ -25,7 +26,7 @@ def run(words, checked):
     elif words[0] == "compare":
         check_comparison(words[1:])
     else:
-        {"analyze": analysis, "bench": bench}[words[0]].parser().parse_args(words[1:])
+        {"analyze": analysis, "bench": bench, "predict": prediction}[words[0]].parser().parse_args(words[1:])
 
 
 def check_comparison(words):

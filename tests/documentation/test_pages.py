@@ -33,12 +33,14 @@ REAL = {
     "README.md": {"train", "push"},
     "docs/quickstart.md": {"train", "losses"},
     "docs/guides/compare.md": {"train", "compare", "analyze"},
+    "docs/guides/predict.md": {"train", "predict"},
     "docs/guides/publish.md": {"train", "push", "card"},
     "docs/extend/loss.md": {"train", "losses"},
     "docs/reference/cli.md": {"losses", "bench"},
 }
 # What such commands leave behind.
 MADE = {
+    "docs/guides/predict.md": ["answers.csv", "predictions.csv"],
     "docs/guides/compare.md": ["outputs/compare-image-classification/report.html", "outputs/analysis-2/report.html"],
 }
 PUSHED = {"README.md", "docs/guides/publish.md"}

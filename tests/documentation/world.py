@@ -15,7 +15,8 @@ ANIMALS = ["cat", "dog", "wolf"]
 
 
 def write_files(folder):
-    """`photos/`, a folder for each class, and texts in `train.parquet`, `validation.parquet`, `test.parquet`."""
+    """`photos/`, a folder for each class; texts in `train.parquet`, `validation.parquet`, `test.parquet` and, without labels,
+    in `new.csv`; and `chats.jsonl`."""
     for animal in ANIMALS:
         (folder / "photos" / animal).mkdir(parents=True)
         for i in range(8):
@@ -24,6 +25,9 @@ def write_files(folder):
     table = Dataset.from_dict({"text": texts, "label": ANIMALS * 24})
     for split in ("train", "validation", "test"):
         table.to_parquet(folder / f"{split}.parquet")
+    table.remove_columns("label").to_csv(folder / "new.csv")
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in texts]
+    Dataset.from_dict({"messages": chats}).to_json(folder / "chats.jsonl")
 
 
 def fill_hub(hub, folder):
