@@ -16,11 +16,15 @@ def hub():
 
 @pytest.fixture
 def hub_environment(hub, tmp_path):
+    return environment(hub, tmp_path)
+
+
+def environment(hub, folder):
     """Environment of a process whose Hub is `hub`, without the Hub settings of this machine."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     return kept | {
         "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "hf_home"),
+        "HF_HOME": str(folder / "hf_home"),
         "HF_TOKEN": "hf_writer",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
