@@ -49,5 +49,11 @@ def link_outside(app, docname, source):
     source[0] = re.sub(r"\]\((\.\./\.\./[^)#]+\.md)\)", r"](path:\1)", source[0])
 
 
+def short_signature(app, what, name, obj, options, signature, returned):
+    """Training arguments have over a hundred fields, which transformers describes."""
+    return ("(output_dir, ...)", None) if what == "class" and signature and len(signature) > 2000 else None
+
+
 def setup(app):
     app.connect("source-read", link_outside)
+    app.connect("autodoc-process-signature", short_signature)

@@ -168,6 +168,8 @@ class Losses(_FromCode):
             lines += [f"`{name}`", f": {_escaped(get_spec(name).description)}", ""]
             takes = _takes(get_spec(name))
             lines += [f"  Takes {'; '.join(takes)}.", ""] if takes else []
+            paper = re.search(r"title=\{(.*)\},", get_spec(name).citation)
+            lines += [f"  From *{paper[1]}*.", ""] if paper else []
         return lines
 
 

@@ -37,9 +37,14 @@ REAL = {
     "docs/extend/loss.md": {"train", "losses"},
     "docs/reference/cli.md": {"losses", "bench"},
 }
+# What such commands leave behind.
+MADE = {
+    "README.md": ["outputs/analysis/report.html"],
+    "docs/guides/compare.md": ["outputs/compare-image-classification/report.html", "outputs/analysis-2/report.html"],
+}
+PUSHED = {"README.md", "docs/guides/publish.md"}
 # Fences that are read and not run.
 READ = ("text", "bibtex", "diff")
-
 
 run_python = PythonEvaluator()
 
@@ -94,7 +99,8 @@ def driver(hub, tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", RUN)
-def test_every_block_runs(page, driver, world, tmp_path, monkeypatch):
+def test_every_block_runs(page, driver, hub, world, tmp_path, monkeypatch):
+    hub.repos.pop("me/digits", None)
     folder = tmp_path / "page"
     shutil.copytree(world, folder)
     monkeypatch.chdir(folder)
@@ -107,6 +113,9 @@ def test_every_block_runs(page, driver, world, tmp_path, monkeypatch):
     document.namespace.update(page=page, driver=driver)
     for example in document.examples():
         example.evaluate()
+    assert all(Path(made).stat().st_size > 10_000 for made in MADE.get(page, []))
+    if page in PUSHED:
+        assert {"config.json", "model.safetensors", "README.md"} <= set(hub.repos["me/digits"].files("main"))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,11 +1,14 @@
 """What the documentation says, held to what it speaks of."""
 
+import importlib.util
 import re
 
 import numpy as np
 import pytest
 
+import maxsup_hf
 from maxsup_hf import MaxSupTrainer, cli
+from maxsup_hf.losses import list_losses
 from tests import tiny
 from tests.documentation.commands import ROOT
 from tests.documentation.test_pages import PAGES
@@ -83,9 +86,12 @@ def test_every_command_and_task_is_in_the_reference(capsys):
     assert all(f"\n```{{flags}} train {task}\n" in text for task in cli.tasks())
 
 
-def test_every_loss_is_in_the_guide():
-    from maxsup_hf.losses import list_losses
+def test_every_public_name_is_in_the_reference():
+    named = re.findall(r"^\.\. auto(?:class|function):: (\w+)", texts()["docs/reference/python.md"], flags=re.MULTILINE)
+    assert sorted(named) == maxsup_hf.__all__
 
+
+def test_every_loss_is_in_the_guide():
     table = texts()["docs/guides/losses.md"].partition("## Parameters")[0]
     named = re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `")))
     assert sorted(named) == list_losses()
@@ -95,8 +101,6 @@ def test_every_loss_is_in_the_guide():
 
 
 def figures():
-    import importlib.util
-
     spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "figures.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
