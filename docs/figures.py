@@ -16,7 +16,15 @@ from maxsup_hf import create_loss
 
 HERE = Path(__file__).parent / "figures"
 CLASSES, OTHERS, ALPHA = 10, -2.0, 0.1
-LOSSES = {"label_smoothing": "label smoothing", "maxsup": "MaxSup"}
+# Colours of Okabe & Ito (2008), as in the reports; where the lines meet, the second is seen on the first.
+LOSSES = {
+    "maxsup": ("MaxSup", {"color": "#0072B2", "linestyle": "-", "linewidth": 4}),
+    "label_smoothing": ("label smoothing", {"color": "#E69F00", "linestyle": "--", "linewidth": 1.8}),
+}
+LOOK = {
+    "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False,
+    "axes.spines.right": False, "figure.constrained_layout.use": True,
+}  # fmt: skip
 
 
 class Curves(NamedTuple):
@@ -44,15 +52,11 @@ def draw(path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from maxsup_hf.analysis.figures import LOOK, LOSS_STYLES
-
     sides = (np.linspace(-4, -1e-6, 5), np.linspace(1e-6, 4, 5))  # all is straight but at 0, where the top changes
     with rc_context(LOOK):
         figure = Figure(figsize=(8.4, 2.9), facecolor="white")
         left, right = figure.subplots(1, 2)
-        for loss, name in reversed(LOSSES.items()):
-            style = LOSS_STYLES[loss]
-            look = {"color": style.color, "linestyle": style.linestyle, "linewidth": 4 if loss == "maxsup" else 1.8}
+        for loss, (name, look) in LOSSES.items():
             for i, margins in enumerate(sides):
                 found = curves(loss, margins)
                 left.plot(margins, found.penalty, label=name if i == 0 else None, **look)
