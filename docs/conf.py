@@ -49,6 +49,15 @@ def link_outside(app, docname, source):
     source[0] = re.sub(r"\]\((\.\./\.\./[^)#]+\.md)\)", r"](path:\1)", source[0])
 
 
+def escape_bars(app, what, name, obj, options, lines):
+    """Docstrings write |x| for an absolute value, which reStructuredText takes for a substitution. Code keeps its bars."""
+    for i, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = line.split("`")
+            parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+            lines[i] = "`".join(parts)
+
+
 def short_signature(app, what, name, obj, options, signature, returned):
     """Training arguments have over a hundred fields, which transformers describes."""
     return ("(output_dir, ...)", None) if what == "class" and signature and len(signature) > 2000 else None
@@ -56,4 +65,5 @@ def short_signature(app, what, name, obj, options, signature, returned):
 
 def setup(app):
     app.connect("source-read", link_outside)
+    app.connect("autodoc-process-docstring", escape_bars)
     app.connect("autodoc-process-signature", short_signature)
