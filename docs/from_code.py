@@ -1,9 +1,10 @@
-"""Sphinx directives that write reference pages from the code itself: command-line flags and the table of losses.
+"""Sphinx directives that write reference pages from the code: command-line flags, the tables of losses and metrics.
 
 - `{flags} compare` lists the flags of `maxsup-hf compare`, from its parser; `{flags} train TASK` those that only this task
   has, and the training arguments that it starts from.
 - `{shared-flags}` lists the flags that every task takes.
 - `{losses}` lists the registered losses with their parameters.
+- `{metrics}` lists the registered metrics.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from transformers.hf_argparser import string_to_bool
 
 from maxsup_hf.cli import main, tasks
 from maxsup_hf.losses import LossSpec, get_spec, list_losses
+from maxsup_hf.metrics import METRICS
 
 OF_TRANSFORMERS = {field.name for field in fields(Seq2SeqTrainingArguments)}
 OF_THIS_MACHINE = {"output_dir", "use_cpu", "dataloader_pin_memory"}  # their defaults depend on where the docs are built
@@ -184,8 +186,20 @@ def _takes(spec: LossSpec) -> list[str]:
     return takes
 
 
+class Metrics(_FromCode):
+    def lines(self) -> list[str]:
+        lines = []
+        for metric in METRICS.values():
+            better = {True: ", higher is better", False: ", lower is better", None: ""}[metric.higher_is_better]
+            lines += [f"`{metric.name}`", f": {_escaped(metric.full_name)}{better}.", ""]
+            lines += [f"  {_escaped(metric.formula)}.", ""] if metric.formula else []
+            lines += [f"  From {_escaped(metric.paper)}.", ""] if metric.paper else []
+        return lines
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("flags", Flags)
     app.add_directive("shared-flags", SharedFlags)
     app.add_directive("losses", Losses)
+    app.add_directive("metrics", Metrics)
     return {"parallel_read_safe": True}

@@ -14,7 +14,7 @@ import traceback
 from maxsup_hf import bench
 from maxsup_hf.analysis import cli as analysis
 from maxsup_hf.cli import find_task, main, tasks
-from maxsup_hf.comparison import command as comparison
+from maxsup_hf.comparison import cli as comparison
 
 
 def run(words, checked):
