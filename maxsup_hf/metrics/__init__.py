@@ -34,11 +34,11 @@ from maxsup_hf.metrics.calibration import (
     ood_auroc,
     reliability_curve,
 )
+from maxsup_hf.metrics.class_scores import ClassScores, balanced_accuracy, macro_f1, per_class
 from maxsup_hf.metrics.classification import accuracy
 from maxsup_hf.metrics.geometry import FeatureGeometry, feature_geometry
 from maxsup_hf.metrics.logits import LogitMetrics, margin, near_zero_share, top_margin
 from maxsup_hf.metrics.neural_collapse import NearestCentre
-from maxsup_hf.metrics.per_class import ClassScores, balanced_accuracy, macro_f1, per_class
 from maxsup_hf.metrics.probe import ProbeResult, knn_accuracy, linear_probe
 from maxsup_hf.metrics.reliability import ReliabilityCurve
 from maxsup_hf.metrics.robustness import CORRUPTIONS, corrupt, long_tailed_counts, long_tailed_subset, shot_accuracy

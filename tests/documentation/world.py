@@ -15,8 +15,8 @@ ANIMALS = ["cat", "dog", "wolf"]
 
 
 def write_files(folder):
-    """`photos/`, a folder for each class; texts in `train.parquet`, `validation.parquet`, `test.parquet` and, without labels,
-    in `new.csv`; and `chats.jsonl`."""
+    """`photos/`, a folder for each class; texts in `train.parquet`, `validation.parquet`, `test.parquet` and, without
+    labels, in `new.csv`; and `chats.jsonl`."""
     for animal in ANIMALS:
         (folder / "photos" / animal).mkdir(parents=True)
         for i in range(8):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from maxsup_hf.metrics.per_class import balanced_accuracy, macro_f1, per_class
+from maxsup_hf.metrics.class_scores import balanced_accuracy, macro_f1, per_class
 
 LABELS, PREDICTIONS = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 0, 3])
 
