@@ -5,11 +5,13 @@
 - `{shared-flags}` lists the flags that every task takes.
 - `{losses}` lists the registered losses with their parameters.
 - `{metrics}` lists the registered metrics.
+- `{modules}` lists the modules of the package with what each does.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 from dataclasses import fields
 from functools import cache
@@ -23,6 +25,7 @@ from sphinx.util.docutils import SphinxDirective
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+import maxsup_hf
 from maxsup_hf.cli import main, tasks
 from maxsup_hf.losses import LossSpec, get_spec, list_losses
 from maxsup_hf.metrics import METRICS
@@ -30,6 +33,14 @@ from maxsup_hf.metrics import METRICS
 OF_TRANSFORMERS = {field.name for field in fields(Seq2SeqTrainingArguments)}
 OF_THIS_MACHINE = {"output_dir", "use_cpu", "dataloader_pin_memory"}  # their defaults depend on where the docs are built
 KINDS: dict[Any, str] = {int: "INT", float: "FLOAT", string_to_bool: "true|false", Path: "FILE"}
+
+
+PACKAGE = Path(maxsup_hf.__file__).parent
+# From the top layer to the bottom, as import-linter holds them (pyproject.toml).
+ROOMS = (
+    "", "comparison", "prediction", "analysis", "scripts", "bench", "trainer", "hub", "data", "metrics", "losses", "ops",
+    "output",
+)  # fmt: skip
 
 
 class _Asked(Exception):
@@ -197,9 +208,30 @@ class Metrics(_FromCode):
         return lines
 
 
+class Modules(_FromCode):
+    """The modules of the package, from the top layer to the bottom, with the first sentence of each docstring."""
+
+    def lines(self) -> list[str]:
+        found = []
+        for room in ROOMS:
+            folder = PACKAGE / room if room else PACKAGE
+            files = sorted(folder.rglob("*.py") if room else folder.glob("*.py"))
+            named = [(path, summary) for path in files if (summary := _summary(path))]
+            found += [f"**`{room or 'maxsup_hf'}/`**", "", "| module | |", "|---|---|"]
+            found += [f"| `{path.relative_to(folder).as_posix()}` | {summary} |" for path, summary in named]
+            found.append("")
+        return found
+
+
+def _summary(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("flags", Flags)
     app.add_directive("shared-flags", SharedFlags)
     app.add_directive("losses", Losses)
     app.add_directive("metrics", Metrics)
+    app.add_directive("modules", Modules)
     return {"parallel_read_safe": True}

@@ -40,6 +40,7 @@ class ClassScores(NamedTuple):
 def per_class(labels: ArrayLike, predictions: ArrayLike, names: Sequence[str]) -> list[ClassScores]:
     """The scores of each class, in the order of `names`.
 
+    >>> from maxsup_hf.metrics import per_class
     >>> per_class([0, 0, 1], [0, 1, 1], ["cat", "dog"])[0].recall
     0.5
 

@@ -16,7 +16,7 @@ Adding a task takes two files, and a third if its data have a form that no other
 3. `data/my_rows.py`: finding the columns and checking the rows, as in `choices.py` and `tags.py`. A built-in data set is a
    function without arguments that returns a `Dataset`, in one of the modules `data/builtin*.py`.
 
-`maxsup-hf compare` runs the task without further changes. `QUICK` in `comparison/command.py` can shorten its runs on
+`maxsup-hf compare` runs the task without further changes. `QUICK` in `comparison/cli.py` can shorten its runs on
 built-in data, and a metric that no other task has must be registered to appear in the tables. The README lists the tasks.
 """
 

@@ -27,10 +27,10 @@ def weighs_classes_of_soft_labels(name):
 def test_every_loss_has_a_reference_implementation_and_golden_values():
     from tests.losses.test_golden import GOLDEN
 
-    assert not set(LOSSES) ^ set(plain.REFERENCE), "each loss needs one in tests/plain.py (CONTRIBUTING.md)"
+    assert not set(LOSSES) ^ set(plain.REFERENCE), "each loss needs one in tests/plain.py (docs/extend/loss.md)"
     sequences = {"online_label_smoothing"} if GOLDEN["online_label_smoothing"] else set()
     golden = {case["loss"] for case in GOLDEN["losses"]} | sequences
-    assert not set(LOSSES) ^ golden, "each loss needs a case in tests/golden.json (CONTRIBUTING.md)"
+    assert not set(LOSSES) ^ golden, "each loss needs a case in tests/golden.json (docs/extend/loss.md)"
 
 
 @st.composite

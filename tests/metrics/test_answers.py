@@ -27,7 +27,7 @@ def plain_f1(guess, truth):
 
 
 @given(WORDS, st.lists(WORDS, min_size=1, max_size=3))
-def test_agree_with_the_plain_twin(prediction, answers):
+def test_agree_with_the_reference_implementation(prediction, answers):
     guess = plain_words(prediction)
     assert exact_match(prediction, answers) == max(guess == plain_words(answer) for answer in answers)
     assert answer_f1(prediction, answers) == pytest.approx(max(plain_f1(guess, plain_words(answer)) for answer in answers))

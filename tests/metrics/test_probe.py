@@ -20,7 +20,7 @@ def test_the_grid_is_that_of_the_paper():
     np.testing.assert_allclose(np.diff(np.log(L2_GRID)), np.log(1e11) / 44)
 
 
-def test_chooses_on_validation_and_fits_anew_on_both(digits):
+def test_chooses_on_validation_and_refits_on_both(digits):
     (x, y), (held_x, held_y), (test_x, test_y) = digits
     values = [1e5, 1.0, 1e-2]
     found = linear_probe(x, y, held_x, held_y, test_x, test_y, l2=values)

@@ -24,12 +24,12 @@ def plain_entities(tags):
 
 
 @given(st.lists(TAGS, max_size=12))
-def test_entities_agree_with_the_plain_twin(tags):
+def test_entities_agree_with_the_reference_implementation(tags):
     assert entities(tags) == plain_entities(tags)
 
 
 @given(st.lists(st.lists(st.tuples(TAGS, TAGS), max_size=8), max_size=5))
-def test_f1_agrees_with_the_plain_twin(pairs):
+def test_f1_agrees_with_the_reference_implementation(pairs):
     guesses, truths = ([[pair[i] for pair in row] for row in pairs] for i in range(2))
     found = entity_f1(guesses, truths)
     guessed = {(i, *entity) for i, row in enumerate(guesses) for entity in plain_entities(row)}

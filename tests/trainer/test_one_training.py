@@ -51,7 +51,7 @@ def test_a_hyperparameter_search_with_an_unknown_loss(tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["maxsup", "online_label_smoothing"])
-def test_each_training_begins_anew(loss, tmp_path):
+def test_each_training_starts_over(loss, tmp_path):
     def trainer():
         args = arguments(tmp_path, loss=loss, max_steps=-1, num_train_epochs=3, learning_rate=1e-2)
 
