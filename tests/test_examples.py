@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import HANGS
+from tests import HANGS, warm
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LINES = re.findall(
     r"^(python|torchrun --nproc_per_node 2) examples/(\w+\.py)(.*)$", (EXAMPLES / "README.md").read_text(), re.M
 )
 COMMANDS = {script: (launcher, flags.split()) for launcher, script, flags in LINES}
-LAUNCHERS = {"python": [], "torchrun --nproc_per_node 2": ["-m", "torch.distributed.run", "--nproc_per_node", "2"]}
+LAUNCHERS = {"torchrun --nproc_per_node 2": ["-m", "torch.distributed.run", "--nproc_per_node", "2"]}
 # What makes a command of `maxsup-hf train` short.
 SHORT = ["--max_steps", "2", "--max_train_samples", "64", "--max_eval_samples", "32", "--output_dir", "out"]
 NEEDS = {"trl_sft.py": "trl", "sentence_transformers_cross_encoder.py": "sentence_transformers", "peft_lora.py": "peft"}
@@ -35,8 +35,12 @@ def test_runs(script, tmp_path):
     if script in NEEDS:
         pytest.importorskip(NEEDS[script], reason=f"{script} needs pip install -e '.[examples]'")
     launcher, flags = COMMANDS[script]
-    command = [sys.executable, *LAUNCHERS[launcher], str(EXAMPLES / script), *flags, *(SHORT if flags else [])]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
+    words = [str(EXAMPLES / script), *flags, *(SHORT if flags else [])]
+    if launcher == "python":
+        result = warm.run(*words, cwd=tmp_path)
+    else:
+        command = [sys.executable, *LAUNCHERS[launcher], *words]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0, result.stderr[-3000:]
     if flags:
         assert "eval_accuracy" in json.loads((tmp_path / "out" / "all_results.json").read_text())

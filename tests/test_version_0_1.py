@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from maxsup_hf import MaxSupTrainingArguments, cli
-from tests.test_cli import BIN, command
+from tests.test_cli import BIN, warm_command
 
 BEFORE = Path(__file__).with_name("version_0_1")
 FLAGS = {name: set(flags.split()) for name, flags in json.loads((BEFORE / "flags.json").read_text()).items()}
@@ -68,7 +68,7 @@ def test_a_checkpoint_resumes_to_the_same_model_and_card(tmp_path):
     flags = json.loads((BEFORE / "run" / "run.json").read_text())["command"].split()[3:]
     flags[flags.index("--config_name") + 1] = str(BEFORE / "run")
     flags += ["--resume_from_checkpoint", "true"]
-    trained = command(BIN / "maxsup-hf", "train", "image-classification", *flags, cwd=tmp_path)
+    trained = warm_command(BIN / "maxsup-hf", "train", "image-classification", *flags, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     resumed = load_file(tmp_path / "run" / "model.safetensors")
     moved = max((final[name] - start[name]).abs().max() for name in final)

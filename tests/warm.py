@@ -1,0 +1,115 @@
+"""Processes that begin with torch and transformers imported, which is most of what a short one takes.
+
+A server imports them once and forks for each request, so that every script or command still runs in a process of its own.
+Each line of its stdin is JSON with the words of the command, the folder, the environment and two files; the answer on stdout
+is the exit status. `run` takes the place of `subprocess.run` for `python FILE flags` and `maxsup-hf flags`.
+"""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from functools import cache
+from pathlib import Path
+
+from tests import HANGS
+
+ROOT = Path(__file__).parents[1]
+
+
+@cache
+def _server():
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.warm"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def run(*words, cwd, env=None):
+    """Run `maxsup-hf …` or a Python file with its flags; returns a `CompletedProcess` with text of stdout and stderr."""
+    words = [str(word) for word in words]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / name) for name in ("stdout", "stderr")]
+        request = {"words": words, "cwd": str(cwd), "env": dict(os.environ) | (env or {}), "files": files}
+        server = _server()
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        texts = [Path(file).read_text(encoding="utf-8", errors="replace") for file in files]
+    return subprocess.CompletedProcess(words, status, *texts)
+
+
+def _import_what_most_need():
+    import datasets  # noqa: F401
+    import numba  # noqa: F401
+    import sklearn.datasets  # noqa: F401
+    import transformers
+
+    import maxsup_hf.scripts.image_classification
+    import maxsup_hf.scripts.text_classification  # noqa: F401
+
+    for name in ("AutoModelForSequenceClassification", "BertForSequenceClassification", "ResNetForImageClassification"):
+        getattr(transformers, name)  # imported when it is first looked at
+
+
+def _child(request):
+    """Never returns."""
+    status = 1
+    try:
+        for number, file in enumerate(request["files"], 1):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+        os.chdir(request["cwd"])
+        os.environ.clear()
+        os.environ.update(request["env"])
+        import datasets
+
+        if "HF_DATASETS_CACHE" in os.environ:  # read when datasets was imported
+            datasets.config.HF_DATASETS_CACHE = Path(os.environ["HF_DATASETS_CACHE"])
+        sys.argv = request["words"]
+        if Path(sys.argv[0]).name == "maxsup-hf":
+            from maxsup_hf.cli import main
+
+            main()
+        else:
+            sys.path[0] = str(Path(sys.argv[0]).parent)
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _wait(pid):
+    """The exit status of a child, which is killed if it hangs."""
+    end = time.monotonic() + HANGS
+    while time.monotonic() < end:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return -signal.SIGKILL
+
+
+def _serve():
+    _import_what_most_need()
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _child(request)
+        print(_wait(pid), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
