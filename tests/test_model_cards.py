@@ -45,7 +45,7 @@ PAIR = re.compile(r"([-+−]?\d+\.\d+) ± (\d+\.\d+)")
 def test_each_experiment_is_a_valid_comparison(name, tmp_path):
     words = [*experiments.experiments(Path("data"))[name], "--seeds", "0,1,2", "--output_dir", str(tmp_path / "out")]
     args, flags = compare_cli.parser(cli.tasks()).parse_known_args(words)
-    plan, folder, _ = compare_cli.prepare(args, cli.find_task(args.task), flags)
+    plan, folder, _ = compare_cli.make_plan(args, cli.find_task(args.task), flags)
     assert len(plan.runs()) >= 3 * len(plan.losses) >= 9 and not in_use(str(folder))
     alphas = {(kwargs["alpha"], kwargs["alpha_end"]) for kwargs in plan.losses.values() if "alpha" in kwargs}
     assert alphas == {(0.1, None if name == "constant" else 0.2)}, "losses with an alpha share its schedule"

@@ -94,7 +94,7 @@ def main(argv: Sequence[str], tasks: Mapping[str, str], find_task: Callable[[str
             raise SystemExit(_report(load_plan(folder), folder, _failed_before(folder), args.test))
         if args.task is None:
             known.error("the following arguments are required: TASK")
-        plan, folder, jobs = prepare(args, find_task(args.task), [flag for flag in flags if flag != "--"])
+        plan, folder, jobs = make_plan(args, find_task(args.task), [flag for flag in flags if flag != "--"])
         with _lock(folder):
             keep_plan(folder, plan)
             print(f"{len(plan.runs())} runs in {folder}", file=sys.stderr)
@@ -109,7 +109,7 @@ def main(argv: Sequence[str], tasks: Mapping[str, str], find_task: Callable[[str
     raise SystemExit(status)
 
 
-def prepare(args: argparse.Namespace, task: str, flags: Sequence[str]) -> tuple[Plan, Path, int]:
+def make_plan(args: argparse.Namespace, task: str, flags: Sequence[str]) -> tuple[Plan, Path, int]:
     """Check the flags.
 
     Returns:

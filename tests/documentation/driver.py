@@ -32,7 +32,7 @@ def run(words, checked):
 def check_comparison(words):
     """The plan of a comparison, whose flags for every run a dry run of the task reads."""
     args, flags = comparison.parser(tasks()).parse_known_args(words)
-    plan, *_ = comparison.prepare(args, find_task(args.task), flags)
+    plan, *_ = comparison.make_plan(args, find_task(args.task), flags)
     main(["train", plan.task, *plan.flags, "--dry_run", "true"])
 
 
