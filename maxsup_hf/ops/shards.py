@@ -52,7 +52,8 @@ class _ShardedLoss(torch.autograd.Function):
         given = {name: torch.where(scale != 0, stats[name], 0) for name in loss.names}
         of_rows, slopes = differentiate(loss.formula, given, loss.values)
         index = torch.where(owner == dist.get_rank(group), index, -1)  # only one rank has the top
-        by_stats = packed(slopes, of_rows) * scale[:, None]
+        # a selection and not a product alone: a formula that divides by a statistic has infinite slopes at 0
+        by_stats = torch.where(scale[:, None] != 0, packed(slopes, of_rows) * scale[:, None], 0)
         gradient = torch.empty_like(z)
         complete = torch.stack([stats[name] for name in COLUMNS], 1)
         backend.rows_grad(z, column, complete, index, by_stats, gradient, **flags)

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
 from maxsup_hf import create_loss, list_losses, vocab_parallel_loss
-from maxsup_hf.losses import get_spec
+from maxsup_hf.losses import _registry, get_spec, register_loss
 
 ON_STATISTICS = [name for name in [*list_losses(), "maxsup+z_loss"] if not get_spec(name).needs_logits]
 SIZES = {2: (5, 8), 3: (4, 1, 8)}
@@ -106,3 +106,25 @@ def test_misuse():
         vocab_parallel_loss(logits, labels, reduction="none")
     with pytest.raises(ValueError, match=r"labels must be integers of shape \(2, 6\)"):
         vocab_parallel_loss(logits, labels[:1])
+
+
+def test_a_formula_that_divides_by_a_statistic_leaves_ignored_rows_alone(tmp_path, monkeypatch):
+    """All statistics of an ignored row are 0, so that its slopes are not finite."""
+    monkeypatch.setattr(_registry, "_SPECS", dict(_registry._SPECS))
+
+    @register_loss("variance")
+    def variance(cross_entropy, square, mean, classes, *, beta=0.1):
+        return cross_entropy, beta * (square / classes - mean**2)
+
+    logits = torch.randn(3, 7, dtype=torch.float64)
+    labels = torch.tensor([2, -100, 6])
+    whole = logits.clone().requires_grad_()
+    create_loss("variance")(whole, labels).backward()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        part = logits.clone().requires_grad_()
+        vocab_parallel_loss(part, labels, loss="variance").backward()
+    finally:
+        dist.destroy_process_group()
+    assert not whole.grad[1].any()
+    torch.testing.assert_close(part.grad, whole.grad)
