@@ -39,6 +39,7 @@ QUICK: dict[str, dict[str, float]] = {
     "question-answering": {"max_train_samples": 1400, "max_eval_samples": 1000},
     "semantic-segmentation": {"max_train_samples": 100},
     "sequence-to-sequence": {"max_train_samples": 1200, "num_train_epochs": 3, "max_eval_samples": 200},
+    "sft": {"max_train_samples": 1000, "max_eval_samples": 200},
     "text-classification": {"max_train_samples": 3000},
     "token-classification": {"max_train_samples": 1000, "max_eval_samples": 1000},
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from maxsup_hf.scripts.common import run
 from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from maxsup_hf.trainer.features import Classifier, FeatureRows, extract, find_classifier
 
-ROW_TASKS = ("image-classification", "text-classification")  # one class for each row, so that classes have features
 COMPLETE_BATCHES = 100  # of which all inputs are in the fingerprint
 
 
@@ -84,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
         _hold_out(job, float(share))
         return job
 
-    run.main(prepare, flags, act=partial(_watched, task=task))
+    run.main(prepare, flags, act=_watched)
 
 
 def _hold_out(job: run.Job, share: float) -> None:
@@ -102,9 +100,9 @@ def _hold_out(job: run.Job, share: float) -> None:
     job.trainer.eval_dataset = data.select(np.setdiff1d(np.arange(len(data)), test))
 
 
-def _watched(job: run.Job, task: str) -> None:
+def _watched(job: run.Job) -> None:
     trainer = job.trainer
-    classifier, reason = _classifier(trainer) if task in ROW_TASKS else (None, None)
+    classifier, reason = _classifier(trainer) if job.classifies_rows else (None, None)
     if classifier is not None:
         trainer.add_callback(FeatureGeometryCallback(trainer))
     trainer.add_callback(Progress())
@@ -119,7 +117,7 @@ def _watched(job: run.Job, task: str) -> None:
         "batch_count": batches.count,
         "processes": trainer.args.world_size,
         "split": split,
-        "classes": list((getattr(trainer.model.config, "id2label", None) or {}).values()) if task in ROW_TASKS else [],
+        "classes": list((getattr(trainer.model.config, "id2label", None) or {}).values()) if job.classifies_rows else [],
         "measured": _measured(trainer, dataset, classifier) if classifier is not None else None,
         "not_measured": reason,
         "history": trainer.state.log_history,

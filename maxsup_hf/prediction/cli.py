@@ -89,6 +89,8 @@ def _load(args: argparse.Namespace) -> tuple[Model, str]:
     with loading("model", args.model):
         config = AutoConfig.from_pretrained(args.model, **hub)
         task = args.task or find_task(config.architectures or [])
+        if type(config) not in TASKS[task].auto_class._model_mapping:
+            raise ValueError(f"{config.model_type} models are not served by {task}; name another task with --task")
         auto: Any = AutoImageProcessor if TASKS[task].reads_images else AutoTokenizer
         processor = auto.from_pretrained(args.model, **hub)
         model = TASKS[task].auto_class.from_pretrained(args.model, **hub)

@@ -101,7 +101,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )
     if args.log_feature_geometry:
         trainer.add_callback(FeatureGeometryCallback(trainer))
-    return run.make_job(args, trainer, splits, TASK, "handwritten digits of scikit-learn")
+    return run.make_job(args, trainer, splits, TASK, "handwritten digits of scikit-learn", classifies_rows=True)
 
 
 def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, str, list[str]]:

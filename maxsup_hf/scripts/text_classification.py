@@ -89,7 +89,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )
     if args.log_feature_geometry:
         trainer.add_callback(FeatureGeometryCallback(trainer))
-    return run.make_job(args, trainer, splits, TASK, "names in 20 languages from Unicode CLDR")
+    return run.make_job(args, trainer, splits, TASK, "names in 20 languages from Unicode CLDR", classifies_rows=True)
 
 
 def _load_texts(args: TextClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str], list[str]]:

@@ -52,6 +52,7 @@ class Job:
         dry: print what would be trained instead of training.
         pretrained: whether the weights are those of a trained model.
         settings: what the user set, flag -> value.
+        classifies_rows: whether each row has one class, so that rows and features of the classes are reported.
     """
 
     trainer: Any
@@ -60,15 +61,19 @@ class Job:
     dry: bool = False
     pretrained: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    classifies_rows: bool = False
 
 
-def make_job(args: ScriptArguments, trainer: Any, splits: Mapping[str, Any], task: str, builtin: str) -> Job:
+def make_job(
+    args: ScriptArguments, trainer: Any, splits: Mapping[str, Any], task: str, builtin: str, *, classifies_rows: bool = False
+) -> Job:
     """The job of a script, once everything has been checked.
 
     Args:
         splits: `test` is evaluated at the end if it is there.
         task: as the Hub calls it, for the model card.
         builtin: name of the task's built-in data set, for the model card.
+        classifies_rows: see `Job`.
     """
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
@@ -76,9 +81,10 @@ def make_job(args: ScriptArguments, trainer: Any, splits: Mapping[str, Any], tas
         trainer,
         splits.get("test"),
         _card(args, task, builtin),
-        args.dry_run,
-        args.model_name_or_path is not None,
-        args.settings,
+        dry=args.dry_run,
+        pretrained=args.model_name_or_path is not None,
+        settings=args.settings,
+        classifies_rows=classifies_rows,
     )
 
 
@@ -200,7 +206,7 @@ def describe(job: Job, before: str = "") -> None:
         f"mixed precision {trainer.accelerator.mixed_precision}, to {args.output_dir}\n"
         f"learning rate {args.learning_rate:g}, {duration}"
     )
-    if job.card.get("tasks") in ("image-classification", "text-classification"):
+    if job.classifies_rows:
         _describe_classes(model.config.id2label, read_column(trainer.train_dataset, "labels").to_pylist())
 
 
