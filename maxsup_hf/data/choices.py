@@ -118,7 +118,7 @@ def check_choices(splits: Splits, question: str, choices: list[str], label: str)
         check_strings(dataset, question, "question_column_name", split)
         rows = read_choices(dataset, choices, split)
         count = len(rows[0]) if count is None else count
-        _check_counts(rows, count, split)
+        check_counts(rows, count, split)
         columns = {
             "question": read_column(dataset, question),
             "choices": pa.array(rows, pa.list_(pa.string())),
@@ -148,7 +148,8 @@ def read_choices(dataset: Dataset, choices: list[str], split: str) -> list[list[
     return read_column(dataset, column).to_pylist()
 
 
-def _check_counts(rows: list[list[str | None]], count: int, split: str) -> None:
+def check_counts(rows: list[list[str | None]], count: int, split: str) -> None:
+    """Raise ValueError unless every row has `count` choices, at least two, and none is missing."""
     if count < 2:
         raise ValueError(f"choices_column_name: row 0 of the {split} data has {count} choice; it needs at least two")
     for i, row in enumerate(rows):

@@ -39,7 +39,11 @@ def load_class_folders(argument: str, path: str) -> Dataset:
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{argument}: there is no folder {path!r}; expected one with a subfolder of images a class")
-    classes = sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name not in TOOL_FOLDERS)
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in TOOL_FOLDERS]
+    classes = sorted(folder for folder in folders if not _contains(folder, root))
+    if len(classes) < len(folders):
+        above = sorted(folder.name for folder in folders if _contains(folder, root))
+        logger.warning("%s: links to a folder above are not followed: %s", argument, listed(above))
     _check_layout(argument, root, classes)
     rows: list[tuple[str, int]] = []
     skipped: Counter[str] = Counter()
@@ -84,7 +88,7 @@ def _check_layout(argument: str, root: Path, classes: list[Path]) -> None:
 
 def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The images below a folder, sorted, and how many files of each extension are none."""
-    known = PIL.Image.registered_extensions()
+    known = readable_extensions()
     images, others = [], Counter[str]()
     for path in sorted(_files(folder)):
         if path.suffix.lower() in known or (not path.suffix and _is_image(path)):
@@ -98,13 +102,23 @@ def _files(folder: Path) -> Iterator[Path]:
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen:  # a link to a folder above
+        if real in seen or (parent != str(folder) and _contains(Path(parent), folder)):  # a link to a folder above
             folders.clear()
             continue
         seen.add(real)
         folders[:] = [name for name in folders if name not in TOOL_FOLDERS]
         # "._name" holds what macOS keeps of a file on other file systems
         yield from (Path(parent) / name for name in files if name not in TOOL_FILES and not name.startswith("._"))
+
+
+def _contains(folder: Path, other: Path) -> bool:
+    """Whether a folder, or what it links to, is or holds another one."""
+    return Path(os.path.realpath(other)).is_relative_to(os.path.realpath(folder))
+
+
+def readable_extensions() -> set[str]:
+    """Extensions of the files that Pillow reads; some others it only writes."""
+    return {extension for extension, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
 
 
 def _is_image(path: Path) -> bool:
@@ -117,7 +131,7 @@ def _is_image(path: Path) -> bool:
 
 def _name_what_lies_beside(argument: str, root: Path) -> None:
     files = [path for path in root.iterdir() if path.is_file() and path.name not in TOOL_FILES]
-    images = [path for path in files if path.suffix.lower() in PIL.Image.registered_extensions()]
+    images = [path for path in files if path.suffix.lower() in readable_extensions()]
     if images:
         logger.warning(
             "%s: %d images lie beside the folders of the classes and are not used, as %s", argument, len(images), images[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from maxsup_hf.data.columns import check_strings, is_string, report_columns
+from maxsup_hf.data.columns import check_not_missing, check_strings, is_string, report_columns
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system", "tool": "tool"}
 # Columns of instructions with their answers: instruction, further input (may be absent), answer.
@@ -26,11 +26,20 @@ def as_conversations(dataset: Dataset, split: str) -> Dataset:
         ValueError, TypeError: no known columns, an unknown role, or missing or other values.
     """
     names = dataset.column_names
-    if "messages" in names or {"prompt", "completion"} <= set(names):
-        return _kept(dataset, ["messages"] if "messages" in names else ["prompt", "completion"])
+    if "messages" in names:
+        for row, turns in enumerate(dataset["messages"]):
+            _check_messages(turns, row, split)
+        return _kept(dataset, ["messages"])
+    if {"prompt", "completion"} <= set(names):
+        for name in ("prompt", "completion"):
+            check_not_missing(dataset, name, split)
+        return _kept(dataset, ["prompt", "completion"])
     if "conversations" in names:
         report_columns(dataset, ["conversations"])
+        check_not_missing(dataset, "conversations", split)
         columns = {"messages": [_messages(row, i, split) for i, row in enumerate(dataset["conversations"])]}
+        for row, turns in enumerate(columns["messages"]):
+            _check_messages(turns, row, split)
         return Dataset.from_dict(columns)
     for instruction, extra, answer in INSTRUCTIONS:
         if {instruction, answer} <= set(names):
@@ -47,6 +56,18 @@ def as_conversations(dataset: Dataset, split: str) -> Dataset:
 def _kept(dataset: Dataset, columns: list[str]) -> Dataset:
     report_columns(dataset, columns)
     return dataset.select_columns(columns)
+
+
+def _check_messages(turns: Any, row: int, split: str) -> None:
+    """Raise ValueError unless a row is a list of turns with a role and a text (or the calls of tools)."""
+    where = f"messages: row {row} of the {split} data"
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"{where} must be a list of turns, got {turns!r:.60}")
+    for turn in turns:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            raise ValueError(f"{where} has a turn without a role: {turn!r:.60}")
+        if not isinstance(turn.get("content"), str) and not turn.get("tool_calls"):
+            raise ValueError(f"{where} has a turn whose content is no text: {turn!r:.60}")
 
 
 def _messages(turns: list[dict[str, Any]], row: int, split: str) -> list[dict[str, Any]]:

@@ -85,7 +85,7 @@ def _expand(argument: str, path: str) -> list[str]:
         if not matches:
             raise FileNotFoundError(f"{argument}: there is no file {part.strip()!r}")
         found += matches
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _load_one(argument: str, path: str, formats: Formats, delimiter: str | None) -> Dataset:

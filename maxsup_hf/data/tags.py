@@ -35,7 +35,7 @@ def read_conll(path: str) -> Dataset:
     line after each sentence. Columns: `tokens`, `tags`.
 
     Raises:
-        ValueError: a line has a single column.
+        ValueError: a line has a single column, or the first column counts the words, as in CoNLL-U.
     """
     sentences: list[tuple[list[str], list[str]]] = [([], [])]
     with open(path, encoding="utf-8") as file:
@@ -50,6 +50,10 @@ def read_conll(path: str) -> Dataset:
                 sentences[-1][0].append(cells[0])
                 sentences[-1][1].append(cells[-1])
     filled = [sentence for sentence in sentences if sentence[0]]
+    if filled and all(words == [str(i) for i in range(1, len(words) + 1)] for words, _ in filled):
+        raise ValueError(
+            "the first column counts the words; expected the words in the first column and the tags in the last"
+        )
     return Dataset.from_dict({"tokens": [words for words, _ in filled], "tags": [tags for _, tags in filled]})
 
 
@@ -58,7 +62,7 @@ def _is_comment(line: str, words: Sequence[str]) -> bool:
     return line.startswith("# ") and not words
 
 
-CONLL_FORMATS: dict[str, Reader] = {**FORMATS, ".txt": read_conll, ".conll": read_conll, ".conllu": read_conll}
+CONLL_FORMATS: dict[str, Reader] = {**FORMATS, ".txt": read_conll, ".conll": read_conll}
 
 
 def find_tag_columns(dataset: Dataset, tokens: str | None, tags: str | None) -> tuple[str, str]:

@@ -58,7 +58,7 @@ def per_class(labels: ArrayLike, predictions: ArrayLike, names: Sequence[str]) -
     scores = precision_recall_fscore_support(y, p, labels=range(len(names)), zero_division=0)
     columns = [np.asarray(column).tolist() for column in scores]
     return [
-        ClassScores(name, support, precision, recall, f1)
+        ClassScores(name, int(support), precision, recall, f1)
         for name, precision, recall, f1, support in zip(names, *columns, strict=True)
     ]
 

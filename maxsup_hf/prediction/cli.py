@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -14,11 +15,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from maxsup_hf.data.files import loading
 from maxsup_hf.data.messages import listed
 from maxsup_hf.prediction.data import check_output, known_labels, load_rows, write_rows
-from maxsup_hf.prediction.tasks import TASKS, Model, find_task
+from maxsup_hf.prediction.model import Model
+from maxsup_hf.prediction.tasks import TASKS, find_task
 from maxsup_hf.scripts.common.tokenizers import length_limit
 
 DEFAULT_LENGTH = 512
 USUAL_LABELS = ("label", "labels")
+KEPT = ("id",)  # columns that rows are known by
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,9 +42,11 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--max_samples", type=int, help="predict only the first so many rows")
     for name in ("text", "image", "tokens", "question", "context", "choices", "source", "label"):
         data.add_argument(f"--{name}_column_name", help="column (default: found by its type or name)")
+    data.add_argument("--csv_delimiter", help="what separates the columns of csv files (default: a comma)")
     data.add_argument("--source_prefix", default="", help="text to put before every source")
     output = found.add_argument_group("output")
     output.add_argument("--output_file", default="predictions.csv", help="csv, jsonl or parquet (predictions.csv)")
+    output.add_argument("--overwrite", action="store_true", help="write over an output file that exists")
     output.add_argument("--top_k", type=int, default=1, help="classes of each row that are written (1)")
     output.add_argument("--max_new_tokens", type=int, default=128, help="length of generated texts in tokens (128)")
     output.add_argument("--allow_no_answer", action="store_true", help="a question may have no answer (SQuAD 2)")
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         _predict(args)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, AssertionError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -68,12 +73,21 @@ def _predict(args: argparse.Namespace) -> None:
     for name in ("batch_size", "top_k", "max_new_tokens"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
-    check_output(args.output_file)
+    check_output(args.output_file, args.overwrite)
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.getLogger("maxsup_hf").setLevel(logging.INFO)
     rows = load_rows(args)
     if args.label_column_name is None:
         args.label_column_name = next((name for name in USUAL_LABELS if name in rows.column_names), None)
+    elif args.label_column_name not in rows.column_names:
+        raise ValueError(
+            f"label_column_name: the rows have no column {args.label_column_name!r}, but {', '.join(rows.column_names)}"
+        )
     model, task = _load(args)
+    if args.test_dir and not TASKS[task].reads_images:
+        raise ValueError(f"test_dir holds images, and the model is for {task}; give its rows as --test_file")
     found = TASKS[task].predict(model, rows)
+    found = [dict(zip(KEPT, row, strict=False)) | each for row, each in zip(_kept(rows), found, strict=True)]
     labels = known_labels(rows, args.label_column_name)
     if labels is not None:
         found = [{**row, "label": label} for row, label in zip(found, labels, strict=True)]
@@ -91,6 +105,9 @@ def _load(args: argparse.Namespace) -> tuple[Model, str]:
         task = args.task or find_task(config.architectures or [])
         if type(config) not in TASKS[task].auto_class._model_mapping:
             raise ValueError(f"{config.model_type} models are not served by {task}; name another task with --task")
+        if getattr(config, "problem_type", None) == "multi_label_classification":
+            raise ValueError("the model is multi-label, and each row would get a single class")
+        _check_files(args.model, TASKS[task].reads_images)
         auto: Any = AutoImageProcessor if TASKS[task].reads_images else AutoTokenizer
         processor = auto.from_pretrained(args.model, **hub)
         model = TASKS[task].auto_class.from_pretrained(args.model, **hub)
@@ -100,21 +117,48 @@ def _load(args: argparse.Namespace) -> tuple[Model, str]:
     return Model(model.eval().to(device), processor, _length(args, config, processor), args), task
 
 
+def _kept(rows: Any) -> list[list[Any]]:
+    """What rows are known by, to be written beside their predictions."""
+    columns = [rows[name] for name in KEPT if name in rows.column_names]
+    return [list(values) for values in zip(*columns, strict=True)] if columns else [[] for _ in range(len(rows))]
+
+
 def _length(args: argparse.Namespace, config: Any, processor: Any) -> int:
     stated = (getattr(processor, "model_max_length", None), getattr(config, "max_position_embeddings", None))
     limit = length_limit("max_seq_length", args.max_seq_length, stated)
     return args.max_seq_length or limit or DEFAULT_LENGTH
 
 
+def _check_files(model: str, reads_images: bool) -> None:
+    """Raise ValueError if a local model has no tokenizer or processor: transformers may make an empty one."""
+    if not os.path.isdir(model):
+        return
+    files = os.listdir(model)
+    if "adapter_config.json" in files and "config.json" not in files:
+        raise ValueError("it is an adapter: merge it into its base model (peft's merge_and_unload), and predict with that")
+    beginnings = ("preprocessor", "processor") if reads_images else ("tokenizer", "vocab", "spiece", "sentencepiece")
+    if not any(file.startswith(beginnings) for file in files):
+        raise ValueError(f"there is no {'image processor' if reads_images else 'tokenizer'} beside it")
+
+
 def _print_accuracy(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
-    """Where the labels are classes of the model: how many predictions are right."""
+    """How many predictions are right, of the rows whose label is a class of the model."""
     if not names or "label" not in rows[0] or isinstance(rows[0]["label"], list):
         return
-    labels = [names[row["label"]] if isinstance(row["label"], int) and str(row["label"]) not in names else str(row["label"])
-              for row in rows]  # fmt: skip
-    unknown = sorted(set(labels) - set(names))
+    pairs = [(row["prediction"], _class_name(row["label"], names)) for row in rows]
+    known = [(predicted, label) for predicted, label in pairs if label is not None]
+    unknown = sorted({str(row["label"]) for row, (_, label) in zip(rows, pairs, strict=True) if label is None})
     if unknown:
-        print(f"labels that are not classes of the model: {listed(unknown)}")
-        return
-    right = sum(row["prediction"] == label for row, label in zip(rows, labels, strict=True))
-    print(f"accuracy: {right / len(rows):.4f} ({right:,} of {len(rows):,})")
+        print(f"{len(rows) - len(known):,} rows have no class of the model as their label: {listed(unknown)}")
+    if known:
+        right = sum(predicted == label for predicted, label in known)
+        print(f"accuracy: {right / len(known):.4f} ({right:,} of {len(known):,})")
+
+
+def _class_name(label: Any, names: Sequence[str]) -> str | None:
+    """The class that a label means, by name or else by index; `None` if there is none."""
+    if isinstance(label, float) and label == int(label):
+        label = int(label)
+    if str(label) in names:
+        return str(label)
+    return names[label] if isinstance(label, int) and 0 <= label < len(names) else None

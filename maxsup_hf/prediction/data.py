@@ -9,18 +9,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset
 
+from maxsup_hf.data.class_folders import readable_extensions
 from maxsup_hf.data.columns import read_column
-from maxsup_hf.data.files import TEXT_FORMATS, load_file
+from maxsup_hf.data.files import FORMATS as FILE_FORMATS
+from maxsup_hf.data.files import Reader, load_file
 from maxsup_hf.data.images import as_images
 from maxsup_hf.data.loading import load_named
+from maxsup_hf.data.tags import read_conll
 from maxsup_hf.output.files import plain, replacing
 
 FORMATS = (".csv", ".jsonl", ".parquet")
+READ: dict[str, Reader] = {**FILE_FORMATS, ".txt": ("text", {}), ".conll": read_conll}  # of text, a row for each line
 
 
 def load_rows(args: Namespace) -> Dataset:
@@ -33,7 +36,7 @@ def load_rows(args: Namespace) -> Dataset:
     if len(given) != 1:
         raise ValueError(f"give one of --test_file, --test_dir and --dataset_name, got {' and '.join(given) or 'none'}")
     if args.test_file:
-        rows = load_file("test_file", args.test_file, TEXT_FORMATS)
+        rows = load_file("test_file", args.test_file, READ, args.csv_delimiter)
     elif args.test_dir:
         rows = load_image_folder("test_dir", args.test_dir)
     else:
@@ -55,7 +58,7 @@ def load_image_folder(argument: str, path: str) -> Dataset:
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{argument}: there is no folder {path!r}")
-    known = PIL.Image.registered_extensions()
+    known = readable_extensions()
     files = [file for file in sorted(root.rglob("*")) if file.suffix.lower() in known and file.name[:2] != "._"]
     if not files:
         raise ValueError(f"{argument}: there is no image in {path!r}")
@@ -95,18 +98,21 @@ def write_rows(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
                 writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
 
 
-def check_output(path: str) -> str:
+def check_output(path: str, overwrite: bool = True) -> str:
     """The extension of an output file.
 
     Raises:
         ValueError: it is not one of `FORMATS`.
         FileNotFoundError: its folder does not exist.
+        FileExistsError: the file exists, and `overwrite` is false.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise ValueError(f"output_file: {path!r} must end in one of {', '.join(FORMATS)}")
     if not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"output_file: the folder of {path!r} does not exist")
+    if not overwrite and Path(path).exists():
+        raise FileExistsError(f"output_file: {path!r} exists; name another file, or give --overwrite")
     return suffix
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,6 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -24,67 +23,43 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
 )
 
 from maxsup_hf.data.answers import cut_into_windows, predict_answers
-from maxsup_hf.data.choices import CHOICES_NAMES, QUESTION_NAMES, read_choices
-from maxsup_hf.data.columns import find_column, is_image, is_list_of_strings, is_string, read_column
+from maxsup_hf.data.choices import CHOICES_NAMES, QUESTION_NAMES, check_counts, read_choices
+from maxsup_hf.data.columns import (
+    check_strings,
+    find_column,
+    is_image,
+    is_list_of_strings,
+    is_string,
+    read_column,
+    report_columns,
+)
 from maxsup_hf.data.images import as_images, is_encoded_image, to_rgb
-from maxsup_hf.data.messages import shortened
 from maxsup_hf.data.tags import TOKEN_NAMES
-from maxsup_hf.scripts import language_modeling, multiple_choice, question_answering, sequence_to_sequence
+from maxsup_hf.prediction.model import Model, Row, logits_of
+from maxsup_hf.prediction.texts import fill, go_on, rewrite
+from maxsup_hf.scripts import multiple_choice, question_answering
 from maxsup_hf.scripts.image_classification import IMAGE_NAMES
 from maxsup_hf.scripts.text_classification import text_columns, tokenize
 from maxsup_hf.scripts.token_classification import words_with_prefix_space
 
-Row = dict[str, Any]
-
-
-class Model(NamedTuple):
-    """A loaded model.
-
-    Attributes:
-        model: in evaluation mode, on its device.
-        processor: its tokenizer or image processor.
-        length: maximum length of a text in tokens.
-        args: the command line.
-    """
-
-    model: Any
-    processor: Any
-    length: int
-    args: Namespace
-
-    @property
-    def names(self) -> list[str]:
-        return [self.model.config.id2label[k] for k in range(self.model.config.num_labels)]
-
-    def outputs(self, rows: Dataset, collate: Callable[[list[Row]], Any]) -> Iterator[Any]:
-        """The model's outputs for one batch after another."""
-        size = self.args.batch_size
-        for start in tqdm(range(0, len(rows), size), desc="predicting", unit="batch", disable=None):
-            batch = collate([rows[i] for i in range(start, min(start + size, len(rows)))])
-            with torch.inference_mode():
-                yield self.model(**{name: value.to(self.model.device) for name, value in batch.items()})
-
-    def logits(self, rows: Dataset, collate: Callable[[list[Row]], Any]) -> Tensor:
-        """(N, K) on the CPU, in float32."""
-        return torch.cat([_logits(output).float().cpu() for output in self.outputs(rows, collate)])
-
-
-def _logits(output: Any) -> Tensor:
-    return output.logits[0] if isinstance(output.logits, tuple) else output.logits
-
+logger = logging.getLogger(__name__)
 
 # ---- classes ----
 
 
 def classify_texts(model: Model, rows: Dataset) -> list[Row]:
     columns = text_columns(rows, model.args.text_column_name, model.args.label_column_name or "")
+    for column in columns:
+        check_strings(rows, column, "text_column_name", "test")
+    report_columns(rows, columns)
     encoded = tokenize(rows.select_columns(columns), columns, model.processor, model.length)
-    return _classes(model, model.logits(encoded, DataCollatorWithPadding(model.processor)), model.names)
+    found = _classes(model, model.logits(encoded, DataCollatorWithPadding(model.processor)), model.names)
+    texts = [dict(zip(columns, row, strict=True)) for row in zip(*(rows[column] for column in columns), strict=True)]
+    return [text | row for text, row in zip(texts, found, strict=True)]
 
 
 def classify_images(model: Model, rows: Dataset) -> list[Row]:
@@ -111,6 +86,8 @@ def _images(model: Model, rows: Dataset) -> tuple[Dataset, Callable[[list[Row]],
 
 def _classes(model: Model, logits: Tensor, names: Sequence[str]) -> list[Row]:
     """The most probable classes of each row, with their softmax probabilities."""
+    if not torch.isfinite(logits.max(-1).values).all():
+        raise ValueError("the model's logits are NaN or infinite; are its weights complete?")
     probabilities, classes = logits.softmax(-1).topk(min(model.args.top_k, len(names)))
     found = []
     for row_probabilities, row_classes in zip(probabilities.tolist(), classes.tolist(), strict=True):
@@ -136,7 +113,9 @@ def choose(model: Model, rows: Dataset) -> list[Row]:
         names=QUESTION_NAMES,
         taken=[*taken, *choices],
     )
+    check_strings(rows, question, "question_column_name", "test")
     listed = read_choices(rows, choices, "test")
+    check_counts(listed, len(listed[0]), "test")
     # the collator expects labels, and the outputs do not depend on them
     columns = {"question": read_column(rows, question).to_pylist(), "choices": listed, "labels": [0] * len(rows)}
     encoded = multiple_choice.tokenize(Dataset.from_dict(columns), model.processor, model.length)
@@ -165,13 +144,16 @@ def tag(model: Model, rows: Dataset) -> list[Row]:
     collate = DataCollatorWithPadding(model.processor)
     found: list[Row] = []
     for output in model.outputs(inputs, collate):
-        for best in _logits(output).argmax(-1).tolist():
+        for best in logits_of(output).argmax(-1).tolist():
             words = encoded.word_ids(len(found))
             tags = [""] * len(sentences[len(found)])
             for position, word in reversed(list(enumerate(words))):  # the first token of a word decides
                 if word is not None:
                     tags[word] = model.names[best[position]]
             found.append({"words": sentences[len(found)], "prediction": tags})
+    cut = sum("" in row["prediction"] for row in found)
+    if cut:
+        logger.warning("%d rows are longer than %d tokens: their last words have no tag", cut, model.length)
     return found
 
 
@@ -184,7 +166,12 @@ def answer(model: Model, rows: Dataset) -> list[Row]:
         rows, "context_column_name", args.context_column_name, fits=is_string, names=question_answering.CONTEXT_NAMES,
         taken=[question],
     )  # fmt: skip
+    for name, column in (("question", question), ("context", context)):
+        check_strings(rows, column, f"{name}_column_name", "test")
     columns = {"question": read_column(rows, question).to_pylist(), "context": read_column(rows, context).to_pylist()}
+    empty = next((i for i, text in enumerate(columns["context"]) if not text.strip()), None)
+    if empty is not None:
+        raise ValueError(f"context_column_name: row {empty} of the test data has an empty context; drop such rows")
     unanswered = Dataset.from_dict({**columns, "texts": [[""]] * len(rows), "start": [-1] * len(rows)})
     model.processor.padding_side = "right"
     windows = cut_into_windows(unanswered, model.processor, model.length, model.length // 4, "test")
@@ -202,67 +189,6 @@ def _padded(rows: Sequence[NDArray], length: int) -> NDArray:
     return np.stack([np.pad(row, (0, length - len(row)), constant_values=-np.inf) for row in rows])
 
 
-# ---- texts ----
-
-
-def rewrite(model: Model, rows: Dataset) -> list[Row]:
-    """Generated texts of an encoder-decoder."""
-    args = model.args
-    source = find_column(
-        rows, "source_column_name", args.source_column_name, fits=is_string, names=sequence_to_sequence.SOURCE_NAMES,
-        taken=[args.label_column_name or ""],
-    )  # fmt: skip
-    texts = [args.source_prefix + text for text in read_column(rows, source).to_pylist()]
-    inputs = Dataset.from_dict(dict(model.processor(texts, truncation=True, max_length=model.length)))
-    return [{"prediction": text} for text in _generated(model, inputs, DataCollatorForSeq2Seq(model.processor))]
-
-
-def go_on(model: Model, rows: Dataset) -> list[Row]:
-    """How a causal language model continues each text."""
-    texts = _texts(model, rows)
-    model.processor.padding_side = "left"
-    inputs = Dataset.from_dict(dict(model.processor(texts, truncation=True, max_length=model.length)))
-    found = _generated(model, inputs, DataCollatorWithPadding(model.processor), prompt=True)
-    return [{"text": text, "prediction": continuation} for text, continuation in zip(texts, found, strict=True)]
-
-
-def _texts(model: Model, rows: Dataset) -> list[str]:
-    given, names = model.args.text_column_name, language_modeling.TEXT_NAMES
-    return read_column(rows, find_column(rows, "text_column_name", given, fits=is_string, names=names)).to_pylist()
-
-
-def _generated(model: Model, inputs: Dataset, collate: Any, prompt: bool = False) -> list[str]:
-    found: list[str] = []
-    size = model.args.batch_size
-    for start in tqdm(range(0, len(inputs), size), desc="generating", unit="batch", disable=None):
-        batch = collate([inputs[i] for i in range(start, min(start + size, len(inputs)))]).to(model.model.device)
-        batch.pop("token_type_ids", None)
-        with torch.inference_mode():
-            ids = model.model.generate(**batch, max_new_tokens=model.args.max_new_tokens, do_sample=False)
-        ids = ids[:, batch["input_ids"].shape[1] :] if prompt else ids
-        found += [text.strip() for text in model.processor.batch_decode(ids, skip_special_tokens=True)]
-    return found
-
-
-def fill(model: Model, rows: Dataset) -> list[Row]:
-    """The most probable token for each mask token of a text."""
-    tokenizer, texts = model.processor, _texts(model, rows)
-    without = next((i for i, text in enumerate(texts) if tokenizer.mask_token not in text), None)
-    if without is not None:
-        raise ValueError(
-            f"text_column_name: row {without} has no {tokenizer.mask_token} to fill in: {shortened(texts[without])}"
-        )
-    inputs = Dataset.from_dict(dict(tokenizer(texts, truncation=True, max_length=model.length)))
-    best: list[list[int]] = []
-    for output in model.outputs(inputs, DataCollatorWithPadding(tokenizer)):
-        best += _logits(output).argmax(-1).tolist()
-    found = []
-    for text, ids, predicted in zip(texts, inputs["input_ids"], best, strict=True):
-        places = [i for i, token in enumerate(ids) if token == tokenizer.mask_token_id]
-        found.append({"text": text, "prediction": [tokenizer.decode([predicted[i]]).strip() for i in places]})
-    return found
-
-
 # ---- masks ----
 
 
@@ -275,7 +201,7 @@ def segment(model: Model, rows: Dataset) -> list[Row]:
     files = rows["file"] if "file" in rows.column_names else [f"{i:06d}" for i in range(len(rows))]
     found: list[Row] = []
     for output in model.outputs(images, collate):
-        for logits in _logits(output):
+        for logits in logits_of(output):
             i = len(found)
             width, height = images[i][column].size
             scaled = torch.nn.functional.interpolate(logits[None].float(), (height, width), mode="bilinear")

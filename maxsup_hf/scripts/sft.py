@@ -5,6 +5,7 @@ Without arguments: a tiny Llama on prompts and completions. Nothing is downloade
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,6 +27,8 @@ from maxsup_hf.scripts.common.models import build_model, load_config
 from maxsup_hf.scripts.common.tokenizers import TextArguments
 from maxsup_hf.scripts.language_modeling import default_llama
 
+logger = logging.getLogger(__name__)
+
 TASK = "sft"
 VOCABULARY_SIZE = 1_000
 DEFAULT_LENGTH = 128  # tokens, of the default model
@@ -38,7 +41,9 @@ RECIPES = recipes.Recipes(BUILTIN, FROM_SCRATCH, FINE_TUNING)
 
 # A chat template for a tokenizer that was trained here and has none.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token + '\\n' }}{% endfor %}"
+    "{% for message in messages %}{{ message['role'] + ': ' }}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token + '\\n' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + eos_token + '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
 
@@ -79,6 +84,9 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
     args, training_args = parse(SFTArguments, argv, TASK, RECIPES, MaxSupSFTConfig)
     args.trust_remote_code = training_args.trust_remote_code
+    unused = [name for name in args.settings if name.startswith("lora_")]
+    if unused and not args.use_peft:
+        raise ValueError(f"{unused[0]} needs --use_peft true, without which no adapter is trained")
     config = load_config(args)
     with training_args.main_process_first(desc="loading the data"):
         splits = _load_conversations(args)
@@ -94,8 +102,19 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         processing_class=tokenizer,
         peft_config=_adapter(args),
     )
+    _report_dropped(trainer, splits["train"], training_args)
     splits = {**splits, "test": _prepared(trainer, splits["test"])} if "test" in splits else splits
     return run.make_job(args, trainer, splits, "text-generation", "names, dates and amounts of Unicode CLDR, en to de")
+
+
+def _report_dropped(trainer: Any, rows: Dataset, training_args: Any) -> None:
+    """Say how many rows TRL left out because nothing of them is trained within `max_length` tokens."""
+    dropped = len(rows) - len(trainer.train_dataset)
+    if dropped > 0 and not training_args.packing:
+        logger.warning(
+            "%d of the %d training rows are not used: within max_length=%s tokens they have nothing to train",
+            dropped, len(rows), training_args.max_length,
+        )  # fmt: skip
 
 
 def _load_conversations(args: SFTArguments) -> Splits:

@@ -62,3 +62,15 @@ def test_what_lies_beside_the_folders_is_named(photos, caplog):
     dataset = load_class_folders("train_dir", str(photos))
     assert counts(dataset) == {"cat": 3, "dog": 3} and dataset[0]["image"].size == (8, 8)
     assert "1 images lie beside" in caplog.text and "metadata.csv is not read" in caplog.text
+
+
+def test_a_link_to_a_folder_above_is_no_class(photos, caplog):
+    os.symlink(photos, photos / "self")
+    os.symlink(photos, photos / "cat" / "up")
+    assert counts(load_class_folders("train_dir", str(photos))) == {"cat": 3, "dog": 3}
+    assert "links to a folder above are not followed: self" in caplog.text
+
+
+def test_what_pillow_only_writes_is_no_image(photos, caplog):
+    (photos / "cat" / "a.pdf").write_text("")
+    assert counts(load_class_folders("train_dir", str(photos))) == {"cat": 3, "dog": 3} and "1 file .pdf" in caplog.text

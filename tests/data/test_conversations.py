@@ -35,6 +35,10 @@ def test_layouts(columns, expected):
         ({"a": 1}, "the train data has the columns a; expected messages, conversations, prompt and completion"),
         ({"conversations": [{"from": "bing", "value": "Hi"}]}, "row 0 of the train data has a turn from 'bing'"),
         ({"instruction": None, "output": "3"}, "1 missing"),
+        ({"prompt": None, "completion": "3"}, "1 missing"),
+        ({"messages": []}, "messages: row 0 of the train data must be a list of turns"),
+        ({"messages": [{"content": "Hi"}]}, "row 0 of the train data has a turn without a role"),
+        ({"messages": [{"role": "user", "content": None}]}, "has a turn whose content is no text"),
     ],
 )
 def test_bad_rows(columns, message):

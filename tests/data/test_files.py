@@ -71,6 +71,9 @@ def test_conll(tmp_path):
     (tmp_path / "bad.conll").write_text("EU B-ORG\nrejects\n")
     with pytest.raises(ValueError, match="line 2 has a single column, 'rejects'"):
         read_conll("bad.conll")
+    (tmp_path / "counted.conll").write_text("1\tAnna\tB-PER\n2\tsings\tO\n\n1\tBob\tB-PER\n")
+    with pytest.raises(ValueError, match="the first column counts the words"):
+        read_conll("counted.conll")
 
 
 def test_squad_as_it_is_distributed(tmp_path):

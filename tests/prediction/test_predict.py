@@ -150,3 +150,53 @@ def test_every_head_has_a_task():
     assert set(HEADS.values()) == set(TASKS) and find_task(["ViTForImageClassification"]) == "image-classification"
     with pytest.raises(ValueError, match="name its task with --task"):
         find_task(["BertModel"])
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    texts()
+    cli.main(["train", "text-classification", "--train_file", "train.csv", "--train_val_split", "0.5", *SHORT])
+
+
+def one_line(capsys, *flags):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.main(["predict", "run", *flags])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and said.startswith("error: ")
+    return said
+
+
+def test_nothing_is_lost_and_nothing_is_guessed(classifier, tmp_path, capsys):
+    image_folder(tmp_path / "photos")
+    assert "'train.csv' exists; name another file, or give --overwrite" in one_line(
+        capsys, "--test_file", "train.csv", "--output_file", "train.csv"
+    )
+    assert "test_dir holds images, and the model is for text-classification" in one_line(capsys, "--test_dir", "photos")
+    assert "the rows have no column 'klass'" in one_line(capsys, "--test_file", "train.csv", "--label_column_name", "klass")
+    assert "error: " in one_line(capsys, "--test_file", "train.csv", "--device", "nowhere")
+    (tmp_path / "semi.csv").write_text("text;id\ngood day;a7\n")
+    predict("--test_file", "semi.csv", "--csv_delimiter", ";")
+    assert read()[0]["id"] == "a7" and read()[0]["text"] == "good day"
+    predict("--test_file", "semi.csv", "--csv_delimiter", ";", "--overwrite")
+    for file in (tmp_path / "run").glob("tokenizer*"):
+        file.unlink()
+    assert "there is no tokenizer beside it" in one_line(capsys, "--test_file", "train.csv", "--output_file", "new.csv")
+
+
+def test_the_accuracy_is_that_of_the_rows_whose_labels_are_classes(classifier, capsys):
+    rows = [{"text": "good day", "label": label} for label in ("good", "bad", None, "ugly")]
+    with open("labels.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    said = predict("--test_file", "labels.jsonl", capsys=capsys)
+    assert "2 rows have no class of the model as their label: None, ugly" in said and "accuracy: 0.5000 (1 of 2)" in said
+    with open("indices.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": "good day", "label": label}) + "\n" for label in (0, 1, -1, 7))
+    said = predict("--test_file", "indices.jsonl", "--overwrite", capsys=capsys)
+    assert "2 rows have no class of the model as their label: -1, 7" in said and "(1 of 2)" in said
+
+
+def test_lines_of_text_are_rows(classifier, tmp_path):
+    (tmp_path / "lines.txt").write_text("good day\nbad day\n\nbad night\n")
+    predict("--test_file", "lines.txt")
+    assert [row["text"] for row in read()][:2] == ["good day", "bad day"]

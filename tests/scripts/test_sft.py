@@ -30,6 +30,16 @@ def test_without_data():
     assert AutoModelForCausalLM.from_pretrained("outputs/sft").config.model_type == "llama"
 
 
+def test_only_the_answers_of_chats_are_trained_with_the_template_that_is_made():
+    write("chats.jsonl", CHATS)
+    argv = [*SHORT, "--train_file", "chats.jsonl", "--assistant_only_loss", "true", "--output_dir", "out"]
+    job = sft.prepare(argv)
+    row = job.trainer.train_dataset[0]
+    trained = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+    answer = job.trainer.processing_class.decode(trained)
+    assert "It is" in answer and "What is" not in answer
+
+
 def test_chats_with_a_lora_adapter_and_a_test_set():
     write("chats.jsonl", CHATS)
     files = ["--train_file", "chats.jsonl", "--test_file", "chats.jsonl", "--output_dir", "base"]
@@ -48,6 +58,7 @@ def test_chats_with_a_lora_adapter_and_a_test_set():
         (["--train_file", "bad.jsonl"], "the train data has the columns a, b; expected messages"),
         (["--loss_type", "dft"], "loss_type must be one of"),
         (["--use_peft", "true", "--lora_target_modules", "nowhere"], "nowhere"),
+        (["--lora_r", "4"], "lora_r needs --use_peft true"),
         (["--label_column_name", "x"], "unknown argument: '--label_column_name'"),
     ],
 )

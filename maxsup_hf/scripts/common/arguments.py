@@ -21,6 +21,7 @@ from maxsup_hf.data.arguments import DataArguments, data_flags, flag
 from maxsup_hf.hub.mixin import destination
 from maxsup_hf.hub.push import ensure_destination
 from maxsup_hf.losses import get_spec, list_losses
+from maxsup_hf.metrics import METRICS, get_metric
 from maxsup_hf.scripts.common.help import short_help
 from maxsup_hf.scripts.common.recipes import Recipes
 from maxsup_hf.trainer.checkpointing import damage, last_checkpoint
@@ -143,6 +144,8 @@ def parse(
     _check_values(final)
     args, training_args, *_ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     args.settings = _settings(parser, argv, config, final)
+    if training_args.metric_for_best_model and "greater_is_better" not in args.settings:
+        training_args.greater_is_better = _greater_is_better(training_args.metric_for_best_model)
     training_args.resume_from_checkpoint = checkpoint
     if training_args.class_weights is not None and not classifies:
         raise ValueError(f"class_weights are for tasks that classify, and {task} does not; leave class_weights out")
@@ -171,6 +174,23 @@ def _check_values(given: Any) -> None:
     missing = [name for name in trackers if name in INTEGRATION_TO_CALLBACK and name not in available]
     if missing:
         raise ValueError(f"report_to: {missing[0]} is not installed; install it, or leave it out of report_to")
+
+
+def _greater_is_better(name: str) -> bool:
+    """The better end of a metric, by its record; transformers takes all but losses for better when greater.
+
+    Raises:
+        ValueError: the metric has no better end.
+    """
+    metric = get_metric(name.removeprefix("eval_"))
+    if metric.name not in METRICS:
+        return not name.endswith("loss")
+    if metric.higher_is_better is None:
+        raise ValueError(
+            f"metric_for_best_model: {name!r} describes a model and has no better end; name another metric, or give "
+            "--greater_is_better"
+        )
+    return metric.higher_is_better
 
 
 def _recipe(recipes: Recipes, given: Any) -> Mapping[str, Any]:

@@ -265,6 +265,11 @@ def _train(trainer: Any) -> bool:
             step, last = trainer.state.global_step, trainer.state.max_steps
             print(f"ended by SIGTERM after step {step} of {last}, saved: continue with --resume_from_checkpoint true")
         return False
+    if trainer.state.global_step < trainer.state.max_steps and trainer.is_world_process_zero():
+        print(
+            f"ended early, at step {trainer.state.global_step} of {trainer.state.max_steps}: the best model, with "
+            f"{trainer.args.metric_for_best_model} {trainer.state.best_metric}, is kept"
+        )
     trainer.save_model()
     trainer.save_state()
     _report(trainer, "train", metrics, trainer.train_dataset)

@@ -44,6 +44,17 @@ def test_config_file_may_be_json_and_hold_nested_values(tmp_path):
     assert training_args.loss_kwargs == {"alpha": 0.3}
 
 
+@pytest.mark.parametrize(("metric", "greater"), [("accuracy", True), ("eval_ece", False), ("nll", False), ("loss", False)])
+def test_the_better_end_of_the_best_metric_is_that_of_its_record(metric, greater):
+    assert flags("--metric_for_best_model", metric)[1].greater_is_better is greater
+    assert flags("--metric_for_best_model", metric, "--greater_is_better", "true")[1].greater_is_better is True
+
+
+def test_a_metric_without_a_better_end_chooses_no_model():
+    with pytest.raises(ValueError, match="'top_margin' describes a model and has no better end"):
+        flags("--metric_for_best_model", "top_margin")
+
+
 def test_the_recipe_fits_the_run():
     assert flags()[1].num_train_epochs == 11
     assert flags("--train_file", "x.csv")[1].num_train_epochs == 12
