@@ -40,10 +40,11 @@ def load_class_folders(argument: str, path: str) -> Dataset:
     if not root.is_dir():
         raise FileNotFoundError(f"{argument}: there is no folder {path!r}; expected one with a subfolder of images a class")
     folders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in TOOL_FOLDERS]
-    classes = sorted(folder for folder in folders if not _contains(folder, root))
-    if len(classes) < len(folders):
-        above = sorted(folder.name for folder in folders if _contains(folder, root))
-        logger.warning("%s: links to a folder above are not followed: %s", argument, listed(above))
+    above = [folder for folder in folders if _contains(folder, root)]
+    if above:
+        names = sorted(folder.name for folder in above)
+        logger.warning("%s: links to a folder above are not followed: %s", argument, listed(names))
+    classes = sorted(folder for folder in folders if folder not in above)
     _check_layout(argument, root, classes)
     rows: list[tuple[str, int]] = []
     skipped: Counter[str] = Counter()
@@ -87,7 +88,7 @@ def _check_layout(argument: str, root: Path, classes: list[Path]) -> None:
 
 
 def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The images below a folder, sorted, and how many files of each extension are none."""
+    """The images below a folder, sorted, and how many other files there are of each extension."""
     known = readable_extensions()
     images, others = [], Counter[str]()
     for path in sorted(_files(folder)):

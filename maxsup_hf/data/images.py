@@ -26,30 +26,35 @@ def is_encoded_image(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
 
 
-def as_images(dataset: Dataset, column: str, argument: str, split: str, folder: str | None = None) -> Dataset:
+def holds_images(feature: Any) -> bool:
+    """Whether a column holds images, decoded or encoded."""
+    return is_image(feature) or is_encoded_image(feature)
+
+
+def as_images(dataset: Dataset, column: str, argument: str, split: str, file: str | None = None) -> Dataset:
     """Turn a column of paths or encoded images into one of images.
 
     Args:
-        folder: in which relative paths are looked for first, such as that of the file that names them.
+        file: that the rows were read from, beside which relative paths are looked for first.
 
     Raises:
         ValueError, TypeError: the column does not exist, has missing values, or holds something else.
     """
     check_column(dataset, column, argument, split)
-    readable = (is_image, is_string, is_encoded_image)
     check_type(
-        dataset, column, argument, split, fits=lambda feature: any(fits(feature) for fits in readable),
+        dataset, column, argument, split, fits=lambda feature: holds_images(feature) or is_string(feature),
         expected="images, their bytes, or paths",
     )  # fmt: skip
     check_not_missing(dataset, column, split)
-    if is_string(dataset.features[column]) and folder is not None:
+    if is_string(dataset.features[column]) and file is not None:
+        folder = Path(file).absolute().parent
         paths = [_found_in(folder, path) for path in read_column(dataset, column).to_pylist()]
         dataset = dataset.remove_columns(column).add_column(column, paths)
     return dataset.cast_column(column, Image())
 
 
-def _found_in(folder: str, path: str) -> str:
-    inside = Path(folder) / path
+def _found_in(folder: Path, path: str) -> str:
+    inside = folder / path
     return str(inside) if inside.exists() else path
 
 

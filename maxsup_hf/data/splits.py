@@ -42,9 +42,8 @@ def hold_out_validation(splits: Splits, share: float, label_column: str | None =
     count = min(max(1, round(len(train) * share)), len(train) - 1)
     classes = _classes(train, label_column)
     held_out = _without_whole_classes(stratified_indices(classes, count), classes)
-    kept = np.setdiff1d(np.arange(len(train)), held_out)
     logger.info("no validation data: held out %d of the %d training rows (train_val_split)", len(held_out), len(train))
-    return {**splits, "train": train.select(kept), "validation": train.select(held_out)}
+    return _divided(splits, held_out)
 
 
 def hold_out_groups(splits: Splits, share: float, column: str) -> Splits:
@@ -68,6 +67,11 @@ def hold_out_groups(splits: Splits, share: float, column: str) -> Splits:
         "no validation data: held out %d of the %d training rows, all rows of %d of %d values of %s (train_val_split)",
         len(held_out), len(train), len(taken), len(sizes), column,
     )  # fmt: skip
+    return _divided(splits, held_out)
+
+
+def _divided(splits: Splits, held_out: NDArray[np.integer]) -> Splits:
+    train = splits["train"]
     kept = np.setdiff1d(np.arange(len(train)), held_out)
     return {**splits, "train": train.select(kept), "validation": train.select(held_out)}
 

@@ -38,7 +38,7 @@ def read_signature(name: str, formula: Formula, choices: Mapping[str, Sequence[s
         choices: string option -> its allowed values.
 
     Raises:
-        TypeError: an argument that is none of these, or a parameter without a default.
+        TypeError: an argument of another kind, or a parameter without a default.
     """
     arguments: list[str] = []
     parameters: dict[str, Any] = {}

@@ -25,8 +25,8 @@ class ClassScores(NamedTuple):
     Attributes:
         name: of the class.
         support: rows of the class.
-        precision: share of the rows predicted as the class that are of it; 0 where there are none.
-        recall: share of the rows of the class that are predicted as it; 0 where there are none.
+        precision: share of the rows predicted as the class that are of it; 0 if no row is predicted so.
+        recall: share of the rows of the class that are predicted as it; 0 if no row is of it.
         f1: harmonic mean of precision and recall.
     """
 

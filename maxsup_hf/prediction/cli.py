@@ -17,11 +17,10 @@ from maxsup_hf.data.messages import listed
 from maxsup_hf.prediction.data import check_output, known_labels, load_rows, write_rows
 from maxsup_hf.prediction.model import Model
 from maxsup_hf.prediction.tasks import TASKS, find_task
-from maxsup_hf.scripts.common.tokenizers import length_limit
+from maxsup_hf.scripts.common.models import hub_options
+from maxsup_hf.scripts.common.tokenizers import max_length
 
-DEFAULT_LENGTH = 512
 USUAL_LABELS = ("label", "labels")
-KEPT = ("id",)  # columns that rows are known by
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--dataset_name", help="a data set: a Hub id or a local folder")
     data.add_argument("--dataset_config_name", help="its configuration (subset)")
     data.add_argument("--split", help="its split (default: test, or the first)")
-    data.add_argument("--max_samples", type=int, help="predict only the first so many rows")
+    data.add_argument("--max_samples", type=int, help="predict at most this many rows, from the first on")
     for name in ("text", "image", "tokens", "question", "context", "choices", "source", "label"):
         data.add_argument(f"--{name}_column_name", help="column (default: found by its type or name)")
     data.add_argument("--csv_delimiter", help="what separates the columns of csv files (default: a comma)")
@@ -87,7 +86,8 @@ def _predict(args: argparse.Namespace) -> None:
     if args.test_dir and not TASKS[task].reads_images:
         raise ValueError(f"test_dir holds images, and the model is for {task}; give its rows as --test_file")
     found = TASKS[task].predict(model, rows)
-    found = [dict(zip(KEPT, row, strict=False)) | each for row, each in zip(_kept(rows), found, strict=True)]
+    if "id" in rows.column_names:  # what rows are known by
+        found = [{"id": name, **row} for name, row in zip(rows["id"], found, strict=True)]
     labels = known_labels(rows, args.label_column_name)
     if labels is not None:
         found = [{**row, "label": label} for row, label in zip(found, labels, strict=True)]
@@ -99,7 +99,7 @@ def _predict(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> tuple[Model, str]:
     if args.model.startswith((".", "/", "~")) and not os.path.isdir(args.model):
         raise ValueError(f"model: there is no folder {args.model!r}")
-    hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    hub = hub_options(args)
     with loading("model", args.model):
         config = AutoConfig.from_pretrained(args.model, **hub)
         task = args.task or find_task(config.architectures or [])
@@ -111,22 +111,12 @@ def _load(args: argparse.Namespace) -> tuple[Model, str]:
         auto: Any = AutoImageProcessor if TASKS[task].reads_images else AutoTokenizer
         processor = auto.from_pretrained(args.model, **hub)
         model = TASKS[task].auto_class.from_pretrained(args.model, **hub)
-    if not TASKS[task].reads_images and processor.pad_token is None:
-        processor.pad_token = processor.eos_token
+    length = 0
+    if not TASKS[task].reads_images:
+        processor.pad_token = processor.pad_token or processor.eos_token
+        length = max_length(args, config, processor)
     device = args.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    return Model(model.eval().to(device), processor, _length(args, config, processor), args), task
-
-
-def _kept(rows: Any) -> list[list[Any]]:
-    """What rows are known by, to be written beside their predictions."""
-    columns = [rows[name] for name in KEPT if name in rows.column_names]
-    return [list(values) for values in zip(*columns, strict=True)] if columns else [[] for _ in range(len(rows))]
-
-
-def _length(args: argparse.Namespace, config: Any, processor: Any) -> int:
-    stated = (getattr(processor, "model_max_length", None), getattr(config, "max_position_embeddings", None))
-    limit = length_limit("max_seq_length", args.max_seq_length, stated)
-    return args.max_seq_length or limit or DEFAULT_LENGTH
+    return Model(model.eval().to(device), processor, length, args), task
 
 
 def _check_files(model: str, reads_images: bool) -> None:

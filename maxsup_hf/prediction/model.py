@@ -33,13 +33,18 @@ class Model(NamedTuple):
     def names(self) -> list[str]:
         return [self.model.config.id2label[k] for k in range(self.model.config.num_labels)]
 
-    def outputs(self, rows: Dataset, collate: Callable[[list[Row]], Any]) -> Iterator[Any]:
-        """The model's outputs for one batch after another."""
+    def batches(self, rows: Dataset, collate: Callable[[list[Row]], Any]) -> Iterator[dict[str, Tensor]]:
+        """The rows in batches, on the model's device."""
         size = self.args.batch_size
         for start in tqdm(range(0, len(rows), size), desc="predicting", unit="batch", disable=None):
             batch = collate([rows[i] for i in range(start, min(start + size, len(rows)))])
+            yield {name: value.to(self.model.device) for name, value in batch.items()}
+
+    def outputs(self, rows: Dataset, collate: Callable[[list[Row]], Any]) -> Iterator[Any]:
+        """The model's outputs for one batch after another."""
+        for batch in self.batches(rows, collate):
             with torch.inference_mode():
-                yield self.model(**{name: value.to(self.model.device) for name, value in batch.items()})
+                yield self.model(**batch)
 
     def logits(self, rows: Dataset, collate: Callable[[list[Row]], Any]) -> Tensor:
         """(N, K) on the CPU, in float32."""

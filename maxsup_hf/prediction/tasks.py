@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    DataCollatorForMultipleChoice,
     DataCollatorWithPadding,
 )
 
@@ -31,13 +32,12 @@ from maxsup_hf.data.choices import CHOICES_NAMES, QUESTION_NAMES, check_counts, 
 from maxsup_hf.data.columns import (
     check_strings,
     find_column,
-    is_image,
     is_list_of_strings,
     is_string,
     read_column,
     report_columns,
 )
-from maxsup_hf.data.images import as_images, is_encoded_image, to_rgb
+from maxsup_hf.data.images import as_images, holds_images, to_rgb
 from maxsup_hf.data.tags import TOKEN_NAMES
 from maxsup_hf.prediction.model import Model, Row, logits_of
 from maxsup_hf.prediction.texts import fill, go_on, rewrite
@@ -72,15 +72,8 @@ def classify_images(model: Model, rows: Dataset) -> list[Row]:
 def _images(model: Model, rows: Dataset) -> tuple[Dataset, Callable[[list[Row]], Any]]:
     """The images of the rows, and what makes a batch of them."""
     given = model.args.image_column_name
-    column = find_column(
-        rows,
-        "image_column_name",
-        given,
-        fits=lambda feature: is_image(feature) or is_encoded_image(feature),
-        names=IMAGE_NAMES,
-    )
-    folder = str(Path(model.args.test_file).absolute().parent) if model.args.test_file else None
-    images = as_images(rows, column, "image_column_name", "test", folder).select_columns(column)
+    column = find_column(rows, "image_column_name", given, fits=holds_images, names=IMAGE_NAMES)
+    images = as_images(rows, column, "image_column_name", "test", model.args.test_file).select_columns(column)
     return images, lambda batch: model.processor([to_rgb(row[column]) for row in batch], return_tensors="pt")
 
 
@@ -119,7 +112,7 @@ def choose(model: Model, rows: Dataset) -> list[Row]:
     # the collator expects labels, and the outputs do not depend on them
     columns = {"question": read_column(rows, question).to_pylist(), "choices": listed, "labels": [0] * len(rows)}
     encoded = multiple_choice.tokenize(Dataset.from_dict(columns), model.processor, model.length)
-    logits = model.logits(encoded, multiple_choice.DataCollatorForMultipleChoice(model.processor))
+    logits = model.logits(encoded, DataCollatorForMultipleChoice(model.processor))
     best = logits.softmax(-1).max(-1)
     return [
         {"prediction": listed[i][k], "index": k, "probability": probability}

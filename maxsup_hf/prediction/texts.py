@@ -6,18 +6,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-)
+from transformers import DataCollatorWithPadding
 
-from maxsup_hf.data.columns import (
-    check_strings,
-    find_column,
-    is_string,
-    read_column,
-)
+from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column
 from maxsup_hf.data.messages import shortened
 from maxsup_hf.prediction.model import Model, Row, logits_of
 from maxsup_hf.scripts import language_modeling, sequence_to_sequence
@@ -32,7 +23,7 @@ def rewrite(model: Model, rows: Dataset) -> list[Row]:
     )  # fmt: skip
     texts = [args.source_prefix + text for text in read_column(rows, source).to_pylist()]
     inputs = Dataset.from_dict(dict(model.processor(texts, truncation=True, max_length=model.length)))
-    return [{"prediction": text} for text in _generated(model, inputs, DataCollatorForSeq2Seq(model.processor))]
+    return [{"prediction": text} for text in _generated(model, inputs, DataCollatorWithPadding(model.processor))]
 
 
 def go_on(model: Model, rows: Dataset) -> list[Row]:
@@ -57,9 +48,7 @@ def _texts(model: Model, rows: Dataset) -> list[str]:
 
 def _generated(model: Model, inputs: Dataset, collate: Any, prompt: bool = False) -> list[str]:
     found: list[str] = []
-    size = model.args.batch_size
-    for start in tqdm(range(0, len(inputs), size), desc="generating", unit="batch", disable=None):
-        batch = collate([inputs[i] for i in range(start, min(start + size, len(inputs)))]).to(model.model.device)
+    for batch in model.batches(inputs, collate):
         batch.pop("token_type_ids", None)
         with torch.inference_mode():
             ids = model.model.generate(**batch, max_new_tokens=model.args.max_new_tokens, do_sample=False)

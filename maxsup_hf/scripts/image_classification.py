@@ -21,8 +21,8 @@ from transformers import (
 from maxsup_hf.data.arguments import data_flags, flag
 from maxsup_hf.data.augmentation import AUGMENTATIONS, Augmentation
 from maxsup_hf.data.builtin import digits
-from maxsup_hf.data.columns import find_column, is_image, report_columns
-from maxsup_hf.data.images import is_encoded_image, to_rgb
+from maxsup_hf.data.columns import find_column, report_columns
+from maxsup_hf.data.images import holds_images, to_rgb
 from maxsup_hf.data.labels import classification_splits, find_label_column
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.mixup import MixupCollator
@@ -108,15 +108,11 @@ def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | 
     splits = load_splits(args, digits)
     label_column = find_label_column(splits["train"], args.label_column_name)
     given, taken = args.image_column_name, [label_column]
-    column = find_column(splits["train"], "image_column_name", given, fits=_holds_images, names=IMAGE_NAMES, taken=taken)
+    column = find_column(splits["train"], "image_column_name", given, fits=holds_images, names=IMAGE_NAMES, taken=taken)
     report_columns(splits["train"], [column, label_column])
     splits = load_images(args, splits, column)
     splits, names = classification_splits(args, splits, [column], label_column, config)
     return splits, column, names
-
-
-def _holds_images(feature: Any) -> bool:
-    return is_image(feature) or is_encoded_image(feature)
 
 
 def _default_config() -> PretrainedConfig:

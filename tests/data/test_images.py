@@ -39,7 +39,7 @@ def test_paths_relative_to_the_file_that_names_them(tmp_path):
     picture(0).save(tmp_path / "data" / "photos" / "0.png")
     picture(1).save(tmp_path / "here.png")  # the folder that the test runs in
     rows = datasets.Dataset.from_dict({"image": ["photos/0.png", "here.png"], "label": [0, 1]})
-    found = as_images(rows, "image", "image_column_name", "train", folder=str(tmp_path / "data"))
+    found = as_images(rows, "image", "image_column_name", "train", file=str(tmp_path / "data" / "train.csv"))
     assert found[0]["image"].size == found[1]["image"].size == (8, 8)
 
 

@@ -46,7 +46,7 @@ class ScriptArguments(DataArguments, ModelArguments):
     """Model and data of a run. Each task derives from this class and adds its own flags."""
 
     early_stopping_patience: int | None = flag(
-        "End training after so many evaluations without a better --metric_for_best_model, and keep the best model."
+        "End training after this many evaluations without a better --metric_for_best_model, and keep the best model."
     )
     settings: dict[str, Any] = field(default_factory=dict, init=False)  # what the user set, not a flag
     dry_run: bool = flag("Read and check everything, print what would be trained, and stop; nothing is written.", False)

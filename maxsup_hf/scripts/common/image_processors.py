@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,9 +45,7 @@ def load_images(args: ImageArguments, splits: Splits, column: str) -> Splits:
     """
     loaded = {}
     for split, dataset in splits.items():
-        file = getattr(args, f"{split}_file")
-        folder = None if file is None else os.path.dirname(os.path.abspath(file))
-        loaded[split] = as_images(dataset, column, "image_column_name", split, folder)
+        loaded[split] = as_images(dataset, column, "image_column_name", split, getattr(args, f"{split}_file"))
         if not args.skip_image_check:
             check_images(loaded[split], column, "image_column_name", split)
     return loaded

@@ -12,7 +12,7 @@ from maxsup_hf.data.files import loading
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 
 
-def hub_options(args: ScriptArguments) -> dict[str, Any]:
+def hub_options(args: Any) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained` for a model, its tokenizer and its image processor."""
     return {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
 

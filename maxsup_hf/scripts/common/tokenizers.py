@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertConfig, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -161,7 +162,7 @@ def default_config(tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     )
 
 
-def max_length(args: TextArguments, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+def max_length(args: Any, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """Maximum length of a text in tokens: `--max_seq_length`, else what model and tokenizer take, else 512.
 
     Raises:
