@@ -1,23 +1,35 @@
-"""Make the data sets and the config that some experiments need: long tails, noisy labels and a small ViT."""
+"""Make the data sets and networks that some experiments need: long tails, noisy labels, a small ViT and our own networks."""
 
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, load_dataset
+from networks import write_network
 from transformers import ViTConfig
 
 from maxsup_hf.data.builtin import digits
 from maxsup_hf.metrics import long_tailed_subset
 
+# name of an experiment -> its network, see networks.py
+NETWORKS = {
+    "cifar10_resnet20": "resnet20",
+    "alphas_resnet20": "resnet20",
+    "longtail50_resnet32": "resnet32",
+    "longtail100_resnet32": "resnet32",
+    "cifar10_finetuned": "efficientnet_lite0",
+}
+
 
 def make(name: str, data: Path, folder: Path) -> None:
-    """Write the files of the experiment `longtailRATIO[fifth]`, `noisePERCENT` or `vit` to `folder`. Others need none.
+    """Write the files that an experiment needs to `folder`: data of `longtailRATIO…` and `noisePERCENT`, and networks.
 
     The most frequent class of a long tail keeps all its rows, or a fifth of them if the name ends in `fifth`.
     """
+    if name in NETWORKS:
+        write_network(NETWORKS[name], folder / "network")
     if name.startswith("longtail"):
         train = load_dataset("parquet", data_files=str(data / "cifar10" / "train.parquet"), split="train")
-        ratio = float(name.removeprefix("longtail").removesuffix("fifth"))
+        ratio = float(name.removeprefix("longtail").removesuffix("fifth").removesuffix("_resnet32"))
         rows = long_tailed_subset(train["label"], ratio, largest=1000 if name.endswith("fifth") else None)
         write(train.select(rows), folder / "train.parquet")
     elif name.startswith("noise"):

@@ -15,6 +15,7 @@ from maxsup_hf.hub.mixin import HubMixin
 from maxsup_hf.losses import Loss
 from maxsup_hf.trainer.checkpointing import CheckpointMixin
 from maxsup_hf.trainer.class_weights import weights_for_training
+from maxsup_hf.trainer.learning_rate import step_schedule
 from maxsup_hf.trainer.lm_head_patch import output_embedding
 from maxsup_hf.trainer.loss_state import load_loss, save_loss
 from maxsup_hf.trainer.one_training import OneTraining
@@ -189,6 +190,17 @@ class MaxSupMixin(TrainingStepMixin, HubMixin, CheckpointMixin):
         super().log(logs, *args, **kwargs)
 
     # ---- data ----
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The scheduler of transformers, or the one of `lr_milestones`."""
+        milestones = getattr(self.args, "lr_milestones", None)
+        if self.lr_scheduler is None and milestones:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = step_schedule(
+                optimizer or self.optimizer, milestones, self.args.lr_gamma, warmup, num_training_steps
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         mixing = self.data_collator

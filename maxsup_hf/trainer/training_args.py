@@ -12,6 +12,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from maxsup_hf.losses import Loss, create_loss, flatten, prefix_of
 from maxsup_hf.trainer.class_weights import parse_class_weights
+from maxsup_hf.trainer.learning_rate import parse_milestones
 
 
 def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -123,10 +124,21 @@ class MaxSupArgumentsMixin:
         default=False,
         metadata={"help": "Allow resume_from_checkpoint with a loss or loss_kwargs other than those of the checkpoint."},
     )
+    lr_milestones: list[float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Let the learning rate fall in steps, in place of lr_scheduler_type: after these shares of the training "
+            "(0.6,0.8) it is multiplied by lr_gamma. Warm-up is kept."
+        },
+    )
+    lr_gamma: float = field(default=0.1, metadata={"help": "Factor of the learning rate at each of lr_milestones."})
 
     def __post_init__(self) -> None:
         self.loss_kwargs = flatten(parse_loss_kwargs(self.loss_kwargs))
         self.class_weights = parse_class_weights(self.class_weights)
+        self.lr_milestones = parse_milestones(self.lr_milestones)
+        if not 0 < self.lr_gamma <= 1:
+            raise ValueError(f"lr_gamma must be in (0, 1], got {self.lr_gamma}")
         if self.class_weights is not None and self.fused_linear_loss:
             raise ValueError(
                 "class_weights are for classifiers, and fused_linear_loss is for language models: leave out one of the two"
@@ -191,6 +203,9 @@ class MaxSupTrainingArguments(MaxSupArgumentsMixin, TrainingArguments):
         fused_linear_loss: train a language model without materializing the logits of a whole batch, see
             `maxsup_hf.trainer.lm_head_patch`. Models that it does not support are rejected. Default False.
         resume_with_other_loss: allow resuming a checkpoint with another loss or other loss_kwargs. Default False.
+        lr_milestones: rising shares of the training at which the learning rate is multiplied by `lr_gamma`, in place of
+            `lr_scheduler_type`. Default `None`.
+        lr_gamma: in (0, 1]. Default 0.1.
         Everything else: see `transformers.TrainingArguments`.
 
     Example:

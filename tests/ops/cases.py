@@ -102,7 +102,7 @@ def results(name, logits, labels, kernel, **options):
     loss = create_loss(name)
     logits = logits.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     output = loss.compute(logits, labels, loss.values(0), kernel=kernel, **options)
-    total = (output.loss * torch.arange(1.0, output.loss.numel() + 1).view_as(output.loss)).sum()
+    total = (output.loss * torch.arange(1.0, output.loss.numel() + 1, device=logits.device).view_as(output.loss)).sum()
     total.backward()
     return output.loss.detach(), output.cross_entropy, logits.grad
 

@@ -1,0 +1,37 @@
+"""A learning rate that falls in steps, which the schedules of transformers do not have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def parse_milestones(value: Sequence[float] | str | None) -> list[float]:
+    """Shares of the training at which the learning rate falls.
+
+    Args:
+        value: numbers, or text such as `"0.6,0.8"` or `"[0.6, 0.8]"`; `None` for no steps.
+
+    Raises:
+        ValueError: not rising numbers between 0 and 1.
+    """
+    try:
+        found = json.loads(f"[{value.strip().strip('[]')}]") if isinstance(value, str) else list(value or [])
+        valid = all(0 < share < 1 for share in found) and sorted(set(found)) == found
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(f"lr_milestones must be rising shares of the training between 0 and 1, as 0.6,0.8, got {value!r}")
+    return found
+
+
+def step_schedule(optimizer: Any, milestones: Sequence[float], gamma: float, warmup_steps: int, steps: int) -> LambdaLR:
+    """Linear warm-up, then a factor of `gamma` at each milestone."""
+
+    def factor(step: int) -> float:
+        return min(1.0, step / max(1, warmup_steps)) * gamma ** sum(step >= share * steps for share in milestones)
+
+    return LambdaLR(optimizer, factor)
