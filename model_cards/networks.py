@@ -15,8 +15,6 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel, ViTImageProcessorPil
 from transformers.modeling_outputs import ImageClassifierOutput
 
-CIFAR_MEAN, CIFAR_STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
-
 
 class CifarResNetConfig(PretrainedConfig):
     """ResNets for 32×32 pixels (arXiv 1512.03385, section 4.2): depth = 6n + 2."""
@@ -114,13 +112,11 @@ class EfficientNetLiteForImageClassification(PreTrainedModel):
 
 
 def write_network(name: str, folder: Path) -> None:
-    """Write `resnet20`, `resnet32` (config, code and image processor) or `efficientnet_lite0` (also ImageNet weights)."""
+    """Write `resnet20` or `resnet32` (config and code), or `efficientnet_lite0` (also weights and image processor)."""
     config_class: Any = EfficientNetLiteConfig
     model_class: Any = EfficientNetLiteForImageClassification
-    mean, std, size = [127 / 255] * 3, [128 / 255] * 3, 96
     if name.startswith("resnet"):
         config_class, model_class = CifarResNetConfig, CifarResNetForImageClassification
-        mean, std, size = CIFAR_MEAN, CIFAR_STD, 32
     config_class.register_for_auto_class("AutoConfig")
     model_class.register_for_auto_class("AutoModelForImageClassification")
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
@@ -137,7 +133,9 @@ def write_network(name: str, folder: Path) -> None:
         model = model_class(config_class(num_labels=1000))
         model.load_state_dict(_imagenet_weights())
         model.save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std).save_pretrained(folder)
+        size = {"height": model.config.image_size, "width": model.config.image_size}
+        processor = ViTImageProcessorPil(size=size, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
+        processor.save_pretrained(folder)
 
 
 def _imagenet_weights() -> dict[str, Tensor]:

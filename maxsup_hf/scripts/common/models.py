@@ -62,8 +62,10 @@ def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments
                 source, config=config, dtype=args.dtype, ignore_mismatched_sizes=True, **hub_options(args), **options
             )
         else:
-            config.name_or_path = ""  # or the card would call the model fine-tuned from its config
             model = auto_class.from_config(config, trust_remote_code=args.trust_remote_code, dtype=args.dtype)
+            model.name_or_path = model.config.name_or_path = (
+                ""  # or the card would call the model fine-tuned from its config
+            )
     if args.freeze_backbone:
         _freeze_backbone(model)
     return model
