@@ -202,18 +202,18 @@ def in_one_call(
     if reduction == "none" or len(spec.parts) > 1 or spec.needs_logits:
         return None
     items = _as_float(items)
+    on_device = isinstance(items, Tensor) and logits.is_cuda and items.dim() == 0 and not items.requires_grad
     # Lists, because they are faster than generators here.
     parameters = tuple([(name, _as_float(value)) for name, value in values.items()])
-    if isinstance(items, Tensor) or any([isinstance(value, Tensor) for _, value in parameters]):
+    if (isinstance(items, Tensor) and not on_device) or any([isinstance(value, Tensor) for _, value in parameters]):
         return None
     own_formula = spec.formula.__module__.startswith("maxsup_hf.losses.")
     slopes = (_cached_slopes if own_formula else _slopes)(spec.formula, spec.arguments, parameters)
     if slopes is None:
         return None
+    divisor: Any = 0.0  # stands for the number of rows that are not ignored
     if reduction == "sum":
         divisor = 1.0
-    elif items is None:
-        divisor = 0.0  # stands for the number of rows that are not ignored
-    else:
-        divisor = items or 1.0
+    elif items is not None:
+        divisor = items if on_device else items or 1.0
     return loss_in_one_call(logits, labels, slopes, divisor, ignore_index=ignore_index)

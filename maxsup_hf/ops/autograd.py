@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from maxsup_hf.ops import backends, rows_numba
+from maxsup_hf.ops import backends
 from maxsup_hf.ops.backends import resolve
 from maxsup_hf.ops.formula import packed
 from maxsup_hf.ops.inputs import check_range
@@ -42,7 +42,12 @@ def _transformed() -> bool:
 
 
 def statistics(
-    logits: Tensor, target: Tensor, names: Sequence[str] = STATISTICS, *, ignore_index: int = -100, backend: str = "cpu"
+    logits: Tensor,
+    target: Tensor,
+    names: Sequence[str] = STATISTICS,
+    *,
+    ignore_index: int = -100,
+    backend: str | None = None,
 ) -> dict[str, Tensor]:
     """Compute differentiable statistics of each row.
 
@@ -51,12 +56,13 @@ def statistics(
         target: (N,) int64 class indices, or class probabilities of the logits' shape.
         names: which of `STATISTICS` to compute.
         ignore_index: class index of ignored rows, whose statistics are 0.
-        backend: as returned by `maxsup_hf.ops.backends.choose`.
+        backend: as returned by `maxsup_hf.ops.backends.choose`. Default: the fastest for these logits.
 
     Returns:
         name -> (N,) float32 (float64 for float64 logits). Gradients have the logits' dtype. Second derivatives, gradients
         of soft targets and torch.func transforms use the reference implementation.
     """
+    backend = backend or backends.choose("auto", logits)
     transformed = not torch.compiler.is_compiling() and _transformed()
     if backend == "reference" or target.requires_grad or transformed:
         rows = as_rows(target) if target.is_floating_point() else target
@@ -188,8 +194,23 @@ def linear_loss(
 
 
 def supports_loss(logits: Tensor, target: Tensor) -> bool:
-    """Whether `loss_in_one_call` supports these tensors, given that they are plain (see `is_plain`)."""
-    return rows_numba.supports_loss(logits, target) and backends.has_numba()
+    """Whether `loss_in_one_call` supports these tensors, given that they are plain (see `is_plain`).
+
+    Contiguous logits (N, K) and int64 class indices. Not float16, in which α/(K·N) underflows to 0 before a gradient scaler
+    can scale it.
+    """
+    return (
+        logits.dim() == 2
+        and logits.shape[0] > 0
+        and logits.shape[1] > 1
+        and (logits.dtype is torch.float32 or logits.dtype is torch.bfloat16)
+        and target.dtype is torch.int64
+        and target.shape == logits.shape[:1]
+        and logits.is_contiguous()
+        and target.is_contiguous()
+        and logits.device == target.device
+        and hasattr(backends.fastest(logits), "loss_and_grad")
+    )
 
 
 def on_cpu(x: Tensor) -> bool:
@@ -197,27 +218,29 @@ def on_cpu(x: Tensor) -> bool:
 
 
 def loss_in_one_call(
-    logits: Tensor, target: Tensor, slopes: tuple[float, ...], divisor: float, *, ignore_index: int
+    logits: Tensor, target: Tensor, slopes: tuple[float, ...], divisor: float | Tensor, *, ignore_index: int
 ) -> tuple[Tensor, Tensor] | None:
-    """`linear_loss` on the CPU with little overhead, for slopes that all rows share.
+    """`linear_loss` with little overhead, for slopes that all rows share.
 
     Args:
         slopes: eight floats, one for each of `SLOPES`.
-        divisor: divides the sums; 0 means the number of rows that are not ignored.
+        divisor: divides the sums; 0 means the number of rows that are not ignored. A 0-dim tensor only on a GPU.
 
     Returns:
-        As for `linear_loss`, or `None` if a class index is out of range.
+        As for `linear_loss`, or `None` if the backend does not support these after all: for the CPU, too many rows, or a
+        class index that is out of range.
     """
+    backend = backends.choose("auto", logits)
     gradient = torch.empty_like(logits)
-    loss, entropy, counted = rows_numba.loss_and_grad(
+    found = resolve(backend, logits).loss_and_grad(
         logits, target, slopes, gradient, ignore_index=ignore_index, divisor=divisor
     )
-    if counted < 0:
+    if found is None:
         return None
-    scale = 1 / (divisor or counted or 1)
+    loss, entropy, scale = found
     flags = {"ignore_index": ignore_index, "moments": True}
-    made = _LossWithGradient.apply(logits, target, loss, gradient, (slopes, scale), flags, "cpu")
-    return made, torch.tensor(entropy)
+    made = _LossWithGradient.apply(logits, target, loss, gradient, (slopes, scale), flags, backend)
+    return made, entropy if isinstance(entropy, Tensor) else torch.tensor(entropy)
 
 
 class _LossWithGradient(torch.autograd.Function):

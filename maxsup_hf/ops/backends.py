@@ -24,6 +24,9 @@ DEFAULT = os.environ.get("MAXSUP_HF_KERNEL", "auto")
 if DEFAULT not in KERNELS:
     raise ValueError(f"MAXSUP_HF_KERNEL must be one of {', '.join(KERNELS)}, got {DEFAULT!r}")
 
+# Found once, because torch.compile cannot trace the search.
+HAS_TRITON = find_spec("triton") is not None
+
 
 def choose(kernel: str, logits: Tensor) -> str:
     """Choose a backend for these logits.
@@ -70,17 +73,12 @@ def _why_not_triton(logits: Tensor) -> str | None:
         return "it supports float32, bfloat16 and float16, got torch.float64"
     if torch.version.hip is not None:
         return "it has not been tested on AMD GPUs"
-    return None if _has_triton() else "it needs the package triton, which is installed with torch for CUDA on Linux"
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+    return None if HAS_TRITON else "it needs the package triton, which is installed with torch for CUDA on Linux"
 
 
 def resolve(name: str, logits: Tensor) -> Any:
     """The module of a backend, or `rows_torch` if numba cannot be imported or Triton does not pass its self-test."""
-    if name == "cpu" and has_numba():
+    if name == "cpu" and logits.device.type == "cpu" and has_numba():
         return rows_numba
     if name == "triton" and _triton_agrees(logits.device):
         from maxsup_hf.ops import rows_triton  # imported late: Triton is not installed everywhere

@@ -27,7 +27,6 @@ from maxsup_hf.ops.row_stats import empty_stats
 _ONE_THREAD = 1 << 18  # elements up to which one thread is faster: waking another takes longer
 _LABELS = 1 << 14  # the most rows of `loss_and_grad`, in which every thread reads all labels
 _COLUMN_CLASSES = 2048  # with more classes, adjacent rows do not stay in cache, and long sums lose digits
-_CPU = torch.device("cpu")
 _BLOCK = 1 << 18  # elements that are copied at a time, for layouts and dtypes that need a copy
 
 
@@ -82,25 +81,9 @@ def rows_and_grad(
     return stats, index
 
 
-def supports_loss(logits: Tensor, target: Tensor) -> bool:
-    """Whether `loss_and_grad` supports these: contiguous logits of at least two classes, int64 class indices, and not too
-    many rows. Not float16, in which α/(K·N) underflows to 0 before a gradient scaler can scale it."""
-    return (
-        logits.dim() == 2
-        and 0 < logits.shape[0] <= _LABELS
-        and logits.shape[1] > 1
-        and (logits.dtype is torch.float32 or logits.dtype is torch.bfloat16)
-        and target.dtype is torch.int64
-        and target.shape == logits.shape[:1]
-        and logits.is_contiguous()
-        and target.is_contiguous()
-        and logits.device == target.device == _CPU
-    )
-
-
 def loss_and_grad(
-    logits: Tensor, target: Tensor, slopes: tuple[float, ...], out: Tensor, *, ignore_index: int, divisor: float
-) -> tuple[float, float, int]:
+    logits: Tensor, target: Tensor, slopes: tuple[float, ...], out: Tensor, *, ignore_index: int, divisor: Any
+) -> tuple[float, float, float] | None:
     """`rows_and_grad` with little overhead, for slopes that all rows share and statistics that are needed only in sum.
 
     Args:
@@ -111,22 +94,33 @@ def loss_and_grad(
         divisor: divides the slopes; 0 means the number of rows that are not ignored (or 1 if there are none).
 
     Returns:
-        Σ slope·statistic and the cross-entropy, both divided, and the number of rows that are not ignored, or −1 if a class
-        index is out of range.
+        Σ slope·statistic and the cross-entropy, both divided, and 1/divisor. `None` if a class index is out of range, or if
+        there are too many rows, in which every thread would read all labels.
     """
     rows, classes = logits.shape
+    if rows > _LABELS:
+        return None
     kernel = _loss_kernel(logits.dtype, slopes[5] != 0 or slopes[6] != 0 or slopes[7] != 0)
     arguments = logits.data_ptr(), target.data_ptr(), out.data_ptr(), rows, classes, ignore_index, divisor, *slopes
     if rows * classes <= _ONE_THREAD or rows == 1 or torch.get_num_threads() == 1:
-        return kernel(*arguments, 0, rows)
+        parts = [kernel(*arguments, 0, rows)]
+    else:
+        parts = _in_parts(kernel, arguments, rows)
+    counted = parts[0][2]
+    if counted < 0:
+        return None
+    return sum(part[0] for part in parts), sum(part[1] for part in parts), 1 / (divisor or counted or 1)
+
+
+def _in_parts(kernel: Callable[..., Any], arguments: tuple[Any, ...], rows: int) -> list[tuple[float, float, int]]:
+    """What the kernel returns for ranges of rows, in a fixed order, so that sums do not depend on timing."""
     parts: dict[int, tuple[float, float, int]] = {}
 
     def task(first: int, last: int) -> None:
         parts[first] = kernel(*arguments, first, last)
 
     _pool.share(task, rows, torch.get_num_threads())
-    found = [parts[first] for first in sorted(parts)]  # a fixed order, so that the sums do not depend on timing
-    return sum(part[0] for part in found), sum(part[1] for part in found), found[0][2]
+    return [parts[first] for first in sorted(parts)]
 
 
 def _run(

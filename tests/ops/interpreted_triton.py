@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maxsup_hf import create_loss
 from maxsup_hf.losses import get_spec
+from maxsup_hf.losses._compute import _slopes
 from maxsup_hf.ops import backends, rows_triton, self_test
 from tests.ops.cases import LOSSES, TRITON, batch, check, ignored
 from tests.ops.test_backends import (  # noqa: F401
@@ -47,6 +48,26 @@ def test_rows_that_do_not_fit_in_registers(name, two_passes):
 def test_contract_in_two_passes(two_passes):
     test_contract("triton", "rows", False)
     test_contract("triton", "rows", True)
+
+
+@pytest.mark.parametrize("divisor", [0.0, 3.0, torch.tensor(5)])
+@pytest.mark.parametrize("name", ["maxsup", "label_smoothing", "confidence_penalty"])
+def test_loss_and_gradient_in_one_call(name, divisor):
+    """Gradient, loss and cross-entropy of slopes that all rows share, with a row that is ignored, against plain torch."""
+    logits, labels = ignored([1])
+    logits = logits.float().requires_grad_()
+    loss = create_loss(name)
+    items = {} if isinstance(divisor, float) and not divisor else {"num_items_in_batch": divisor}
+    right = loss.compute(logits, labels, loss.values(0.0), kernel="plain", **items)
+    right.loss.backward()
+    parameters = tuple(loss.values(0.0).items())
+    slopes = _slopes(loss.spec.formula, loss.spec.arguments, parameters)
+    gradient = torch.empty_like(logits)
+    found = rows_triton.loss_and_grad(logits.detach(), labels, slopes, gradient, ignore_index=-100, divisor=divisor)
+    torch.testing.assert_close(found[0], right.loss.detach())
+    torch.testing.assert_close(found[1], right.cross_entropy)
+    torch.testing.assert_close(gradient, logits.grad)
+    assert found[2] == pytest.approx(1 / (float(divisor) or len(labels) - 1))
 
 
 def test_results_are_bitwise_reproducible():

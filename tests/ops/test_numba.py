@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from maxsup_hf.ops import rows_numba
+from maxsup_hf.ops import autograd, rows_numba
 from tests import HANGS
 from tests.ops.test_rows import BY, IGNORE, problem
 
@@ -46,15 +46,15 @@ def test_loss_in_one_call(divisor):
     expected, out = torch.empty_like(logits), torch.empty_like(logits)
     stats, _ = rows_numba.rows_and_grad(logits, target, slopes, expected, ignore_index=IGNORE, moments=True)
     by = {"ignore_index": IGNORE, "divisor": divisor}
-    loss, entropy, counted = rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by)
-    assert counted == 62
+    loss, entropy, scale = rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by)
+    assert scale == 1 / (divisor or 62)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(torch.tensor(loss), (slopes * stats[:, :8]).sum())
     torch.testing.assert_close(torch.tensor(entropy), stats[:, 0].sum() / (divisor or 62))
     target[3] = 10
-    assert rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by)[2] == -1
-    assert rows_numba.supports_loss(logits, target)
-    assert not rows_numba.supports_loss(logits.t(), target) and not rows_numba.supports_loss(logits.double(), target)
+    assert rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by) is None
+    assert autograd.supports_loss(logits, target)
+    assert not autograd.supports_loss(logits.t(), target) and not autograd.supports_loss(logits.double(), target)
 
 
 def test_loss_of_several_threads(two_threads):
@@ -63,14 +63,14 @@ def test_loss_of_several_threads(two_threads):
     by = {"ignore_index": IGNORE, "divisor": 0.0}
     found = {rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by) for _ in range(5)}
     assert len(found) == 1, "results must be bitwise reproducible"
-    loss, entropy, counted = found.pop()
+    loss, entropy, scale = found.pop()
     slopes = torch.tensor([SLOPES]) / len(target)
     stats, _ = rows_numba.rows_and_grad(logits, target, slopes, expected, ignore_index=IGNORE, moments=True)
     torch.testing.assert_close(out, expected)
     assert (loss, entropy) == pytest.approx(((slopes * stats[:, :8]).sum().item(), stats[:, 0].mean().item()), rel=1e-5)
-    assert counted == len(target)
+    assert scale == 1 / len(target)
     target[-1] = 1000
-    assert rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by)[2] == -1
+    assert rows_numba.loss_and_grad(logits, target, tuple(SLOPES), out, **by) is None
 
 
 def big():
