@@ -32,6 +32,7 @@ def step_schedule(optimizer: Any, milestones: Sequence[float], gamma: float, war
     """Linear warm-up, then a factor of `gamma` at each milestone."""
 
     def factor(step: int) -> float:
-        return min(1.0, step / max(1, warmup_steps)) * gamma ** sum(step >= share * steps for share in milestones)
+        warm = step / warmup_steps if step < warmup_steps else 1.0
+        return warm * gamma ** sum(step >= share * steps for share in milestones)
 
     return LambdaLR(optimizer, factor)
