@@ -40,7 +40,8 @@ def fill_hub(hub, folder):
     names = dict(enumerate(ANIMALS))
     tiny.vit(num_labels=3, id2label=names, label2id={n: i for i, n in names.items()}).save_pretrained(of_pets)
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(of_pets)
-    for name, source in (("sentence-transformers/all-MiniLM-L6-v2", of_texts), ("me/pets", of_pets)):
+    of_images = ("google/vit-base-patch16-224-in21k", "me/pets")
+    for name, source in (("sentence-transformers/all-MiniLM-L6-v2", of_texts), *((name, of_pets) for name in of_images)):
         repo = hub.repos[name] = Repo(private=False)
         hub.commit(repo, "main", "made", {path.name: path.read_bytes() for path in source.iterdir()})
     for used in (of_texts, of_pets):
