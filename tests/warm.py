@@ -2,13 +2,14 @@
 
 A server imports them once and forks for each request, so that every script or command still runs in a process of its own.
 Each line of its stdin is JSON with the words of the command, the folder, the environment and two files; the answer on stdout
-is the exit status. `run` takes the place of `subprocess.run` for `python FILE flags` and `maxsup-hf flags`.
+is the exit status. `run` takes the place of `subprocess.run` for `python FILE flags` and `maxsup-hf flags`, and of `torchrun`.
 """
 
 import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,18 +30,30 @@ def _server():
     )
 
 
-def run(*words, cwd, env=None):
-    """Run `maxsup-hf …` or a Python file with its flags; returns a `CompletedProcess` with text of stdout and stderr."""
+def run(*words, cwd, env=None, processes=1):
+    """Run `maxsup-hf …` or a Python file with its flags, in one process or in several that find each other as those of
+    `torchrun` do. Returns a `CompletedProcess` with text of stdout and stderr, and the status of a process that failed."""
     words = [str(word) for word in words]
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / name) for name in ("stdout", "stderr")]
         request = {"words": words, "cwd": str(cwd), "env": dict(os.environ) | (env or {}), "files": files}
+        request["ranks"] = _ranks(processes)
         server = _server()
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         status = int(server.stdout.readline())
         texts = [Path(file).read_text(encoding="utf-8", errors="replace") for file in files]
     return subprocess.CompletedProcess(words, status, *texts)
+
+
+def _ranks(processes):
+    """The environment of each process."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def _import_what_most_need():
@@ -56,15 +69,15 @@ def _import_what_most_need():
         getattr(transformers, name)  # imported when it is first looked at
 
 
-def _child(request):
+def _child(request, rank):
     """Never returns."""
     status = 1
     try:
         for number, file in enumerate(request["files"], 1):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         os.chdir(request["cwd"])
         os.environ.clear()
-        os.environ.update(request["env"])
+        os.environ.update(request["env"] | rank)
         import datasets
 
         if "HF_DATASETS_CACHE" in os.environ:  # read when datasets was imported
@@ -105,10 +118,13 @@ def _serve():
     _import_what_most_need()
     for line in sys.stdin:
         request = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            _child(request)
-        print(_wait(pid), flush=True)
+        started = []
+        for rank in request["ranks"]:
+            started.append(os.fork())
+            if started[-1] == 0:
+                _child(request, rank)
+        statuses = [_wait(pid) for pid in started]
+        print(next((status for status in statuses if status), 0), flush=True)
 
 
 if __name__ == "__main__":
