@@ -2,7 +2,8 @@
 
 A server imports them once and forks for each request, so that every script or command still runs in a process of its own.
 Each line of its stdin is JSON with the words of the command, the folder, the environment and two files; the answer on stdout
-is the exit status. `run` takes the place of `subprocess.run` for `python FILE flags` and `maxsup-hf flags`, and of `torchrun`.
+is the exit status. `run` takes the place of `subprocess.run` for `python FILE flags` and `maxsup-hf flags`, and of
+`torchrun`.
 """
 
 import json
