@@ -9,7 +9,6 @@ converted models load with transformers alone; those with BlurPool need `trust_r
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -32,6 +31,7 @@ from maxsup_hf.hub.blurpool_resnet import (
     is_blurred,
 )
 from maxsup_hf.hub.converted_folder import save_converted
+from maxsup_hf.hub.source_names import renamed_to_transformers
 from maxsup_hf.hub.source_weights import ENTRIES, listed, read_checkpoint, read_source
 
 __all__ = ["ARCHITECTURES", "convert", "imagenet_labels", "main", "read_checkpoint"]
@@ -46,30 +46,6 @@ VITS: dict[str, dict[str, Any]] = {
 }
 ARCHITECTURES = (*RESNETS, *VITS)
 BLUR = ".blur_filter"
-# Each line: a regular expression for the start of a source name, and its replacement in transformers. \1 is the first group;
-# {0} is the number in the first group, minus one, because torchvision counts stages and convolutions from 1.
-RESNET = r"""
-conv1\.                              resnet.embedder.embedder.convolution.
-bn1\.                                resnet.embedder.embedder.normalization.
-layer(\d)\.(\d+)\.conv(\d)\.         resnet.encoder.stages.{0}.layers.\2.layer.{2}.convolution.
-layer(\d)\.(\d+)\.bn(\d)\.           resnet.encoder.stages.{0}.layers.\2.layer.{2}.normalization.
-layer(\d)\.(\d+)\.downsample\.0\.    resnet.encoder.stages.{0}.layers.\2.shortcut.convolution.
-layer(\d)\.(\d+)\.downsample\.1\.    resnet.encoder.stages.{0}.layers.\2.shortcut.normalization.
-fc\.                                 classifier.1.
-"""
-# From timm. Its query, key and value are one matrix, which `_split_qkv` has split before these rules apply.
-DEIT = r"""
-cls_token$                           vit.embeddings.cls_token
-pos_embed$                           vit.embeddings.position_embeddings
-patch_embed\.proj\.                  vit.embeddings.patch_embeddings.projection.
-blocks\.(\d+)\.norm1\.               vit.layers.\1.layernorm_before.
-blocks\.(\d+)\.norm2\.               vit.layers.\1.layernorm_after.
-blocks\.(\d+)\.attn\.([qkv])\.       vit.layers.\1.attention.\2_proj.
-blocks\.(\d+)\.attn\.proj\.          vit.layers.\1.attention.o_proj.
-blocks\.(\d+)\.mlp\.                 vit.layers.\1.mlp.
-norm\.                               vit.layernorm.
-head\.                               classifier.
-"""
 
 
 def convert(weights: Mapping[str, Tensor], architecture: str, id2label: Mapping[int, str] | None = None) -> PreTrainedModel:
@@ -90,10 +66,10 @@ def convert(weights: Mapping[str, Tensor], architecture: str, id2label: Mapping[
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
     weights, blurred = _without_blur(weights)
-    renamed = _renamed(weights, architecture)
+    renamed = renamed_to_transformers(weights, architecture)
     model = _model(architecture, bool(blurred), _class_names(renamed, id2label))
     _check(model, renamed, architecture)
-    _check_blur(model, set(_renamed(dict.fromkeys(blurred, torch.empty(0)), architecture)))
+    _check_blur(model, set(renamed_to_transformers(dict.fromkeys(blurred, torch.empty(0)), architecture)))
     model.load_state_dict(renamed, strict=False)  # counters of batches may be missing, which only training uses
     return model.eval()
 
@@ -129,35 +105,6 @@ def _without_blur(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
         outer = name.removesuffix(".conv.weight")
         kept[f"{outer}.weight" if outer + BLUR in weights else name] = value
     return kept, blurred
-
-
-def _renamed(weights: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:
-    """The weights under their names in transformers; a name that no rule matches stays, and `_check` reports it."""
-    if architecture in VITS:
-        weights = _split_qkv(weights)
-    table = RESNET if architecture in RESNETS else DEIT
-    rules = [(pattern, replacement) for pattern, replacement in map(str.split, table.strip().splitlines())]
-    return {_rename(name, rules): value for name, value in weights.items()}
-
-
-def _rename(name: str, rules: list[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        match = re.match(pattern, name)
-        if match:
-            less_one = [str(int(group) - 1) if group.isdigit() else "" for group in match.groups()]
-            return match.expand(replacement.format(*less_one)) + name[match.end() :]
-    return name
-
-
-def _split_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    split: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        if ".attn.qkv." in name and value.dim() and len(value) % 3 == 0:
-            for part, third in zip("qkv", value.chunk(3), strict=True):
-                split[name.replace(".qkv.", f".{part}.")] = third
-        else:
-            split[name] = value
-    return split
 
 
 def _class_names(weights: Mapping[str, Tensor], id2label: Mapping[int, str] | None) -> dict[str, Any]:

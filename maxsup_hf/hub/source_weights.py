@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ ENTRIES = ("model", "state_dict", "model_state_dict", "net", "state_dict_ema", "
 # What DataParallel, Lightning modules and others put before the names. `_orig_mod.` of torch.compile may be anywhere.
 WRAPPERS = ("module.", "model.", "net.")
 SHOWN = 300  # characters of a message by torch
+ZIP_END = 22 + 65_535  # bytes in which the last record of a zip file begins
 
 
 class SourceWeights(NamedTuple):
@@ -86,7 +86,8 @@ def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _load(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(200)
-    problem = _what_it_is_instead(path, head)
+        file.seek(max(0, path.stat().st_size - ZIP_END))
+        problem = _what_it_is_instead(head, end=file.read())
     if problem:
         raise ValueError(f"{path} {problem}")
     try:
@@ -108,14 +109,14 @@ def _load(path: Path) -> Any:
         raise ValueError(f"{path} is damaged, or is not a file of torch.save or safetensors: {said}") from error
 
 
-def _what_it_is_instead(path: Path, head: bytes) -> str | None:
-    """Why a file cannot hold weights, from its first bytes."""
+def _what_it_is_instead(head: bytes, end: bytes) -> str | None:
+    """Why a file cannot hold weights, from its first and last bytes."""
     if not head:
         return "is empty: download it again"
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the weights: run `git lfs pull` in its repository, or download the file itself"
     if head.lstrip().startswith(b"<"):
         return "is an HTML or XML page, not weights: the download needs another address or a login"
-    if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+    if head.startswith(b"PK\x03\x04") and b"PK\x05\x06" not in end:  # a zip file, as torch.save writes, ends in its contents
         return "is truncated: its end is missing; download it again"
     return None
