@@ -166,13 +166,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         source = read_source(args.checkpoint, args.entry)
-        model = convert(source.tensors, args.architecture)
+        save_converted(convert(source.tensors, args.architecture), args.output, args.architecture)
     except (ValueError, OSError) as error:
         print("error:", error, file=sys.stderr)
         raise SystemExit(2) from error
     if source.others:
         print(f"converted the entry {source.entry}; for {' or '.join(source.others)}, use --entry")
-    save_converted(model, args.output, args.architecture)
     print(f"saved to {args.output}")
 
 

@@ -16,6 +16,7 @@ from maxsup_hf.losses.maxsup import CITATION
 def save_converted(model: PreTrainedModel, folder: str | Path, architecture: str) -> None:
     """Save the model, its image processor and, unless the folder has one, a README."""
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     image_processor(model, architecture).save_pretrained(folder)
     card = folder / "README.md"

@@ -249,5 +249,8 @@ def test_a_file_that_holds_no_weights_is_named_in_one_line(what, tmp_path, capsy
     assert "weights_only` set to `False`" not in found and not (tmp_path / "out").exists()
 
 
-def test_a_missing_file(tmp_path, capsys):
-    assert "No such file" in failed(capsys, str(tmp_path / "weights.pt"), "out")[0]
+def test_a_missing_file_and_an_output_that_is_a_file(tmp_path, capsys):
+    path = tmp_path / "weights.pt"
+    assert "No such file" in failed(capsys, str(path), "out")[0]
+    torch.save(random("resnet50", 5).state_dict(), path)
+    assert "File exists" in failed(capsys, str(path), str(path))[0]
