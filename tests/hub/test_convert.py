@@ -1,126 +1,172 @@
 """Conversion of random weights in the authors' layouts, compared with the source architectures written out in torch."""
 
+import argparse
+import io
 import os
 import pickle
+import re
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
-from transformers import AutoModelForImageClassification
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from maxsup_hf.hub.convert import convert, main, read_checkpoint
-
-
-class Bottleneck(nn.Module):
-    def __init__(self, inside, width, stride):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(inside, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
-        self.downsample = None
-        if stride != 1 or inside != 4 * width:
-            self.downsample = nn.Sequential(nn.Conv2d(inside, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width))
-
-    def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x)))
+from maxsup_hf.hub.convert import convert, imagenet_labels, main, read_checkpoint
+from maxsup_hf.hub.source_weights import ENTRIES
+from tests.hub.authors_networks import random
 
 
-class ResNet50(nn.Module):
-    """The names and arithmetic of torchvision."""
-
-    def __init__(self, classes=1000):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-        inside = 64
-        for i, (width, depth) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
-            blocks = [Bottleneck(inside if j == 0 else 4 * width, width, 2 if i > 1 and j == 0 else 1) for j in range(depth)]
-            setattr(self, f"layer{i}", nn.Sequential(*blocks))
-            inside = 4 * width
-        self.fc = nn.Linear(2048, classes)
-
-    def forward(self, x):
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean((2, 3)))
+def without_counters(weights):
+    return {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
 
 
-class Block(nn.Module):
-    def __init__(self, dim=384, heads=6):
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.attn = nn.ModuleDict({"qkv": nn.Linear(dim, 3 * dim), "proj": nn.Linear(dim, dim)})
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, 4 * dim), "fc2": nn.Linear(4 * dim, dim)})
-
-    def forward(self, x):
-        n, t, d = x.shape
-        q, k, v = self.attn["qkv"](self.norm1(x)).reshape(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(-1, -2) / (d // self.heads) ** 0.5).softmax(-1)
-        x = x + self.attn["proj"]((weights @ v).transpose(1, 2).reshape(n, t, d))
-        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
+def prefixed(prefix, weights):
+    return {prefix + name: value for name, value in weights.items()}
 
 
-class DeitSmall(nn.Module):
-    """The names and arithmetic of timm."""
-
-    def __init__(self, classes=1000):
-        super().__init__()
-        self.cls_token, self.pos_embed = nn.Parameter(torch.randn(1, 1, 384)), nn.Parameter(torch.randn(1, 197, 384))
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, 384, 16, 16)})
-        self.blocks = nn.Sequential(*(Block() for _ in range(12)))
-        self.norm, self.head = nn.LayerNorm(384, eps=1e-6), nn.Linear(384, classes)
-
-    def forward(self, x):
-        x = self.patch_embed["proj"](x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
-        return self.head(self.norm(self.blocks(x))[:, 0])
-
-
-SOURCES = {"resnet50": ResNet50, "deit_small": DeitSmall}
-
-
-def random(architecture, classes=1000):
-    torch.manual_seed(0)
-    model = SOURCES[architecture](classes)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2), module.weight.data.uniform_(0.2, 0.5)
-    return model.eval()
+ARGS = argparse.Namespace(model="resnet50", output_dir="out", lr=0.1, distributed=True)
+# As each of the authors' programs saves them.
+SAVED = {
+    # Deit/main.py and Conv/common_resnet/train.py; the average of the latter counts its updates
+    "args": lambda weights: {
+        "model": weights,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        "epoch": 90,
+        "model_ema": {"n_averaged": torch.tensor(7), **prefixed("module.", {k: v * 0 for k, v in weights.items()})},
+        "args": ARGS,
+    },
+    # Conv/ffcv: Lightning, compiled; online label smoothing keeps its matrix in the state
+    "lightning": lambda weights: {
+        "state_dict": {**prefixed("model._orig_mod.", weights), "criterion.supervise": torch.zeros(10, 10)},
+        "epoch": 90,
+        "hyper_parameters": {},
+    },
+    # viz/logits.py: a bare state dict of DistributedDataParallel
+    "bare": lambda weights: prefixed("module.", without_counters(weights)),
+}
 
 
-@pytest.mark.parametrize("architecture", SOURCES)
-def test_logits_are_those_of_the_source(architecture, tmp_path, capsys):
-    source = random(architecture)
-    torch.save({"model": {f"module.{k}": v for k, v in source.state_dict().items()}, "epoch": 90}, tmp_path / "weights.pt")
+@pytest.mark.parametrize(
+    "architecture, blur, saved",
+    [
+        ("resnet50", False, "args"),
+        ("deit_small", False, "args"),
+        ("resnet50", True, "lightning"),
+        ("resnet50", False, "bare"),
+    ],
+)
+def test_a_checkpoint_of_the_authors_becomes_a_pipeline(architecture, blur, saved, tmp_path, monkeypatch, capsys):
+    source = random(architecture, **({"blur": True} if blur else {}))
+    torch.save(SAVED[saved](source.state_dict()), tmp_path / "weights.pt")
     main([str(tmp_path / "weights.pt"), str(tmp_path / "out"), "--architecture", architecture])
-    assert "saved to" in capsys.readouterr().out
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    said = capsys.readouterr().out
+    assert "saved to" in said and ("for model_ema, use --entry" in said) == (saved == "args")
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out", trust_remote_code=blur).eval()
     pixels = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(model(pixels).logits, source(pixels), rtol=1e-5, atol=1e-5)
-    assert (model.config.id2label[0], model.config.id2label[999], len(model.config.id2label)) == (
-        "tench",
-        "toilet paper",
-        1000,
-    )
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    labels = model.config.id2label
+    assert (labels[0], labels[999], len(set(labels.values()))) == ("tench", "toilet paper", 1000)
+    code = ["blurpool_resnet.py"] if blur else []
+    written = ["README.md", *code, "config.json", "model.safetensors", "preprocessor_config.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
+
+    # the card's snippet, against the preparation of the authors' evaluation written out
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    photo.save(tmp_path / "photo.jpg")
+    card = (tmp_path / "out" / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("print(", "found = ("), names)
+    with torch.no_grad():
+        probability, index = source(prepared(Image.open("photo.jpg"), architecture, blur)).softmax(-1).topk(5)
+    assert [entry["label"] for entry in names["found"]] == [labels[i] for i in index[0].tolist()]
+    assert [entry["score"] for entry in names["found"]] == pytest.approx(probability[0].tolist(), rel=1e-3)
 
 
-def test_other_class_counts_and_names():
+def prepared(image, architecture, blur):
+    """Resize the shorter edge, crop the center, normalise: `Resize(256)`, or the crop of 7/8 to 256 pixels of Conv/ffcv."""
+    shorter, size = (293, 256) if blur else (256, 224)
+    width, height = image.size
+    scale = shorter / min(width, height)
+    how = Image.Resampling.BICUBIC if architecture == "deit_small" else Image.Resampling.BILINEAR
+    image = image.resize((int(width * scale), int(height * scale)), how)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    pixels = torch.from_numpy(np.array(image.crop((left, top, left + size, top + size)))).permute(2, 0, 1) / 255
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return ((pixels - mean[:, None, None]) / deviation[:, None, None])[None]
+
+
+@pytest.mark.parametrize(("architecture", "blur"), [("resnet18", False), ("resnet18", True), ("resnet101", False)])
+def test_other_architectures(architecture, blur):
+    source = random(architecture, 5, blur=blur)
+    model = convert(source.state_dict(), architecture)
+    pixels = torch.randn(1, 3, 63, 65)  # odd sizes: the borders of a strided convolution differ from side to side
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels).logits, source(pixels), rtol=1e-5, atol=1e-5)
+
+
+def test_blurpool_is_not_loaded_without_its_code(tmp_path):
+    weights = random("resnet18", 5, blur=True).state_dict()
+    convert(weights, "resnet18").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=False)
+    del weights["layer2.0.conv1.blur_filter"], weights["layer3.0.conv1.blur_filter"]
+    weights = {name.replace("layer2.0.conv1.conv.", "layer2.0.conv1."): value for name, value in weights.items()}
+    with pytest.raises(ValueError, match="unknown: layer3.0.conv1.conv.weight|unknown: .*layers.0.layer.0.convolution.conv"):
+        convert(weights, "resnet18")
+    weights = {name.replace("layer3.0.conv1.conv.", "layer3.0.conv1."): value for name, value in weights.items()}
+    with pytest.raises(ValueError, match="not blurred: .*stages.1.layers.0.layer.0.convolution.weight, .*stages.2"):
+        convert(weights, "resnet18")
+    weights["layer4.0.conv1.blur_filter"] = weights["layer4.0.conv1.blur_filter"] * 2
+    with pytest.raises(ValueError, match="layer4.0.conv1.blur_filter must be the blur"):
+        convert(weights, "resnet18")
+
+
+def test_a_readme_is_kept(tmp_path):
+    save_file(random("resnet18", 5).state_dict(), tmp_path / "weights.safetensors")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    main([str(tmp_path / "weights.safetensors"), str(tmp_path / "out"), "--architecture", "resnet18"])
+    assert (tmp_path / "out" / "README.md").read_text() == "mine"
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    photo = Image.new("L", (40, 30))  # smaller than the crop, and not in color
+    assert processor(photo, return_tensors="pt")["pixel_values"].shape == (1, 3, 224, 224)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod.", "model._orig_mod.module."])
+def test_entries_and_prefixes(entry, prefix, tmp_path):
+    torch.save({entry: prefixed(prefix, {"head.bias": torch.ones(2)}), "args": ARGS, "epoch": 3}, tmp_path / "weights.pt")
+    assert read_checkpoint(tmp_path / "weights.pt").keys() == {"head.bias"}
+
+
+def test_an_entry_by_name(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"model": {"a": torch.zeros(1)}, "model_ema": {"a": torch.ones(1)}, "epoch": 3}, path)
+    assert read_checkpoint(path)["a"] == 0 and read_checkpoint(path, "model_ema")["a"] == 1
+    with pytest.raises(ValueError, match="entry must be one with weights in .* .model, model_ema., got 'ema'"):
+        read_checkpoint(path, "ema")
+
+
+def test_class_counts_and_names():
     weights = random("deit_small", 5).state_dict()
     assert convert(weights, "deit_small").config.num_labels == 5
     assert convert(weights, "deit_small", id2label=dict(enumerate("abcde"))).config.id2label[4] == "e"
     with pytest.raises(ValueError, match="id2label must name the classes 0 to 4, got 2 names"):
         convert(weights, "deit_small", id2label={0: "a", 1: "b"})
+    assert imagenet_labels()[657] == "missile (657)"
 
 
 def test_wrong_or_partial_weights_are_listed():
     weights = random("deit_small", 5).state_dict()
-    with pytest.raises(ValueError, match="not a complete resnet50; missing: .*resnet.embedder.*; unknown: blocks.0.attn"):
+    with pytest.raises(
+        ValueError, match="not a complete resnet50; missing: .*resnet.embedder.*; unknown: blocks.0.attn"
+    ) as long:
         convert(weights, "resnet50", id2label=None)
+    assert len(str(long.value)) < 1000
     del weights["norm.bias"]
     weights["head.extra"] = torch.zeros(1)
     weights["pos_embed"] = torch.zeros(1, 50, 384)
@@ -130,13 +176,8 @@ def test_wrong_or_partial_weights_are_listed():
     )
     with pytest.raises(ValueError, match=message):
         convert(weights, "deit_small")
-    with pytest.raises(ValueError, match="architecture must be one of resnet50, deit_small, got 'vgg'"):
+    with pytest.raises(ValueError, match="architecture must be one of resnet18, .*deit_small, got 'vgg'"):
         convert(weights, "vgg")
-
-
-def test_blur_pool_is_refused():
-    with pytest.raises(ValueError, match="BlurPool convolutions .blur_filter., which no ResNet of transformers has"):
-        convert({"layer1.0.conv2.blur_filter": torch.zeros(1)}, "resnet50")
 
 
 class Code:
@@ -144,16 +185,72 @@ class Code:
         return os.system, ("touch ran",)
 
 
-def test_a_pickle_with_code_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"model": Code()}, "weights.pt")
+def failed(capsys, *words):
+    """The one line in which a conversion ends."""
     with pytest.raises(SystemExit) as stop:
-        main(["weights.pt", "out", "--architecture", "resnet50"])
-    assert stop.value.code == 2 and "loading it would run code" in capsys.readouterr().err
-    assert not (tmp_path / "ran").exists() and isinstance(stop.value.__cause__.__cause__, pickle.UnpicklingError)
+        main([*words, "--architecture", "resnet50"])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1 and len(message) < 1000
+    return message, stop.value.__cause__
 
 
-def test_a_file_without_weights_is_refused(tmp_path):
-    torch.save({"epoch": 3}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="must hold a state dict"):
-        read_checkpoint(tmp_path / "weights.pt")
+@pytest.mark.parametrize("format", [True, False])
+@pytest.mark.parametrize("where", ["model", "args"])
+def test_a_pickle_with_code_is_refused(where, format, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    content = {"model": {"a": torch.zeros(1)}, "args": ARGS} | {where: Code()}
+    torch.save(content, "weights.pt", _use_new_zipfile_serialization=format)
+    message, error = failed(capsys, "weights.pt", "out")
+    assert "(posix.system), and loading it could run code" in message or "(nt.system)" in message
+    assert not (tmp_path / "ran").exists() and isinstance(error.__cause__, pickle.UnpicklingError)
+
+
+def damaged():
+    def saved(content, **kwargs):
+        with io.BytesIO() as file:
+            torch.save(content, file, **kwargs)
+            return file.getvalue()
+
+    weights = {"model": {"a": torch.zeros(1000)}}
+    new, old = saved(weights), saved(weights, _use_new_zipfile_serialization=False)
+    flipped = bytearray(old)
+    flipped[10:60] = bytes(50)
+    many = {f"{'long' * 100}{i}": torch.zeros(1) for i in range(1000)}
+    return {
+        "empty": (b"", "is empty"),
+        "truncated": (new[: len(new) // 2], "is truncated"),
+        "truncated, of an old torch": (old[: len(old) // 2], "is damaged, or is not a file of torch.save"),
+        "a few bytes of an old torch": (old[:40], "is damaged, or is not a file of torch.save"),
+        "flipped": (bytes(flipped), "is damaged, or is not a file of torch.save"),
+        "page": (b"\n<!DOCTYPE html><html><head><title>Sign in</title>" + b"x" * 5000, "is an HTML or XML page"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a Git LFS pointer"),
+        "noise": (bytes(range(256)) * 9, "is damaged, or is not a file of torch.save"),
+        "text": (b"404: not found", "is damaged, or is not a file of torch.save"),
+        "cut safetensors": (b"\x40\0\0\0\0\0\0\0{" + b"x" * 20, "is damaged, or is not a file of torch.save"),
+        "no weights": (saved({"epoch": 3}), "must hold a state dict .* it holds the entries epoch"),
+        "a list": (saved([torch.zeros(1)]), "must hold a state dict .* it holds a list"),
+        "an empty state": (saved({"model": {}}), "must hold a state dict"),
+        "other names, long and many": (
+            saved(many),
+            "missing: .* and 264 more; unknown: .* and 997 more",
+        ),
+    }
+
+
+DAMAGED = damaged()
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_file_that_holds_no_weights_is_named_in_one_line(what, tmp_path, capsys):
+    content, message = DAMAGED[what]
+    (tmp_path / "weights.pt").write_bytes(content)
+    found, _ = failed(capsys, str(tmp_path / "weights.pt"), str(tmp_path / "out"))
+    assert re.search(message, found), found
+    assert "weights_only` set to `False`" not in found and not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_and_an_output_that_is_a_file(tmp_path, capsys):
+    path = tmp_path / "weights.pt"
+    assert "No such file" in failed(capsys, str(path), "out")[0]
+    torch.save(random("resnet50", 5).state_dict(), path)
+    assert "File exists" in failed(capsys, str(path), str(path))[0]
