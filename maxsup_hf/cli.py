@@ -118,7 +118,11 @@ def _task(name: str) -> str:
 
 
 def _train(args: argparse.Namespace) -> None:
-    import_module(f"maxsup_hf.scripts.{args.task.replace('-', '_')}").main(args.flags)
+    script = import_module(f"maxsup_hf.scripts.{args.task.replace('-', '_')}")
+    from maxsup_hf.prediction.after_training import prepare_predictions
+    from maxsup_hf.scripts.common import run
+
+    run.main(script.prepare, args.flags, predict=prepare_predictions)
 
 
 def _card(args: argparse.Namespace) -> None:

@@ -88,7 +88,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     processor = _image_processor(args, config)
     transform = partial(to_pixels, column=image_column, processor=processor)
     augmented = partial(transform, augmentation=_augmentation(args, processor))
-    splits = transform_on_reading(splits, transform, training_args, augmented)
+    rows = splits
+    splits = transform_on_reading(rows, transform, training_args, augmented)
     trainer = MaxSupTrainer(
         model,
         training_args,
@@ -101,7 +102,10 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )
     if args.log_feature_geometry:
         trainer.add_callback(FeatureGeometryCallback(trainer))
-    return run.make_job(args, trainer, splits, TASK, "handwritten digits of scikit-learn", classifies_rows=True)
+    return run.make_job(
+        args, trainer, splits, TASK, "handwritten digits of scikit-learn", classifies_rows=True,
+        rows=rows, image_column_name=image_column, label_column_name="labels",
+    )  # fmt: skip
 
 
 def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, str, list[str]]:

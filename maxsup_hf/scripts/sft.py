@@ -103,8 +103,14 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         peft_config=_adapter(args),
     )
     _report_dropped(trainer, splits["train"], training_args)
-    splits = {**splits, "test": _prepared(trainer, splits["test"])} if "test" in splits else splits
-    return run.make_job(args, trainer, splits, "text-generation", "names, dates and amounts of Unicode CLDR, en to de")
+    rows = splits
+    splits = {**rows, "test": _prepared(trainer, rows["test"])} if "test" in rows else rows
+    limit = training_args.max_length or DEFAULT_LENGTH
+    builtin = "names, dates and amounts of Unicode CLDR, en to de"
+    return run.make_job(
+        args, trainer, splits, "text-generation", builtin,
+        rows=rows, max_seq_length=limit, label_column_name="completion",
+    )  # fmt: skip
 
 
 def _report_dropped(trainer: Any, rows: Dataset, training_args: Any) -> None:
