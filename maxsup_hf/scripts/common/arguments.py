@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import logging
 import sys
@@ -97,6 +98,14 @@ ALIASES = {
 Arguments = TypeVar("Arguments", bound=ScriptArguments)
 
 
+class HelpShown(SystemExit):
+    """Ends the program after `--help_all`, and carries the parser."""
+
+    def __init__(self, parser: argparse.ArgumentParser):
+        super().__init__(0)
+        self.parser = parser
+
+
 def parse(
     arguments_class: type[Arguments],
     argv: Sequence[str] | None,
@@ -143,7 +152,7 @@ def parse(
         parser.set_defaults(eval_strategy="no")
     if "--help_all" in argv:
         parser.print_help()
-        raise SystemExit(0)
+        raise HelpShown(parser)
     if len(without_help) < len(argv):
         print(short_help(parser, [field.name for field in fields(arguments_class) if field.init]))
         raise SystemExit(0)
