@@ -38,14 +38,14 @@ def completion_script(shell: str, main: argparse.ArgumentParser, tasks: Mapping[
     commands = root.add_subparsers()
     (subparsers,) = (action for action in main._actions if isinstance(action, argparse._SubParsersAction))
     descriptions = {choice.dest: choice.help for choice in subparsers._choices_actions}
-    for name, parser in subparsers.choices.items():
+    for name, parser in {**subparsers.choices, **own}.items():
         command = commands.add_parser(name, help=descriptions[name])
         if name == "train":
             each = command.add_subparsers()
             for task, description in tasks.items():
                 _copy_flags(_task_parser(task), each.add_parser(task, help=description), tasks)
         else:
-            _copy_flags(own[name] if name in own else parser, command, tasks)
+            _copy_flags(parser, command, tasks)
     return shtab.complete(root, shell=shell)
 
 

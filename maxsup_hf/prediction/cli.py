@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers.utils.generic import is_timm_local_checkpoint
 
 from maxsup_hf.data.files import loading
 from maxsup_hf.data.messages import listed
@@ -138,7 +139,7 @@ def _check_files(model: str, reads_images: bool) -> None:
     if "adapter_config.json" in files and "config.json" not in files:
         raise ValueError("it is an adapter: merge it into its base model (peft's merge_and_unload), and predict with that")
     beginnings = ("preprocessor", "processor") if reads_images else ("tokenizer", "vocab", "spiece", "sentencepiece")
-    if not any(file.startswith(beginnings) for file in files):
+    if not any(file.startswith(beginnings) for file in files) and not is_timm_local_checkpoint(model):
         raise ValueError(f"there is no {'image processor' if reads_images else 'tokenizer'} beside it")
 
 

@@ -253,15 +253,21 @@ def _train(trainer: Any) -> bool:
             step, last = trainer.state.global_step, trainer.state.max_steps
             print(f"ended by SIGTERM after step {step} of {last}, saved: continue with --resume_from_checkpoint true")
         return False
-    if trainer.state.global_step < trainer.state.max_steps and trainer.is_world_process_zero():
-        print(
-            f"ended early, at step {trainer.state.global_step} of {trainer.state.max_steps}: the best model, with "
-            f"{trainer.args.metric_for_best_model} {trainer.state.best_metric}, is kept"
-        )
+    if trainer.is_world_process_zero():
+        _say_what_is_kept(trainer.args, trainer.state)
     trainer.save_model()
     trainer.save_state()
     save_metrics(trainer, "train", metrics, trainer.train_dataset)
     return True
+
+
+def _say_what_is_kept(args: Any, state: Any) -> None:
+    if state.global_step < state.max_steps:
+        print(f"ended early, at step {state.global_step} of {state.max_steps}")
+    if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        print(
+            f"the best model is kept, of step {state.best_global_step}: {args.metric_for_best_model} {state.best_metric:.4g}"
+        )
 
 
 class ClassificationMetrics:
