@@ -29,6 +29,21 @@ def tasks() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `maxsup-hf`; `argv` defaults to the command line."""
+    parser, train = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    if args.command is _train and args.task is None:
+        train.error(f"TASK is missing; choose one of {', '.join(tasks())}")
+    if rest and args.command not in (_analyze, _bench, _compare, _predict):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
+    args.command(args)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The parser of `maxsup-hf`, and that of its command `train`."""
     parser = argparse.ArgumentParser(prog="maxsup-hf", description="MaxSup and related losses for Hugging Face models.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('maxsup-hf')}")
     parser.set_defaults(command=None)
@@ -47,17 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     analyze.set_defaults(command=_analyze)
     bench = commands.add_parser("bench", help="measure the time and memory that losses take on this machine", add_help=False)
     bench.set_defaults(command=_bench)
-
-    args, rest = parser.parse_known_args(argv)
-    if args.command is None:
-        parser.print_help(sys.stderr)
-        raise SystemExit(2)
-    if args.command is _train and args.task is None:
-        train.error(f"TASK is missing; choose one of {', '.join(tasks())}")
-    if rest and args.command not in (_analyze, _bench, _compare, _predict):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    args.rest = rest
-    args.command(args)
+    completion = commands.add_parser("completion", help="print a script that completes commands and flags in a shell")
+    completion.add_argument("shell", choices=("bash", "zsh"), help="for which shell")
+    completion.set_defaults(command=_completion)
+    return parser, train
 
 
 def _add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -118,7 +126,11 @@ def _task(name: str) -> str:
 
 
 def _train(args: argparse.Namespace) -> None:
-    import_module(f"maxsup_hf.scripts.{args.task.replace('-', '_')}").main(args.flags)
+    script = import_module(f"maxsup_hf.scripts.{args.task.replace('-', '_')}")
+    from maxsup_hf.prediction.after_training import prepare_predictions
+    from maxsup_hf.scripts.common import run
+
+    run.main(script.prepare, args.flags, predict=prepare_predictions)
 
 
 def _card(args: argparse.Namespace) -> None:
@@ -165,6 +177,12 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _predict(args: argparse.Namespace) -> None:
     import_module("maxsup_hf.prediction.cli").main(args.rest)
+
+
+def _completion(args: argparse.Namespace) -> None:
+    from maxsup_hf.completion import completion_script
+
+    print(completion_script(args.shell, _parser()[0], tasks()))
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """The command line as users type it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -125,13 +126,46 @@ def test_installed_command(task, tmp_path):
     # one task by the program that pip installs, the others faster
     result = (command if task == "text-classification" else warm_command)(
         BIN / "maxsup-hf", "train", task, "--max_steps", "3", "--max_eval_samples", "50", "--loss_kwargs", "alpha=0.2",
-        cwd=tmp_path,
+        *(["--disable_tqdm", "false"] if task == "text-classification" else []), cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == f"saved to outputs/{task}"
-    assert "3/3" in result.stderr, "no progress bar"
+    assert ("3/3" in result.stderr) == ("%|" in result.stderr) == (task == "text-classification"), "bars go to terminals"
+    assert result.stdout.count("eval loss ") == 1 and "{'" not in result.stdout
     saved = {path.name for path in (tmp_path / "outputs" / task).iterdir()}
     assert {"all_results.json", "config.json", "model.safetensors", "README.md", "trainer_state.json"} <= saved
+
+
+COMPLETE = """
+source ./completion
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+$(complete -p maxsup-hf | sed 's/.*-F \\([^ ]*\\) .*/\\1/') 2> /dev/null  # compopt complains outside of a completion
+echo "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_flags_and_values(tmp_path, capsys):
+    cli.main(["completion", "bash"])
+    (tmp_path / "completion").write_text(capsys.readouterr().out)
+
+    def complete(*words):
+        return command("bash", "-c", COMPLETE, "bash", "maxsup-hf", *words, cwd=tmp_path).stdout.split()
+
+    assert {"train", "compare", "predict", "completion"} <= set(complete(""))
+    assert complete("train", "text-c") == ["text-classification"]
+    found = complete("train", "text-classification", "--lo")
+    assert {"--loss", "--loss_kwargs", "--log_level"} <= set(found) and "--loss-kwargs" not in found
+    assert complete("train", "image-classification", "--loss", "logit_p") == ["logit_penalty"]
+    assert complete("train", "sft", "--dry_run", "t") == ["true"]
+    assert complete("compare", "multiple-choice", "--see") == ["--seeds"]
+    assert complete("predict", "outputs", "--output_f") == ["--output_file"]
+
+
+def test_zsh_completion_names_every_flag(capsys):
+    cli.main(["completion", "zsh"])
+    script = capsys.readouterr().out
+    assert script.startswith("#compdef maxsup-hf") and "--loss_kwargs[" in script and "text-classification:" in script
 
 
 def test_bad_input_is_one_line_of_error_and_status_2(tmp_path):

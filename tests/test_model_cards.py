@@ -18,7 +18,7 @@ from maxsup_hf.comparison import cli as compare_cli
 from maxsup_hf.comparison.statistics import best, differences, stands_out
 from maxsup_hf.comparison.tables import main_metrics
 from maxsup_hf.hub.card import write_card
-from maxsup_hf.scripts.common.arguments import in_use
+from maxsup_hf.scripts.common.output_dir import in_use
 from tests import HANGS
 from tests.hub.conftest import hub, hub_environment  # noqa: F401
 

@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from maxsup_hf.analysis.classes import match_classes
 from maxsup_hf.analysis.data import load_data
 from maxsup_hf.analysis.models import load_model, model_inputs, training_record
-from maxsup_hf.scripts.common.arguments import first_free, in_use
+from maxsup_hf.scripts.common.output_dir import first_free, in_use
 
 
 def parser() -> argparse.ArgumentParser:

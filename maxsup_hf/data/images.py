@@ -10,7 +10,7 @@ from typing import Any
 
 import PIL.Image
 from datasets import Dataset, Image, Value
-from tqdm.auto import tqdm
+from datasets.utils import tqdm
 
 from maxsup_hf.data.columns import check_column, check_not_missing, check_type, is_image, is_string, read_column
 from maxsup_hf.data.messages import listed
@@ -67,9 +67,7 @@ def check_images(dataset: Dataset, column: str, argument: str, split: str) -> No
     """
     undecoded = dataset.cast_column(column, Image(decode=False)).select_columns(column)
     problems = []
-    starts = tqdm(
-        range(0, len(dataset), AT_ONCE), desc=f"checking the images of the {split} data", unit=f"×{AT_ONCE}", disable=None
-    )
+    starts = tqdm(range(0, len(dataset), AT_ONCE), desc=f"checking the images of the {split} data", unit=f"×{AT_ONCE}")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in starts:
             cells = undecoded[start : start + AT_ONCE][column]

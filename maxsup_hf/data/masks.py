@@ -71,6 +71,11 @@ def check_masks(splits: Splits, image_column: str, mask_column: str, names: list
         split: [_largest_value(dataset, row, image_column, mask_column, split, ignore_index) for row in range(len(dataset))]
         for split, dataset in splits.items()
     }
+    if max(largest["train"]) < 0:
+        raise ValueError(
+            f"label_column_name: all pixels of the training masks are {ignore_index}, which is ignored: there is nothing to "
+            "train; correct the masks"
+        )
     classes = len(names) or max(largest["train"]) + 1
     if not 2 <= classes <= ignore_index:
         raise ValueError(
@@ -89,7 +94,7 @@ def check_masks(splits: Splits, image_column: str, mask_column: str, names: list
 
 
 def _largest_value(dataset: Dataset, row: int, image_column: str, mask_column: str, split: str, ignore_index: int) -> int:
-    """The largest class in a mask, after a check that it fits its image."""
+    """The largest class in a mask, -1 if it has none, after a check that it fits its image."""
     where = f"row {row} of the {split} data"
     with loading("image_column_name", f"{image_column}, {where}"):
         image = dataset.select_columns(image_column)[row][image_column]
@@ -101,7 +106,7 @@ def _largest_value(dataset: Dataset, row: int, image_column: str, mask_column: s
             f"label_column_name: the mask in {where} is {width}x{height} pixels, its image {image.size[0]}x{image.size[1]}; "
             "they must have the same size"
         )
-    return int(mask[mask != ignore_index].max(initial=0))
+    return int(mask[mask != ignore_index].max(initial=-1))
 
 
 def to_array(mask: Any) -> NDArray[np.integer]:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers.utils.generic import is_timm_local_checkpoint
 
 from maxsup_hf.data.files import loading
 from maxsup_hf.data.messages import listed
@@ -85,10 +87,20 @@ def _predict(args: argparse.Namespace) -> None:
     model, task = _load(args)
     if args.test_dir and not TASKS[task].reads_images:
         raise ValueError(f"test_dir holds images, and the model is for {task}; give its rows as --test_file")
+    write_predictions(model, task, rows, known_labels(rows, args.label_column_name))
+
+
+def write_predictions(model: Model, task: str, rows: Dataset, labels: Sequence[Any] | None) -> None:
+    """Predict rows, write them to the output file beside their labels, and print the accuracy of a classifier.
+
+    Args:
+        task: one of `TASKS`.
+        labels: of the rows, names or indices of classes; `None` if they are not known.
+    """
+    args = model.args
     found = TASKS[task].predict(model, rows)
     if "id" in rows.column_names:  # what rows are known by
         found = [{"id": name, **row} for name, row in zip(rows["id"], found, strict=True)]
-    labels = known_labels(rows, args.label_column_name)
     if labels is not None:
         found = [{**row, "label": label} for row, label in zip(found, labels, strict=True)]
     write_rows(args.output_file, found)
@@ -127,7 +139,7 @@ def _check_files(model: str, reads_images: bool) -> None:
     if "adapter_config.json" in files and "config.json" not in files:
         raise ValueError("it is an adapter: merge it into its base model (peft's merge_and_unload), and predict with that")
     beginnings = ("preprocessor", "processor") if reads_images else ("tokenizer", "vocab", "spiece", "sentencepiece")
-    if not any(file.startswith(beginnings) for file in files):
+    if not any(file.startswith(beginnings) for file in files) and not is_timm_local_checkpoint(model):
         raise ValueError(f"there is no {'image processor' if reads_images else 'tokenizer'} beside it")
 
 

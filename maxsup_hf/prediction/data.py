@@ -98,7 +98,7 @@ def write_rows(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
                 writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
 
 
-def check_output(path: str, overwrite: bool = True) -> str:
+def check_output(path: str, overwrite: bool = True, argument: str = "output_file") -> str:
     """The extension of an output file.
 
     Raises:
@@ -108,11 +108,11 @@ def check_output(path: str, overwrite: bool = True) -> str:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
-        raise ValueError(f"output_file: {path!r} must end in one of {', '.join(FORMATS)}")
+        raise ValueError(f"{argument}: {path!r} must end in one of {', '.join(FORMATS)}")
     if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"output_file: the folder of {path!r} does not exist")
+        raise FileNotFoundError(f"{argument}: the folder of {path!r} does not exist")
     if not overwrite and Path(path).exists():
-        raise FileExistsError(f"output_file: {path!r} exists; name another file, or give --overwrite")
+        raise FileExistsError(f"{argument}: {path!r} exists; name another file, or give --overwrite")
     return suffix
 
 

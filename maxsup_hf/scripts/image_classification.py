@@ -28,7 +28,13 @@ from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.mixup import MixupCollator
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
-from maxsup_hf.scripts.common.image_processors import ImageArguments, load_images, named_processor, transform_on_reading
+from maxsup_hf.scripts.common.image_processors import (
+    ImageArguments,
+    load_images,
+    named_processor,
+    normalization,
+    transform_on_reading,
+)
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
 from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from maxsup_hf.trainer.trainer import MaxSupTrainer
@@ -83,12 +89,16 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         raise ValueError(
             f"config_name: the model must take 3 channels (RGB), got num_channels={config.num_channels}; set it to 3"
         )
+    stored = getattr(config, "pretrained_cfg", None)
+    if stored is not None and args.image_size is not None:  # timm's image processor is saved in the config of the model
+        stored["input_size"] = [3, args.image_size, args.image_size]
     collator = _collator(args, len(names))
     model = build_model(AutoModelForImageClassification, config, args, training_args.seed)
     processor = _image_processor(args, config)
     transform = partial(to_pixels, column=image_column, processor=processor)
     augmented = partial(transform, augmentation=_augmentation(args, processor))
-    splits = transform_on_reading(splits, transform, training_args, augmented)
+    rows = splits
+    splits = transform_on_reading(rows, transform, training_args, augmented)
     trainer = MaxSupTrainer(
         model,
         training_args,
@@ -101,7 +111,10 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )
     if args.log_feature_geometry:
         trainer.add_callback(FeatureGeometryCallback(trainer))
-    return run.make_job(args, trainer, splits, TASK, "handwritten digits of scikit-learn", classifies_rows=True)
+    return run.make_job(
+        args, trainer, splits, TASK, "handwritten digits of scikit-learn", classifies_rows=True,
+        rows=rows, image_column_name=image_column, label_column_name="labels",
+    )  # fmt: skip
 
 
 def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, str, list[str]]:
@@ -125,16 +138,15 @@ def _image_processor(args: ImageClassificationArguments, config: PretrainedConfi
     processor, _ = named_processor(args)
     if processor is not None:
         return processor
-    size = args.image_size or getattr(config, "image_size", None) or DEFAULT_SIZE
+    of_timm = getattr(config, "pretrained_cfg", {}).get("input_size", [])[-2:]
+    size = args.image_size or getattr(config, "image_size", None) or of_timm or DEFAULT_SIZE
     height, width = (size, size) if isinstance(size, int) else size
     return ViTImageProcessorPil(size={"height": height, "width": width})  # the one that does not need torchvision
 
 
 def _augmentation(args: ImageClassificationArguments, processor: Any) -> Augmentation:
     name = args.augmentation or ("crop_flip" if data_flags(args) else "none")
-    normalizes = getattr(processor, "do_normalize", False)
-    mean, std = (getattr(processor, key, None) if normalizes else None for key in ("image_mean", "image_std"))
-    return Augmentation(name, mean, std, args.random_erasing)
+    return Augmentation(name, *normalization(processor), args.random_erasing)
 
 
 def to_pixels(

@@ -96,10 +96,13 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         tokenizer = build(args, config, read_texts(splits["train"], [column]), vocabulary_size=VOCABULARY_SIZE)
         block = _block_size(args, config, tokenizer)
         config = config or (default_config(tokenizer) if args.mlm else default_llama(tokenizer, block))
-        splits = {split: _pack(dataset, column, tokenizer, block, split) for split, dataset in splits.items()}
+        rows = splits
+        splits = {split: _pack(dataset, column, tokenizer, block, split) for split, dataset in rows.items()}
         splits = limit_rows(_hold_out_the_end(splits, args.train_val_split), args)
         if args.mlm:
             splits = {split: data if split == "train" else _mask(data, tokenizer, args) for split, data in splits.items()}
+    if training_args.do_predict and args.mlm and "test" in rows:
+        _check_masks(rows["test"], column, tokenizer)
     model = build_model(AutoModelForMaskedLM if args.mlm else AutoModelForCausalLM, config, args, training_args.seed)
     trainer = LanguageModelTrainer(
         model,
@@ -110,7 +113,10 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         data_collator=_masking_collator(tokenizer, args) if args.mlm else causal_collator,
     )
     task = "fill-mask" if args.mlm else "text-generation"
-    return run.make_job(args, trainer, splits, task, "reference of the Python language")
+    return run.make_job(
+        args, trainer, splits, task, "reference of the Python language",
+        rows=rows, text_column_name=column, max_seq_length=block,
+    )  # fmt: skip
 
 
 class LanguageModelTrainer(PerplexityMixin, MaxSupTrainer):
@@ -153,8 +159,21 @@ def _pack(dataset: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, blo
             f"block_size: the {split} data has {len(tokens)} tokens, too few for one block of {block}; lower --block_size "
             "or add text"
         )
+    left = len(tokens) - count * block
+    logger.info("%s data: %d tokens in %d blocks of %d; the last %d are left out", split, len(tokens), count, block, left)
     blocks = pa.FixedSizeListArray.from_arrays(pa.array(tokens[: count * block]), block)
     return Dataset(pa.table({"input_ids": blocks.cast(pa.list_(pa.int32()))}))
+
+
+def _check_masks(rows: Dataset, column: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError if there is nothing to predict in a text, for `--do_predict`."""
+    mask = tokenizer.mask_token
+    row = next((i for i, text in enumerate(rows[column]) if mask not in text), None)
+    if row is not None:
+        raise ValueError(
+            f"do_predict: with --mlm the tokens at each {mask} of the test texts are predicted, and row {row} has none; put "
+            f"{mask} into the texts, or leave do_predict out"
+        )
 
 
 def _hold_out_the_end(splits: Splits, share: float) -> Splits:

@@ -22,7 +22,7 @@ from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config
-from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
+from maxsup_hf.scripts.common.tokenizers import TextArguments, report_cut, set_up_text_task, with_cut
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 TASK = "multiple-choice"
@@ -57,7 +57,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         splits = _load_choices(args)
         texts = read_texts(splits["train"], ["question", "choices"])
         tokenizer, config, length = set_up_text_task(args, config, texts)
-        splits = {split: tokenize(dataset, tokenizer, length) for split, dataset in splits.items()}
+        rows = splits
+        splits = {split: tokenize(dataset, tokenizer, length, split) for split, dataset in rows.items()}
     model = build_model(AutoModelForMultipleChoice, config, args, training_args.seed)
     trainer = MaxSupTrainer(
         model,
@@ -69,7 +70,11 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=run.classification_metrics,
         preprocess_logits_for_metrics=run.only_logits,
     )
-    return run.make_job(args, trainer, splits, TASK, "choices of names in 20 languages, Unicode CLDR")
+    return run.make_job(
+        args, trainer, splits, TASK, "choices of names in 20 languages, Unicode CLDR",
+        rows=rows, question_column_name="question", choices_column_name="choices", label_column_name="labels",
+        max_seq_length=length,
+    )  # fmt: skip
 
 
 def _load_choices(args: MultipleChoiceArguments) -> Splits:
@@ -83,17 +88,18 @@ def _load_choices(args: MultipleChoiceArguments) -> Splits:
     return hold_out_and_limit(check_choices(splits, *columns), args, "labels")
 
 
-def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, split: str = "test") -> Dataset:
     """For each row, C lists of token ids: the question with each choice. If a pair is too long, its longer text is cut."""
     count = len(dataset[0]["choices"])
 
     def encode(batch: dict[str, list[Any]]) -> Any:
         questions = [question for question in batch["question"] for _ in range(count)]
         choices = [choice for row in batch["choices"] for choice in row]
-        encoded = tokenizer(questions, choices, truncation="longest_first", max_length=length)
+        encoded = with_cut(tokenizer(questions, choices, truncation="longest_first", max_length=length), length)
         return {name: [values[i : i + count] for i in range(0, len(values), count)] for name, values in encoded.items()}
 
-    return dataset.map(encode, batched=True, remove_columns=["question", "choices"], desc="tokenizing")
+    tokenized = dataset.map(encode, batched=True, remove_columns=["question", "choices"], desc="tokenizing")
+    return report_cut(tokenized, length, split)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,6 +5,8 @@ Without arguments: a tiny transformer that finds the name of the right kind in a
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +27,8 @@ from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config
 from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
 from maxsup_hf.trainer.trainer import MaxSupTrainer
+
+logger = logging.getLogger(__name__)
 
 TASK = "question-answering"
 BUILTIN = {**recipes.BUILTIN, "per_device_train_batch_size": 16}
@@ -86,7 +90,9 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         tokenizer, config, length = set_up_text_task(args, config, texts, offsets=True)
         tokenizer.padding_side = "right"  # answers are positions, which padding on the left would shift
         stride = length // 4 if args.doc_stride is None else args.doc_stride
-        splits = {split: cut_into_windows(dataset, tokenizer, length, stride, split) for split, dataset in splits.items()}
+        rows = splits
+        splits = {split: cut_into_windows(dataset, tokenizer, length, stride, split) for split, dataset in rows.items()}
+        _report_windows(rows, splits, length)
     config.num_labels = 2  # start and end
     model = build_model(AutoModelForQuestionAnswering, config, args, training_args.seed)
     trainer = AnswerTrainer(
@@ -99,7 +105,11 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         preprocess_logits_for_metrics=_both_ends,
     )
     trainer.may_be_none = may_be_none
-    return run.make_job(args, trainer, splits, TASK, "questions about names in 20 languages, Unicode CLDR")
+    return run.make_job(
+        args, trainer, splits, TASK, "questions about names in 20 languages, Unicode CLDR",
+        rows=rows, question_column_name="question", context_column_name="context", label_column_name="texts",
+        max_seq_length=length, allow_no_answer=may_be_none,
+    )  # fmt: skip
 
 
 def _load_questions(args: QuestionAnsweringArguments) -> Splits:
@@ -116,6 +126,15 @@ def _load_questions(args: QuestionAnsweringArguments) -> Splits:
     report_columns(train, [question, context, answers])
     splits = {split: check_answers(dataset, question, context, answers, split) for split, dataset in splits.items()}
     return limit_rows(hold_out_groups(splits, args.train_val_split, "context"), args)
+
+
+def _report_windows(rows: Splits, windows: Splits, length: int) -> None:
+    for split, dataset in rows.items():
+        longer = len(dataset) - sum(count == 1 for count in Counter(windows[split]["row"]).values())
+        logger.info(
+            "%s data: %d of %d contexts (%.1f%%) are longer than max_seq_length=%d tokens and are cut into windows",
+            split, longer, len(dataset), 100 * longer / len(dataset), length,
+        )  # fmt: skip
 
 
 def metrics(prediction: EvalPrediction, dataset: Dataset, may_be_none: bool) -> dict[str, float]:

@@ -90,7 +90,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     model = build_model(AutoModelForSemanticSegmentation, config, args, training_args.seed)
     processor = _image_processor(args)
     transform = partial(_to_pixels, columns=columns, processor=processor)
-    splits = transform_on_reading(splits, transform, training_args)
+    rows = splits
+    splits = transform_on_reading(rows, transform, training_args)
     training_args.batch_eval_metrics = True  # the predictions for a whole data set would fill the memory
     trainer = MaxSupTrainer(
         model,
@@ -102,7 +103,10 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=SegmentationMetrics(len(names), ignore_index),
         preprocess_logits_for_metrics=predicted_classes,
     )
-    return run.make_job(args, trainer, splits, "image-segmentation", "scenes of scikit-learn's digits")
+    return run.make_job(
+        args, trainer, splits, "image-segmentation", "scenes of scikit-learn's digits",
+        rows=rows, image_column_name=columns[0],
+    )  # fmt: skip
 
 
 # ---- data ----

@@ -33,7 +33,7 @@ from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.lm_tokenizers import build_generator_tokenizer
 from maxsup_hf.scripts.common.models import build_model, load_config
-from maxsup_hf.scripts.common.tokenizers import TextArguments, max_length
+from maxsup_hf.scripts.common.tokenizers import TextArguments, max_length, report_cut, with_cut
 from maxsup_hf.trainer.trainer import MaxSupSeq2SeqTrainer
 from maxsup_hf.trainer.training_args import MaxSupSeq2SeqTrainingArguments
 
@@ -43,6 +43,7 @@ TASK = "sequence-to-sequence"
 SOURCE_NAMES = ("source", "src", "document", "article", "dialogue", "input", "text")
 TARGET_NAMES = ("target", "tgt", "summary", "highlights", "abstract", "output")
 
+CUT_TARGET = "target_is_cut"
 VOCABULARY_SIZE = 1_000  # of the default model: rare names are spelled out
 
 GENERATE = {"predict_with_generate": True}
@@ -87,7 +88,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         tokenizer = build_generator_tokenizer(args, config, texts, vocabulary_size=VOCABULARY_SIZE, ends=True)
         config = config or _default_config(tokenizer)
         length = max_length(args, config, tokenizer)
-        splits = {split: _tokenize(dataset, columns, tokenizer, args, length) for split, dataset in splits.items()}
+        rows = splits
+        splits = {split: _tokenize(dataset, columns, tokenizer, args, length, split) for split, dataset in rows.items()}
     model = build_model(AutoModelForSeq2SeqLM, config, args, training_args.seed)
     if training_args.generation_max_length is None:
         training_args.generation_max_length = args.max_target_length + 1  # the decoder's start token counts
@@ -101,7 +103,12 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=_text_metrics(tokenizer) if training_args.predict_with_generate else None,
     )
     builtin = "names, dates and amounts of Unicode CLDR, en to de"
-    return run.make_job(args, trainer, splits, "text2text-generation", builtin)
+    source, target = columns
+    return run.make_job(
+        args, trainer, splits, "text2text-generation", builtin,
+        rows=rows, source_column_name=source, label_column_name=target, source_prefix=args.source_prefix,
+        max_seq_length=length, max_new_tokens=args.max_target_length,
+    )  # fmt: skip
 
 
 # ---- data ----
@@ -145,6 +152,7 @@ def _tokenize(
     tokenizer: PreTrainedTokenizerBase,
     args: SequenceToSequenceArguments,
     length: int,
+    split: str,
 ) -> Dataset:
     """Replace the sources by token ids, and the targets by labels. Padding is left to the collator."""
     source, target = columns
@@ -152,9 +160,12 @@ def _tokenize(
     def encode(batch: dict[str, list[str]]) -> Any:
         encoded = tokenizer([args.source_prefix + text for text in batch[source]], truncation=True, max_length=length)
         targets = tokenizer(text_target=batch[target], truncation=True, max_length=args.max_target_length)
-        return {**encoded, "labels": targets["input_ids"]}
+        cut = with_cut(targets, args.max_target_length, CUT_TARGET)
+        return {**with_cut(encoded, length), "labels": targets["input_ids"], CUT_TARGET: cut[CUT_TARGET]}
 
-    return dataset.map(encode, batched=True, remove_columns=list(columns), desc="tokenizing")
+    tokenized = dataset.map(encode, batched=True, remove_columns=list(columns), desc="tokenizing")
+    tokenized = report_cut(tokenized, args.max_target_length, split, "targets", "max_target_length", CUT_TARGET)
+    return report_cut(tokenized, length, split, "sources")
 
 
 # ---- model and metrics ----

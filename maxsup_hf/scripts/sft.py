@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import translated_phrases
+from maxsup_hf.data.columns import is_string
 from maxsup_hf.data.conversations import as_conversations
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
@@ -102,19 +103,50 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         processing_class=tokenizer,
         peft_config=_adapter(args),
     )
-    _report_dropped(trainer, splits["train"], training_args)
+    _report_length(trainer, splits["train"], training_args)
+    rows = {"test": _as_chats(splits["test"])} if "test" in splits else {}
     splits = {**splits, "test": _prepared(trainer, splits["test"])} if "test" in splits else splits
-    return run.make_job(args, trainer, splits, "text-generation", "names, dates and amounts of Unicode CLDR, en to de")
+    limit = training_args.max_length or DEFAULT_LENGTH
+    builtin = "names, dates and amounts of Unicode CLDR, en to de"
+    return run.make_job(
+        args, trainer, splits, "text-generation", builtin,
+        rows=rows, max_seq_length=limit, label_column_name="completion",
+    )  # fmt: skip
 
 
-def _report_dropped(trainer: Any, rows: Dataset, training_args: Any) -> None:
-    """Say how many rows TRL left out because nothing of them is trained within `max_length` tokens."""
+def _report_length(trainer: Any, rows: Dataset, training_args: Any) -> None:
+    """Say how many rows TRL cut to `max_length` tokens, and how many it left out because nothing of them is trained then.
+
+    Raises:
+        ValueError: it left out all of them.
+    """
     dropped = len(rows) - len(trainer.train_dataset)
-    if dropped > 0 and not training_args.packing:
+    if len(trainer.train_dataset) == 0:
+        raise ValueError(
+            f"max_length: no training row has anything to train within {training_args.max_length} tokens; raise max_length"
+        )
+    length = training_args.max_length
+    if length is None or training_args.packing:
+        return
+    if dropped > 0:
         logger.warning(
-            "%d of the %d training rows are not used: within max_length=%s tokens they have nothing to train",
-            dropped, len(rows), training_args.max_length,
+            "%d of the %d training rows are not used: within max_length=%d tokens they have nothing to train",
+            dropped, len(rows), length,
         )  # fmt: skip
+    full = sum(len(ids) == length for ids in trainer.train_dataset["input_ids"])
+    logger.log(
+        logging.WARNING if full else logging.INFO,
+        "train data: %d of %d rows (%.1f%%) reach max_length=%d tokens; what is longer is cut",
+        full, len(rows), 100 * full / len(rows), length,
+    )  # fmt: skip
+
+
+def _as_chats(rows: Dataset) -> Dataset:
+    """Rows whose prompts and completions are lists of turns, as `messages`, which predicting reads."""
+    if "prompt" not in rows.column_names or is_string(rows.features["prompt"]):
+        return rows
+    turns = zip(rows["prompt"], rows["completion"], strict=True)
+    return Dataset.from_dict({"messages": [prompt + completion for prompt, completion in turns]})
 
 
 def _load_conversations(args: SFTArguments) -> Splits:

@@ -26,7 +26,7 @@ from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
-from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
+from maxsup_hf.scripts.common.tokenizers import TextArguments, report_cut, set_up_text_task, with_cut
 from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
@@ -74,7 +74,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, columns, names = _load_texts(args, config)
         tokenizer, config, length = set_up_text_task(args, config, read_texts(splits["train"], columns))
-        splits = {split: tokenize(dataset, columns, tokenizer, length) for split, dataset in splits.items()}
+        rows = splits
+        splits = {split: tokenize(dataset, columns, tokenizer, length, split) for split, dataset in rows.items()}
     config = set_classes(config, names)
     model = build_model(AutoModelForSequenceClassification, config, args, training_args.seed)
     trainer = MaxSupTrainer(
@@ -89,7 +90,10 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )
     if args.log_feature_geometry:
         trainer.add_callback(FeatureGeometryCallback(trainer))
-    return run.make_job(args, trainer, splits, TASK, "names in 20 languages from Unicode CLDR", classifies_rows=True)
+    return run.make_job(
+        args, trainer, splits, TASK, "names in 20 languages from Unicode CLDR", classifies_rows=True,
+        rows=rows, text_column_name=",".join(columns), label_column_name="labels", max_seq_length=length,
+    )  # fmt: skip
 
 
 def _load_texts(args: TextClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str], list[str]]:
@@ -126,13 +130,15 @@ def _find_pair(train: Dataset, label_column: str) -> list[str] | None:
     return next(([texts[a], texts[b]] for a, b in PAIRS if a in texts and b in texts), None)
 
 
-def tokenize(dataset: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+def tokenize(
+    dataset: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, split: str = "test"
+) -> Dataset:
     """Replace the texts by token ids. Padding is left to the collator, which pads to the longest text of a batch."""
 
     def encode(batch: dict[str, list[str]]) -> Any:
-        return tokenizer(*(batch[column] for column in columns), truncation=True, max_length=length)
+        return with_cut(tokenizer(*(batch[column] for column in columns), truncation=True, max_length=length), length)
 
-    return dataset.map(encode, batched=True, remove_columns=list(columns), desc="tokenizing")
+    return report_cut(dataset.map(encode, batched=True, remove_columns=list(columns), desc="tokenizing"), length, split)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -35,7 +35,7 @@ from maxsup_hf.metrics import entity_f1, is_bio
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
-from maxsup_hf.scripts.common.tokenizers import TextArguments, set_up_text_task
+from maxsup_hf.scripts.common.tokenizers import TextArguments, report_cut, set_up_text_task, with_cut
 from maxsup_hf.trainer.trainer import MaxSupTrainer
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         splits, names = _load_sentences(args, config)
         texts = (" ".join(words) for words in read_column(splits["train"], "tokens").to_pylist())
         tokenizer, config, length = set_up_text_task(args, config, texts, offsets=True)
-        splits = {split: _tokenize(dataset, tokenizer, length, split) for split, dataset in splits.items()}
+        rows = splits
+        splits = {split: _tokenize(dataset, tokenizer, length, split) for split, dataset in rows.items()}
     config = set_classes(config, names)
     model = build_model(AutoModelForTokenClassification, config, args, training_args.seed)
     trainer = MaxSupTrainer(
@@ -78,7 +79,10 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         compute_metrics=partial(metrics, names=names),
         preprocess_logits_for_metrics=run.only_logits,
     )
-    return run.make_job(args, trainer, splits, TASK, "tagged names in 20 languages from Unicode CLDR")
+    return run.make_job(
+        args, trainer, splits, TASK, "tagged names in 20 languages from Unicode CLDR",
+        rows=rows, tokens_column_name="tokens", label_column_name="labels", max_seq_length=length,
+    )  # fmt: skip
 
 
 def _load_sentences(args: TokenClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str]]:
@@ -96,9 +100,9 @@ def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
     def encode(batch: dict[str, list[Any]]) -> Any:
         encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=length)
         encoded["labels"] = [_align(tags, encoded.word_ids(i)) for i, tags in enumerate(batch["labels"])]
-        return encoded
+        return with_cut(encoded, length)
 
-    tokenized = dataset.map(encode, batched=True, remove_columns=["tokens"], desc="tokenizing")
+    tokenized = report_cut(dataset.map(encode, batched=True, remove_columns=["tokens"], desc="tokenizing"), length, split)
     given, kept = _count_labelled(dataset), _count_labelled(tokenized)
     if kept == 0:
         raise ValueError(f"max_seq_length: no word of the {split} data is left in texts of {length} tokens; raise it")

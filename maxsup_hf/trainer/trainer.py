@@ -82,6 +82,7 @@ class MaxSupMixin(TrainingStepMixin, HubMixin, CheckpointMixin):
     trained_class_weights: Tensor | None = None
     _signature_columns: Any
     _training: OneTraining | None = None
+    needs_check: bool = True  # set to False once `check` has passed and nothing changes before the training
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -165,7 +166,8 @@ class MaxSupMixin(TrainingStepMixin, HubMixin, CheckpointMixin):
         self._end_training()
         self.trained_loss = self.trained_class_weights = None
         self.loss_function = self.args.make_loss()
-        self.check()
+        if self.needs_check:
+            self.check()
         self._disable_stock_scaling()
         weights = weights_for_training(self.args.class_weights, self.model, self.train_dataset, self.label_names)
         if weights is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from types import CodeType
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate.utils import DynamoBackend
@@ -16,6 +17,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.trainer_utils import unwrap_peft_model
 
 from maxsup_hf.data.columns import read_column
+from maxsup_hf.data.label_counts import LABEL_NAMES
 from maxsup_hf.losses import IGNORE_INDEX
 
 # Heads whose logits have one column for each of config.num_labels.
@@ -167,10 +169,12 @@ def check_train_dataset(dataset: Any, model: nn.Module) -> None:
     """Check the labels of a data set, where they can be read without running its transforms.
 
     Raises:
-        ValueError: the data set is empty, or its labels for a classification head are floating or outside [0, K).
+        ValueError: the data set is empty, all its labels are ignored, or those for a classification head are floating or
+            outside [0, K).
     """
     if isinstance(dataset, Sized) and len(dataset) == 0:
         raise ValueError("train_dataset is empty: it must have at least one example")
+    _check_some_label_counts(dataset, ignored_label(model))
     classes = num_labels(model)
     if not isinstance(dataset, datasets.Dataset) or classes is None:
         return
@@ -193,3 +197,37 @@ def check_train_dataset(dataset: Any, model: nn.Module) -> None:
                 f"{wrong[:5]}: load the model with the right num_labels, or correct the labels ({IGNORE_INDEX} marks rows "
                 "to ignore)"
             )
+
+
+def _check_some_label_counts(dataset: Any, ignored: int) -> None:
+    """Raise ValueError if all labels of the rows, tokens or pixels are ignored. Reading stops at the first that is not."""
+    count = 0
+    for labels in _label_batches(dataset):
+        if (labels != ignored).any():
+            return
+        count += labels.numel()
+    if count:
+        raise ValueError(
+            f"all {count} labels of train_dataset are {ignored}, which is ignored: there is nothing to train; correct the "
+            "labels"
+        )
+
+
+def _label_batches(dataset: Any) -> Iterator[Tensor]:
+    """The integer labels that a `datasets.Dataset` stores, or that the rows of a list hold, in batches of any shape."""
+    if isinstance(dataset, datasets.Dataset):
+        name = next((name for name in LABEL_NAMES if name in dataset.features), None)
+        stored = [] if name is None else dataset.select_columns(name).with_format("arrow").iter(1000)
+        for batch in stored:
+            values = batch.column(0).combine_chunks()
+            while isinstance(values, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
+                values = values.flatten()
+            if isinstance(values, pa.ExtensionArray) or not pa.types.is_integer(values.type):
+                return
+            yield torch.from_numpy(pc.drop_null(values).to_numpy(zero_copy_only=False).astype("int64"))
+    elif isinstance(dataset, (list, tuple)):
+        for row in dataset:
+            name = next((name for name in LABEL_NAMES if isinstance(row, Mapping) and name in row), None)
+            if not isinstance(name, str) or not isinstance(row[name], (int, list, Tensor)):
+                return
+            yield torch.as_tensor(row[name])

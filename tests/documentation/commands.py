@@ -76,6 +76,7 @@ def execute(line, driver, real):
     words = shlex.split(line)
     variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
     words = words[len(variables) :]
+    words = words[: words.index(">")] if ">" in words else words
     match words:
         case ["maxsup-hf", command, *_]:
             asks = "--help" in words or "--report_only" in words

@@ -23,6 +23,8 @@ def run(words, checked):
         main(words)
     elif words[0] == "train":
         main([*words, "--dry_run", "true"])
+    elif words[0] == "completion":
+        assert words[1:] in (["bash"], ["zsh"])
     elif words[0] == "compare":
         check_comparison(words[1:])
     else:

@@ -138,6 +138,12 @@ def test_tokenizer_that_does_not_fit():
         ({"text": ["a"]}, ["--block_size", "1"], ValueError, "block_size must be at least 2"),
         ({"text": ["a"]}, ["--mlm_probability", "1"], ValueError, "mlm_probability must lie between 0 and 1"),
         ({"text": ["a"]}, ["--label_column_name", "text"], ValueError, "unknown argument: '--label_column_name'"),
+        (
+            {"text": ["a b c d e f"] * 20},
+            ["--mlm", "--test_file", "train.jsonl", "--do_predict", "true", "--block_size", "4"],
+            ValueError,
+            r"do_predict: with --mlm the tokens at each \[MASK\] of the test texts are predicted, and row 0 has none",
+        ),
     ],
 )
 def test_bad_input(rows, argv, error, message, tmp_path):

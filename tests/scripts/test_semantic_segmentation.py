@@ -161,6 +161,7 @@ def test_predictions_are_scaled_up_to_the_masks():
         ([mask(0), mask(1)], ["--label_column_name", "maks"], r"no column 'maks'. Columns: image \(Image\), mask \(Image\)"),
         ([mask(0), mask(1)], ["--image_size", "0"], "image_size must be at least 1 pixel"),
         ([mask(0)], [], "1 row, too few to hold one out"),
+        ([Image.new("L", (10, 12), 255)] * 2, ["--class_names", "a,b"], "all pixels of the training masks are 255"),
     ],
 )
 def test_bad_masks(masks, argv, message):

@@ -9,6 +9,7 @@ pytest.importorskip("trl", reason="needs TRL (pip install 'maxsup-hf[sft]')")
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from maxsup_hf import cli
 from maxsup_hf.scripts import sft
 from tests.scripts.conftest import results, write
 
@@ -46,7 +47,10 @@ def test_chats_with_a_lora_adapter_and_a_test_set():
     sft.main([*SHORT, *files])
     assert "assistant: " in AutoTokenizer.from_pretrained("base").chat_template
     files[-1] = "adapter"
-    sft.main([*SHORT, *files, "--model_name_or_path", "base", "--use_peft", "true", "--lora_r", "4"])
+    lora = ["--model_name_or_path", "base", "--use_peft", "true", "--lora_r", "4"]
+    cli.main(["train", "sft", *SHORT, *files, *lora, "--do_predict", "true", "--predictions_file", "said.jsonl"])
+    said = [json.loads(line) for line in Path("said.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(said) == 24 and said[3]["text"].endswith("What is 3 + 1?[SEP]\nassistant: ") and "prediction" in said[3]
     assert json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))["r"] == 4
     assert results("adapter")["test_perplexity"] == pytest.approx(results("base")["test_perplexity"], rel=0.2)
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import (
     BertForSequenceClassification,
     CLIPConfig,
@@ -11,6 +12,7 @@ from transformers import (
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     ViltConfig,
     ViltForQuestionAnswering,
@@ -172,3 +174,17 @@ def test_soft_labels_that_the_cross_entropy_rejects(tmp_path):
     batch = tiny.batch("vit") | {"soft_labels": torch.rand(8, 4).softmax(-1)}
     with pytest.raises(ValueError, match=r"^soft_labels must have the shape of the logits, \(8, 5\), got \(8, 4\)"):
         trainer.training_step(trainer.model, batch)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("stored", [True, False], ids=["datasets", "list"])
+def test_labels_that_are_all_ignored(kind, stored, tmp_path):
+    model, labels = (
+        (tiny.bert(), -100) if kind == "bert" else (LlamaForCausalLM(LlamaConfig(**SMALL, vocab_size=20)), [-100] * 3)
+    )
+    rows = [{"input_ids": [3, 4, 5], "labels": labels} for _ in range(4)]
+    args = MaxSupTrainingArguments(str(tmp_path), use_cpu=True, report_to=[], save_strategy="no", max_steps=1)
+    with pytest.raises(ValueError, match=r"^all (4|12) labels of train_dataset are -100, which is ignored"):
+        MaxSupTrainer(model, args, train_dataset=Dataset.from_list(rows) if stored else rows).train()
+    rows[3]["labels"] = 1 if kind == "bert" else [-100, -100, 4]
+    MaxSupTrainer(model, args, train_dataset=Dataset.from_list(rows) if stored else rows).check()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import logging
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -22,9 +22,11 @@ from maxsup_hf.hub.mixin import destination
 from maxsup_hf.hub.push import ensure_destination
 from maxsup_hf.losses import get_spec, list_losses
 from maxsup_hf.metrics import METRICS, get_metric
+from maxsup_hf.scripts.common.console import disable_library_bars
+from maxsup_hf.scripts.common.export import check_export
 from maxsup_hf.scripts.common.help import short_help
+from maxsup_hf.scripts.common.output_dir import choose_output_dir
 from maxsup_hf.scripts.common.recipes import Recipes
-from maxsup_hf.trainer.checkpointing import damage, last_checkpoint
 from maxsup_hf.trainer.training_args import MaxSupTrainingArguments
 
 
@@ -48,6 +50,10 @@ class ScriptArguments(DataArguments, ModelArguments):
     early_stopping_patience: int | None = flag(
         "End training after this many evaluations without a better --metric_for_best_model, and keep the best model."
     )
+    predictions_file: str | None = flag(
+        "File for --do_predict: csv, jsonl or parquet (default: predictions.csv in --output_dir)."
+    )
+    export: str | None = flag("Also export the trained model: onnx (needs optimum-onnx).")
     settings: dict[str, Any] = field(default_factory=dict, init=False)  # what the user set, not a flag
     dry_run: bool = flag("Read and check everything, print what would be trained, and stop; nothing is written.", False)
 
@@ -92,6 +98,14 @@ ALIASES = {
 Arguments = TypeVar("Arguments", bound=ScriptArguments)
 
 
+class HelpShown(SystemExit):
+    """Ends the program after `--help_all`, and carries the parser."""
+
+    def __init__(self, parser: argparse.ArgumentParser):
+        super().__init__(0)
+        self.parser = parser
+
+
 def parse(
     arguments_class: type[Arguments],
     argv: Sequence[str] | None,
@@ -130,13 +144,15 @@ def parse(
     given, unknown = parser.parse_known_args(without_help)
     if unknown:
         _raise_unknown("argument", unknown[0], parser._option_string_actions)
-    output_dir, checkpoint = _output_dir(given.output_dir, given.resume_from_checkpoint, f"outputs/{task}")
+    output_dir, checkpoint = choose_output_dir(given.output_dir, given.resume_from_checkpoint, f"outputs/{task}")
     parser.set_defaults(**{**_recipe(recipes, given), **config, "output_dir": output_dir})
     if given.early_stopping_patience is not None:
         parser.set_defaults(load_best_model_at_end=True)
+    if not given.do_eval and "eval_strategy" not in config:  # which would switch do_eval on again
+        parser.set_defaults(eval_strategy="no")
     if "--help_all" in argv:
         parser.print_help()
-        raise SystemExit(0)
+        raise HelpShown(parser)
     if len(without_help) < len(argv):
         print(short_help(parser, [field.name for field in fields(arguments_class) if field.init]))
         raise SystemExit(0)
@@ -150,6 +166,8 @@ def parse(
     if training_args.class_weights is not None and not classifies:
         raise ValueError(f"class_weights are for tasks that classify, and {task} does not; leave class_weights out")
     _set_up_logging(training_args)
+    if training_args.disable_tqdm:
+        disable_library_bars()
     if training_args.push_to_hub and not constants.is_offline_mode() and training_args.process_index == 0:
         ensure_destination(destination(training_args))  # before the data are read: an invalid token shows at once
     return args, training_args
@@ -167,8 +185,15 @@ def _check_values(given: Any) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if given.num_train_epochs <= 0 and given.max_steps <= 0:
         raise ValueError(f"num_train_epochs must be greater than 0, got {given.num_train_epochs:g}, or give max_steps")
-    if given.do_predict:
-        raise ValueError("do_predict: predictions are written by `maxsup-hf predict OUTPUT_DIR`, after training")
+    if not (given.do_train or given.do_eval or given.do_predict):
+        raise ValueError("do_train, do_eval and do_predict are all false; set one of them to true")
+    if given.predictions_file is not None and not given.do_predict:
+        raise ValueError("predictions_file is written with --do_predict true; give both or neither")
+    if given.early_stopping_patience is not None and str(given.eval_strategy) in ("no", "IntervalStrategy.NO"):
+        raise ValueError(
+            "early_stopping_patience counts evaluations, and eval_strategy is no; set --eval_strategy epoch or steps"
+        )
+    check_export(given.export)
     trackers = given.report_to if isinstance(given.report_to, list) else [given.report_to or "none"]
     available = get_available_reporting_integrations()
     missing = [name for name in trackers if name in INTEGRATION_TO_CALLBACK and name not in available]
@@ -212,7 +237,8 @@ def _build_parser(classes: Sequence[type[Any]], task: str) -> _Parser:
     # Without an accelerator, pinned memory only causes a warning, and ranks without use_cpu would each train alone.
     has_accelerator = torch.accelerator.is_available()
     parser.set_defaults(output_dir=None, dataloader_pin_memory=has_accelerator, use_cpu=not has_accelerator)
-    parser.set_defaults(do_train=True, do_eval=True)
+    # A bar that is redirected into a file becomes thousands of lines.
+    parser.set_defaults(do_train=True, do_eval=True, disable_tqdm=not sys.stderr.isatty())
     parser.add_argument("--help_all", action="store_true", help="show every flag in full, and exit")
     return parser
 
@@ -264,61 +290,6 @@ def _raise_unknown(what: str, name: str, known: Iterable[str]) -> NoReturn:
     if any(parameter.removesuffix("_end") in get_spec(loss).parameters for loss in list_losses()):
         hint = f"parameters of a loss go into loss_kwargs, as --loss_kwargs {parameter}=0.1"
     raise ValueError(f"unknown {what}: {name!r}; {hint}")
-
-
-def _output_dir(given: str | None, resume: str | None, default: str) -> tuple[str, str | None]:
-    """The folder to write to, and the checkpoint to resume from. A run never writes into the folder of another one.
-
-    With `auto`, a job that is restarted by the same command resumes from its last checkpoint, or starts if there is none.
-
-    Without `--output_dir`, the folder is the first free one. All ranks choose the same: constructing the training arguments
-    waits for every rank, so that all have chosen before any of them writes.
-    """
-    if resume is None or resume.lower() in ("", "false", "no", "none"):
-        return _new_folder(given, default), None
-    if resume.lower() in ("true", "yes", "last", "auto"):
-        folder = default if given is None else given
-        checkpoint = last_checkpoint(folder)
-        if checkpoint is None and resume.lower() != "auto":
-            raise FileNotFoundError(
-                f"resume_from_checkpoint: there is no complete checkpoint in {folder!r}; set --output_dir to the folder of "
-                "the run, or name a checkpoint"
-            )
-        return folder, checkpoint
-    reason = damage(resume)
-    if reason is not None:
-        raise FileNotFoundError(
-            "resume_from_checkpoint: expected the folder of a complete checkpoint, true, or auto (start if there is none), "
-            f"got {resume!r}: {reason}"
-        )
-    parent = os.path.dirname(os.path.abspath(resume))
-    if given is not None and os.path.abspath(given) != parent and in_use(given):
-        raise FileExistsError(
-            f"output_dir: {given!r} is not empty and not the folder of the checkpoint {resume!r}; name another folder"
-        )
-    return os.path.relpath(parent) if given is None else given, resume
-
-
-def _new_folder(given: str | None, default: str) -> str:
-    if given is None:
-        return first_free(default)
-    if in_use(given):
-        raise FileExistsError(
-            f"output_dir: {given!r} is not empty, and a new run would overwrite what was saved there; name another folder, "
-            "or continue the run in it with --resume_from_checkpoint true"
-        )
-    return given
-
-
-def first_free(default: str) -> str:
-    """The first of `default`, `default-2`, `default-3`, … that is not in use."""
-    folders = (default if i == 1 else f"{default}-{i}" for i in range(1, sys.maxsize))
-    return next(folder for folder in folders if not in_use(folder))
-
-
-def in_use(folder: str) -> bool:
-    """Whether a path exists and is not an empty folder."""
-    return os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder))
 
 
 def _set_up_logging(training_args: Any) -> None:

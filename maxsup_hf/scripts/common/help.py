@@ -8,9 +8,14 @@ import shutil
 
 # Training arguments of transformers that most runs set; `--help_all` lists the others.
 TRAINING = (
-    "output_dir", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "output_dir", "do_predict", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "lr_scheduler_type", "seed", "bf16", "metric_for_best_model", "resume_from_checkpoint",
     "report_to", "push_to_hub",
+)  # fmt: skip
+# Flags of the scripts that few runs set: left to `--help_all` too.
+RARE = (
+    "model_revision", "trust_remote_code", "dataset_config_name", "skip_image_check", "mixup_prob", "mixup_switch_prob",
+    "mixup_mode",
 )  # fmt: skip
 LOSS = ("loss", "loss_kwargs", "class_weights", "fused_linear_loss")
 
@@ -23,7 +28,11 @@ def short_help(parser: argparse.ArgumentParser, own: list[str]) -> str:
         own: the script's own flags, in their order.
     """
     actions = {action.dest: action for action in parser._actions}
-    groups = {"loss": LOSS, "model and data": [name for name in own if name in actions], "training": TRAINING}
+    groups = {
+        "loss": LOSS,
+        "model and data": [name for name in own if name in actions and name not in RARE],
+        "training": TRAINING,
+    }
     lines = [f"usage: {parser.prog} [flags]"]
     for title, names in groups.items():
         lines += [f"{title}:", *(_line(actions[name]) for name in names if name in actions)]

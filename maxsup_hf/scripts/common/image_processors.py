@@ -66,15 +66,27 @@ def named_processor(args: ImageArguments) -> tuple[Any, str]:
     with loading(argument, source):
         processor = AutoImageProcessor.from_pretrained(source, **hub_options(args))
     if args.image_size is not None:
-        _set_size(processor, args.image_size)
+        processor = with_size(processor, args.image_size)
     return processor, argument
 
 
-def _set_size(processor: Any, pixels: int) -> None:
-    """Make an image processor resize to a square; one that resizes and then crops does no more than the first."""
+def with_size(processor: Any, pixels: int) -> Any:
+    """An image processor that resizes to a square; one that resizes and then crops does no more than the first."""
+    if hasattr(processor, "data_config"):  # timm's, whose transforms are made by its constructor
+        return type(processor)({**processor.data_config, "input_size": (3, pixels, pixels)}, processor.architecture)
     processor.size = {"height": pixels, "width": pixels}
     if getattr(processor, "crop_size", None) is not None:
         processor.crop_size = {"height": pixels, "width": pixels}
+    return processor
+
+
+def normalization(processor: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation of each channel that an image processor normalizes with; `None` if it does not."""
+    if hasattr(processor, "data_config"):
+        return processor.data_config["mean"], processor.data_config["std"]
+    if not getattr(processor, "do_normalize", False):
+        return None, None
+    return getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
 
 
 def transform_on_reading(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, set_seed
@@ -29,8 +30,23 @@ def load_config(args: ScriptArguments) -> PretrainedConfig | None:
             if source.startswith((".", "/", "~")) and not os.path.exists(source):
                 raise ValueError(f"{argument}: there is no folder {source!r}; expected a folder or a Hub id")
             with loading(argument, source):
+                stored, _ = PretrainedConfig.get_config_dict(source, **hub_options(args))
+                if stored.get("model_type") == "timm_wrapper":
+                    _check_timm()
                 return AutoConfig.from_pretrained(source, **hub_options(args))
     return None
+
+
+def _check_timm() -> None:
+    """Raise ValueError if timm's models cannot be built here; transformers would say that timm is not installed."""
+    for package in ("torchvision", "timm"):
+        try:
+            import_module(package)
+        except Exception as error:  # a torchvision that was built for another torch raises a RuntimeError
+            raise ValueError(
+                f"timm models need timm and torchvision, and {package} cannot be imported ({error}); install them with "
+                "pip install 'maxsup-hf[vision]', torchvision in the version that belongs to the installed torch"
+            ) from None
 
 
 def set_classes(config: PretrainedConfig, names: Sequence[str]) -> PretrainedConfig:
@@ -38,6 +54,8 @@ def set_classes(config: PretrainedConfig, names: Sequence[str]) -> PretrainedCon
     config.num_labels = len(names)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}
+    if hasattr(config, "label_names"):  # which timm's config is saved with
+        config.label_names = list(names)
     config.problem_type = "single_label_classification"
     return config
 
@@ -80,6 +98,9 @@ def _freeze_backbone(model: Any) -> None:
     backbone = model.base_model
     for parameter in backbone.parameters():
         parameter.requires_grad_(False)
+    if hasattr(backbone, "get_classifier"):  # of timm, whose networks hold their head
+        for parameter in backbone.get_classifier().parameters():
+            parameter.requires_grad_(True)
     if backbone is model or not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             f"freeze_backbone: {type(model).__name__} has no head of its own to train; leave freeze_backbone out"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import IterableDataset
-from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 LOGS = ("_metrics", "_total_train_tokens")  # where TRL's trainers gather what they log
 
@@ -77,7 +77,7 @@ def _check_metric(trainer: Any) -> None:
     dataset = trainer.eval_dataset
     few = dataset.select(range(min(len(dataset), trainer.args.per_device_eval_batch_size)))
     handler, history = trainer.callback_handler, list(trainer.state.log_history)
-    trainer.callback_handler = CallbackHandler([], trainer.model, trainer.processing_class, None, None)
+    trainer.callback_handler = CallbackHandler([DefaultFlowCallback()], trainer.model, trainer.processing_class, None, None)
     try:
         clocks = ("runtime", "per_second", "_time", "num_tokens")
         known = [name for name in trainer.evaluate(few) if name.startswith("eval_") and not name.endswith(clocks)]

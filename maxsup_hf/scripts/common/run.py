@@ -2,70 +2,53 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import logging
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from accelerate import PartialState
-from datasets import Dataset
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction
 
 from maxsup_hf.data.arguments import data_flags
-from maxsup_hf.data.columns import read_column
-from maxsup_hf.data.messages import listed
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, ClassScores, LogitMetrics, balanced_accuracy, macro_f1, per_class
 from maxsup_hf.output.files import plain, replacing
 from maxsup_hf.scripts.common.arguments import ScriptArguments
+from maxsup_hf.scripts.common.console import print_lines
+from maxsup_hf.scripts.common.evaluation import LastEvaluation, evaluate, save_metrics
+from maxsup_hf.scripts.common.export import export
+from maxsup_hf.scripts.common.job import Job, RowsToPredict
 from maxsup_hf.scripts.common.rehearsal import rehearse
+from maxsup_hf.scripts.common.summary import describe
 from maxsup_hf.trainer.checkpointing import CheckpointError, last_checkpoint
 from maxsup_hf.trainer.class_weights import weights_for_training
 
 logger = logging.getLogger(__name__)
 
-SHOWN_CLASSES = 5
 GEOMETRY_HELP = (
     "Log feature_within and feature_r2 (within-class variation and separability of the features) at each evaluation; this "
     "takes another pass over the evaluation data."
 )
 
 
-@dataclass
-class Job:
-    """A run that is ready to start: everything has been read and checked.
-
-    Attributes:
-        trainer: with its model, data and `processing_class`.
-        test_dataset: evaluated once, at the end.
-        card: keyword arguments of `Trainer.create_model_card`.
-        dry: print what would be trained instead of training.
-        pretrained: whether the weights are those of a trained model.
-        settings: what the user set, flag -> value.
-        classifies_rows: whether each row has one class, so that rows and features of the classes are reported.
-    """
-
-    trainer: Any
-    test_dataset: Dataset | None
-    card: dict[str, Any]
-    dry: bool = False
-    pretrained: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    classifies_rows: bool = False
-
-
 def make_job(
-    args: ScriptArguments, trainer: Any, splits: Mapping[str, Any], task: str, builtin: str, *, classifies_rows: bool = False
+    args: ScriptArguments,
+    trainer: Any,
+    splits: Mapping[str, Any],
+    task: str,
+    builtin: str,
+    *,
+    classifies_rows: bool = False,
+    rows: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Job:
     """The job of a script, once everything has been checked.
 
@@ -74,9 +57,13 @@ def make_job(
         task: as the Hub calls it, for the model card.
         builtin: name of the task's built-in data set, for the model card.
         classifies_rows: see `Job`.
+        rows: the splits before their rows became inputs of the model, for `--do_predict`.
+        **options: see `RowsToPredict`.
     """
+    print_lines(trainer)
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+    test_rows = (rows or {}).get("test")
     return Job(
         trainer,
         splits.get("test"),
@@ -85,6 +72,9 @@ def make_job(
         pretrained=args.model_name_or_path is not None,
         settings=args.settings,
         classifies_rows=classifies_rows,
+        to_predict=None if test_rows is None else RowsToPredict(test_rows, options),
+        predictions_file=args.predictions_file,
+        export=args.export,
     )
 
 
@@ -103,6 +93,7 @@ def main(
     prepare: Callable[[Sequence[str] | None], Job],
     argv: Sequence[str] | None = None,
     act: Callable[[Job], None] | None = None,
+    predict: Callable[[Job], Callable[[], None]] | None = None,
 ) -> None:
     """Run a script from the command line.
 
@@ -118,8 +109,10 @@ def main(
         prepare: reads and checks the input; writes nothing until all of it is valid.
         argv: the command line without the program; `None` means `sys.argv[1:]`.
         act: called instead of `run`.
+        predict: checks what `--do_predict` needs before anything is trained, and returns what writes the predictions. The
+            command line passes it: predicting is in a layer above this one, because it uses the scripts' preprocessing.
     """
-    job = _prepare(prepare, argv)
+    job = _prepare(prepare, argv, predict)
     _act(job, dry_run if job.dry else act or run)
     preempted = job.trainer.preempted
     # DDP must be gone before its process group is destroyed. Otherwise gloo joins its thread while holding the interpreter's
@@ -132,13 +125,20 @@ def main(
         raise SystemExit(128 + signal.SIGTERM)
 
 
-def _prepare(prepare: Callable[[Sequence[str] | None], Job], argv: Sequence[str] | None) -> Job:
+def _prepare(
+    prepare: Callable[[Sequence[str] | None], Job],
+    argv: Sequence[str] | None,
+    predict: Callable[[Job], Callable[[], None]] | None,
+) -> Job:
     """Prepare and check a job; wrong input ends the program."""
     try:
         job = prepare(argv)
+        if job.trainer.args.do_predict:
+            job.predict = _predictor(job, predict)
         if job.trainer.args.do_train:
             _resolve_class_weights(job.trainer)
             job.trainer.check()
+            job.trainer.needs_check = False  # nothing changes from here on
             rehearse(job.trainer)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if logger.isEnabledFor(logging.DEBUG):
@@ -166,6 +166,21 @@ def _act(job: Job, act: Callable[[Job], None]) -> None:
         raise SystemExit(1) from error
 
 
+def _predictor(job: Job, predict: Callable[[Job], Callable[[], None]] | None) -> Callable[[], None]:
+    """What writes the predictions of `--do_predict`.
+
+    Raises:
+        ValueError: it cannot be done.
+    """
+    if predict is None:
+        raise ValueError("do_predict: start the run as `maxsup-hf train TASK` (or `-m maxsup_hf train TASK`)")
+    if job.to_predict is None:
+        raise ValueError("do_predict: there is no test data to predict; give --test_file, --test_dir or --dataset_name")
+    if job.trainer.is_deepspeed_enabled or job.trainer.is_fsdp_enabled:
+        raise ValueError("do_predict: the weights are sharded; run `maxsup-hf predict OUTPUT_DIR` after training")
+    return predict(job)
+
+
 def _resolve_class_weights(trainer: Any) -> None:
     """Replace `class_weights` of the arguments by the numbers for this model and its training data.
 
@@ -185,58 +200,31 @@ def dry_run(job: Job) -> None:
     describe(job, "dry run: ")
 
 
-def describe(job: Job, before: str = "") -> None:
-    """Print what is trained on which data, in a few lines."""
-    trainer = job.trainer
-    if not trainer.is_world_process_zero():
-        return
-    args, model = trainer.args, trainer.model
-    weights = f"weights of {model.name_or_path}" if job.pretrained else "random weights (--model_name_or_path fine-tunes)"
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    frozen = "" if trained == model.num_parameters() else f", {trained:,} of them trained"
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    duration = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
-    others = {"validation": trainer.eval_dataset, "test": job.test_dataset}
-    rows = "".join(f", {len(dataset):,} {split}" for split, dataset in others.items() if dataset is not None)
-    print(
-        f"{before}{type(model).__name__} ({model.num_parameters():,} parameters{frozen}; {weights}) on "
-        f"{len(trainer.train_dataset):,} rows{rows}, loss {trainer.loss_function}\n"
-        f"{trainer.accelerator.distributed_type.value}, {args.world_size} process(es) on {args.device.type} x batch "
-        f"{args.per_device_train_batch_size} x accumulation {args.gradient_accumulation_steps} = {batch} rows a step, "
-        f"mixed precision {trainer.accelerator.mixed_precision}, to {args.output_dir}\n"
-        f"learning rate {args.learning_rate:g}, {duration}"
-    )
-    if job.classifies_rows:
-        _describe_classes(model.config.id2label, read_column(trainer.train_dataset, "labels").to_pylist())
-
-
-def _describe_classes(names: Mapping[int, str], labels: Sequence[int]) -> None:
-    counts = Counter(labels)
-    rarest = min(names, key=lambda k: counts[k])
-    print(
-        f"{len(names)} classes: {listed([f'{name} ({counts[k]:,})' for k, name in names.items()], 20)}\n"
-        f"rarest class: {names[rarest]} ({counts[rarest]:,})"
-    )
-
-
 def run(job: Job) -> None:
-    """Train and save (unless `do_train` is false), then evaluate on the validation and the test data (unless `do_eval` is).
+    """Train and save (unless `do_train` is false), evaluate on the validation and the test data (unless `do_eval` is), and
+    with `do_predict` write the predictions of the test data.
 
     The main process writes to the Trainer's `output_dir`: the model and its processing class, `trainer_state.json`,
     `train_results.json`, `eval_results.json`, `test_results.json`, `all_results.json` (all of them together) and the model
     card.
     """
     trainer = job.trainer
+    describe(job)
+    last = LastEvaluation(trainer)
     if trainer.args.do_train:
-        describe(job)
         _write_settings(job)
+        trainer.add_callback(last)
         if not _train(trainer):
             return
-    evaluated = [("eval", trainer.eval_dataset), ("test", job.test_dataset)] if trainer.args.do_eval else []
-    for prefix, dataset in evaluated:
-        if dataset is not None:
-            _report(trainer, prefix, trainer.evaluate(dataset, metric_key_prefix=prefix), dataset)
-            _report_classes(trainer, prefix)
+    if trainer.args.do_eval:
+        if trainer.eval_dataset is not None:
+            evaluate(trainer, "eval", trainer.eval_dataset, last.of_this_model())
+        if job.test_dataset is not None:
+            evaluate(trainer, "test", job.test_dataset)
+    if job.predict is not None and trainer.is_world_process_zero():
+        job.predict()
+    if job.export is not None and trainer.is_world_process_zero():
+        export(job)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**job.card)
     elif trainer.args.do_train:
@@ -265,41 +253,20 @@ def _train(trainer: Any) -> bool:
             step, last = trainer.state.global_step, trainer.state.max_steps
             print(f"ended by SIGTERM after step {step} of {last}, saved: continue with --resume_from_checkpoint true")
         return False
-    if trainer.state.global_step < trainer.state.max_steps and trainer.is_world_process_zero():
-        print(
-            f"ended early, at step {trainer.state.global_step} of {trainer.state.max_steps}: the best model, with "
-            f"{trainer.args.metric_for_best_model} {trainer.state.best_metric}, is kept"
-        )
+    if trainer.is_world_process_zero():
+        _say_what_is_kept(trainer.args, trainer.state)
     trainer.save_model()
     trainer.save_state()
-    _report(trainer, "train", metrics, trainer.train_dataset)
+    save_metrics(trainer, "train", metrics, trainer.train_dataset)
     return True
 
 
-def _report(trainer: Trainer, prefix: str, metrics: dict[str, float], dataset: Any) -> None:
-    metrics = {**metrics, f"{prefix}_samples": len(dataset)}
-    trainer.log_metrics(prefix, metrics)
-    trainer.save_metrics(prefix, metrics)
-
-
-def _report_classes(trainer: Any, prefix: str) -> None:
-    """Write `PREFIX_per_class.csv`, and print the classes that are predicted worst."""
-    scores = getattr(trainer.compute_metrics, "scores", None)
-    if not scores or not trainer.is_world_process_zero():
-        return
-    path = Path(trainer.args.output_dir) / f"{prefix}_per_class.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(scores[0]._fields)
-        writer.writerows(scores)
-    worst = sorted(scores, key=lambda each: each.f1)[:SHOWN_CLASSES]
-    width = max(len(each.name) for each in worst)
-    print(f"lowest F1 of {len(scores)} classes ({path}):")
-    for each in worst:
+def _say_what_is_kept(args: Any, state: Any) -> None:
+    if state.global_step < state.max_steps:
+        print(f"ended early, at step {state.global_step} of {state.max_steps}")
+    if args.load_best_model_at_end and state.best_model_checkpoint is not None:
         print(
-            f"  {each.name:{width}}  F1 {each.f1:.3f}  precision {each.precision:.3f}  recall {each.recall:.3f}  "
-            f"support {each.support:,}"
+            f"the best model is kept, of step {state.best_global_step}: {args.metric_for_best_model} {state.best_metric:.4g}"
         )
 
 

@@ -8,10 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertConfig, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from maxsup_hf.data.arguments import flag
+from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.files import loading
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.models import hub_options
@@ -20,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 VOCABULARY_SIZE = 4_000
 DEFAULT_LENGTH = 512
+CUT = "is_cut"  # whether a text was cut, a column that is only there until it is counted
 NO_LIMIT = 1_000_000  # a tokenizer without a maximum length says 1e30
 
 
@@ -188,3 +193,37 @@ def length_limit(argument: str, asked: int | None, stated: Iterable[int | None])
     if limit and asked and asked > limit:
         raise ValueError(f"{argument}: {asked} tokens are more than the {limit} that the model takes; lower --{argument}")
     return limit
+
+
+# ---- texts that are cut ----
+
+
+def with_cut(encoded: Any, length: int, column: str = CUT) -> Any:
+    """Add a column that says which texts, or pairs of texts, were cut.
+
+    Args:
+        encoded: what a tokenizer returned, with truncation. One that is written in Python does not say what it cut: then
+            texts that reach the length count as cut.
+        length: in tokens.
+    """
+    if encoded.is_fast:
+        encoded[column] = [bool(encoding.overflowing) for encoding in encoded.encodings]
+    else:
+        encoded[column] = [len(ids) >= length for ids in encoded["input_ids"]]
+    return encoded
+
+
+def report_cut(
+    dataset: Dataset, length: int, split: str, what: str = "texts", argument: str = "max_seq_length", column: str = CUT
+) -> Dataset:
+    """Log the share of texts that are cut, and return the data without the column that says so."""
+    values = read_column(dataset, column).combine_chunks()
+    while isinstance(values, pa.ListArray):  # a list of choices in each row
+        values = values.flatten()
+    cut, count = pc.sum(values).as_py() or 0, len(values)
+    logger.log(
+        logging.WARNING if cut else logging.INFO,
+        "%s data: %d of %d %s (%.1f%%) are longer than %s=%d tokens and are cut",
+        split, cut, count, what, 100 * cut / count, argument, length,
+    )  # fmt: skip
+    return dataset.remove_columns(column)

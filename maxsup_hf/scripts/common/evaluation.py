@@ -1,0 +1,73 @@
+"""The evaluations at the end of a run, and their files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+SHOWN_CLASSES = 5
+
+
+class LastEvaluation(TrainerCallback):
+    """Remembers the metrics of the last evaluation during training, so that the same model is not evaluated twice."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self._step = -1
+        self._metrics: dict[str, float] = {}
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self._step, self._metrics = state.global_step, metrics
+
+    def of_this_model(self) -> Mapping[str, float] | None:
+        """The metrics, if the weights are those that were evaluated; else `None`.
+
+        They are not if training went on after the evaluation, or if a better checkpoint was loaded at the end. And during
+        training `fp16_full_eval` and `bf16_full_eval` do not convert the model, so that an evaluation after it differs.
+        """
+        args, state = self.trainer.args, self.trainer.state
+        loads_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        is_other = self._step != state.global_step or (loads_best and state.best_global_step != state.global_step)
+        return None if is_other or args.fp16_full_eval or args.bf16_full_eval else self._metrics
+
+
+def evaluate(trainer: Any, prefix: str, dataset: Any, known: Mapping[str, float] | None = None) -> None:
+    """Evaluate a data set, and write `PREFIX_results.json` and, for a classifier, `PREFIX_per_class.csv`.
+
+    Args:
+        prefix: `eval` or `test`.
+        known: its metrics, if the last evaluation was that of this model and data set.
+    """
+    metrics = trainer.evaluate(dataset, metric_key_prefix=prefix) if known is None else known
+    save_metrics(trainer, prefix, metrics, dataset)
+    _report_classes(trainer, prefix)
+
+
+def save_metrics(trainer: Any, prefix: str, metrics: Mapping[str, float], dataset: Any) -> None:
+    """Write `PREFIX_results.json`, and add the metrics to `all_results.json`."""
+    trainer.save_metrics(prefix, {**metrics, f"{prefix}_samples": len(dataset)})
+
+
+def _report_classes(trainer: Any, prefix: str) -> None:
+    """Write `PREFIX_per_class.csv`, and print the classes that are predicted worst."""
+    scores = getattr(trainer.compute_metrics, "scores", None)
+    if not scores or not trainer.is_world_process_zero():
+        return
+    path = Path(trainer.args.output_dir) / f"{prefix}_per_class.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(scores[0]._fields)
+        writer.writerows(scores)
+    worst = sorted(scores, key=lambda each: each.f1)[:SHOWN_CLASSES]
+    width = max(len(each.name) for each in worst)
+    print(f"lowest F1 of {len(scores)} classes ({path}):")
+    for each in worst:
+        print(
+            f"  {each.name:{width}}  F1 {each.f1:.3f}  precision {each.precision:.3f}  recall {each.recall:.3f}  "
+            f"support {each.support:,}"
+        )
