@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maxsup_hf.comparison import statistics
-from maxsup_hf.comparison.plan import DETAILS, Plan, Run, alphas, run_folder
+from maxsup_hf.comparison.plan import DETAILS, Plan, Run, alphas, model_bytes, run_folder
 from maxsup_hf.metrics import get_metric
 from maxsup_hf.metrics._records import ranked
 from maxsup_hf.metrics.geometry import feature_metric
@@ -48,7 +48,7 @@ def collect(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> d
         "level": statistics.LEVEL,
     }
     if finished:
-        found["selected_by"] = _selecting_metric(finished[0]["metrics"]["eval"])
+        found["selected_by"] = selecting_metric(finished[0]["metrics"]["eval"])
         found["tables"] = {"shared": _table([run for run in finished if not run["point"]], found["split"], test)}
         if plan.grid:
             found["chosen"] = choose(runs, found["selected_by"])
@@ -57,7 +57,7 @@ def collect(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> d
     return plain(found)
 
 
-def _selecting_metric(metrics: Mapping[str, float]) -> str:
+def selecting_metric(metrics: Mapping[str, float]) -> str:
     """The metric of the validation data that settings are chosen by."""
     return next((name for name in ranked(metrics) if get_metric(name).higher_is_better is not None), "loss")
 
@@ -75,7 +75,7 @@ def _read(run: Run, folder: Path, failed: Mapping[str, str]) -> dict[str, Any]:
     details = json.loads((place / DETAILS).read_text(encoding="utf-8"))
     record = json.loads((place / "run.json").read_text(encoding="utf-8"))
     results = json.loads((place / "all_results.json").read_text(encoding="utf-8"))
-    metrics = {"eval": _metrics(results, "eval"), "test": _metrics(results, "test")}
+    metrics = {"eval": metrics_of(results, "eval"), "test": metrics_of(results, "test")}
     for name in ("feature_within", "feature_r2"):  # the callback logs those of the validation data without a prefix
         if name in results:
             metrics["eval"][name] = results[name]
@@ -92,11 +92,12 @@ def _read(run: Run, folder: Path, failed: Mapping[str, str]) -> dict[str, Any]:
     rows = {split: results.get(f"{split}_samples") for split in ("train", "eval", "test")}
     return found | details | about | {
         "state": "finished", "metrics": metrics, "rows": rows, "history": history,
-        "train_seconds": results.get("train_runtime"),
+        "train_seconds": results.get("train_runtime"), "model_bytes": model_bytes(place),
     }  # fmt: skip
 
 
-def _metrics(results: Mapping[str, Any], split: str) -> dict[str, float]:
+def metrics_of(results: Mapping[str, Any], split: str) -> dict[str, float]:
+    """The metrics of a split among the results of a run, without clocks and counts."""
     named = {key.removeprefix(f"{split}_"): value for key, value in results.items() if key.startswith(f"{split}_")}
     return {key: value for key, value in named.items() if key not in CLOCKS and isinstance(value, (int, float))}
 
