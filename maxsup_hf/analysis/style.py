@@ -12,6 +12,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, cast
 
+from maxsup_hf.losses._labels import loss_label as loss_label
+
 try:
     from matplotlib import rc_context
     from matplotlib.axes import Axes
@@ -63,15 +65,6 @@ LOSS_STYLES: dict[str, Style] = {
     "ls_regularization": Style(ORANGE, ":", "8", "///"),
     "ls_error_amplification": Style(ORANGE, "-.", "*", "\\\\\\"),
 }
-LOSS_LABELS = {
-    "cross_entropy": "cross-entropy",
-    "maxsup": "MaxSup",
-    "z_loss": "z-loss",
-    "logit_norm": "LogitNorm",
-    "zipf_label_smoothing": "Zipf label smoothing",
-    "ls_regularization": "LS regularization",
-    "ls_error_amplification": "LS error amplification",
-}
 # For the user's own losses, and models whose loss is not known. There is no yellow, which is hard to see on white; line and
 # marker differ from one to the next, for greyscale.
 OTHER_MARKERS = "dH1*+."
@@ -89,11 +82,6 @@ def loss_order(losses: Sequence[str]) -> list[str]:
     """Distinct names of losses in the order of all figures and tables; the user's own losses come last, by name."""
     ours = list(LOSS_STYLES)
     return sorted(set(losses), key=lambda name: (ours.index(name) if name in LOSS_STYLES else len(ours), name))
-
-
-def loss_label(name: str) -> str:
-    """The name of a loss, or of a sum of losses, as it is read: `label_smoothing+maxsup` is "label smoothing + MaxSup"."""
-    return " + ".join(LOSS_LABELS.get(part, part.replace("_", " ")) for part in name.split("+"))
 
 
 def styles(losses: Sequence[str | None]) -> list[Style]:

@@ -20,7 +20,7 @@ from maxsup_hf.comparison.plan import PLAN, SAVE_MODELS, Plan, alphas, check_gri
 from maxsup_hf.comparison.statistics import TESTS
 from maxsup_hf.losses import flatten, get_spec
 from maxsup_hf.losses._schedules import SCHEDULES
-from maxsup_hf.output.files import write_json
+from maxsup_hf.output.files import replacing, write_json
 from maxsup_hf.trainer.training_args import parse_loss_kwargs
 
 LOSSES = "cross_entropy,label_smoothing,online_label_smoothing,maxsup"
@@ -165,7 +165,8 @@ def _report(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> i
     found = results.collect(plan, folder, failed, test)
     write_json(folder / results.COMPARISON, found)
     text = tables.markdown(found)
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    with replacing(folder / "table.md") as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     report.write(found, folder)
     finished = sum(run["state"] == "finished" for run in found["runs"])
     print(text)

@@ -9,8 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from maxsup_hf.comparison import statistics
 from maxsup_hf.comparison.plan import DETAILS, Plan, Run, alphas, model_bytes, run_folder
+from maxsup_hf.comparison.verdict import verdict
 from maxsup_hf.metrics import get_metric
 from maxsup_hf.metrics._records import ranked
 from maxsup_hf.metrics.geometry import feature_metric
@@ -34,7 +37,7 @@ def collect(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> d
         test: one of `statistics.TESTS`.
 
     Returns:
-        The content of `comparison.json`; NaN is `None`.
+        The content of `comparison.json`, which begins with the verdict; NaN is `None`.
     """
     runs = [_read(run, folder, failed) for run in plan.runs()]
     finished = [run for run in runs if run["state"] == "finished"]
@@ -49,12 +52,25 @@ def collect(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> d
     }
     if finished:
         found["selected_by"] = selecting_metric(finished[0]["metrics"]["eval"])
-        found["tables"] = {"shared": _table([run for run in finished if not run["point"]], found["split"], test)}
+        shared = [run for run in finished if not run["point"]]
+        found["training_rows"] = _training_rows(shared)
+        found["tables"] = {"shared": _table(shared, found["split"], test)}
         if plan.grid:
             found["chosen"] = choose(runs, found["selected_by"])
             best = [run for run in finished if _setting(run) == found["chosen"].get(run["loss"], {}).get("setting")]
             found["tables"]["chosen"] = _table(best, found["split"], test)
-    return plain(found)
+    return plain({"verdict": verdict(found), **found})
+
+
+def _training_rows(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
+    """loss -> `wrong` and `rows` of each tenth of the training, summed over its runs; without the losses of which a run did
+    not count them, as in version 0.1."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for loss in dict.fromkeys(run["loss"] for run in runs):
+        counts = [run.get("training_rows") or {} for run in runs if run["loss"] == loss]
+        if all(counts):
+            found[loss] = {key: np.sum([count[key] for count in counts], axis=0).tolist() for key in ("wrong", "rows")}
+    return found
 
 
 def selecting_metric(metrics: Mapping[str, float]) -> str:
