@@ -22,8 +22,8 @@ from maxsup_hf.output.files import replacing
 from maxsup_hf.output.tables import Table
 
 REPORT = "report.html"
-BAND = "mean over seeds, in a band of ± a standard deviation"
-PARTS_OF_LOSS = {"train_cross_entropy": "cross-entropy in training", "train_penalty": "penalty in training"}
+BANDS = "Lines are means over the seeds, in a band of ± a standard deviation."
+PARTS_OF_LOSS = {"train_cross_entropy": "cross-entropy", "train_penalty": "penalty"}
 OF_A_RUN = ("command", "kwargs", "model", "dataset", "rows", "hyperparameters", "devices", "processes", "versions",
             "train_seconds", "initial_weights", "batches", "batch_count", "metrics")  # fmt: skip
 ARROWS = (
@@ -151,7 +151,7 @@ def _parameter(loss: str, kwargs: Mapping[str, Any], key: str) -> float | None:
 
 def _over_training(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], drawing: Path) -> Section:
     pictures = [*_wrong_rows(found, runs, drawing)]
-    for key, label in _logged(runs).items():
+    for key, (label, data) in _logged(runs).items():
         curves = {
             loss: _logged_band([run["history"] for run in runs if run["loss"] == loss], key) for loss in found["losses"]
         }
@@ -160,8 +160,8 @@ def _over_training(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], 
         if is_flat or max(len(of.x) for of in curves.values()) < 2:
             continue
         path = save(figures.curves(curves, ("step", label)), drawing, f"training-{key}")
-        pictures.append(Picture(path, f"{label}: {BAND}"))
-    text = ["The penalty is that of each loss; the cross-entropy is plain for all losses."] if pictures else []
+        pictures.append(Picture(path, f"{label}{data}"))
+    text = [f"{BANDS} The penalty is that of each loss; the cross-entropy is plain for all losses."] if pictures else []
     return Section("During training", text, figures=pictures)
 
 
@@ -182,18 +182,19 @@ def _wrong_rows(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], dra
     units = UNITS.get(found["task"], "rows")
     drawn = figures.curves(curves, ("% of the steps", f"share of {units} wrong in training"), least=0)
     caption = (
-        f"Share of the training {units} that are predicted wrong when they are trained, where MaxSup and label smoothing "
-        f"differ: {BAND}"
+        f"share of the training {units} predicted wrong when they are trained: MaxSup and label smoothing differ on these"
     )
     return [Picture(save(drawn, drawing, "training-wrong"), caption)]
 
 
-def _logged(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Key of the log -> label, of what may be drawn over training: parts of the loss, and main metrics of evaluations."""
+def _logged(runs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Key of the log -> label and data, of what may be drawn over training: parts of the loss, and main metrics of
+    evaluations."""
     keys = {key for run in runs for entry in run["history"] for key in entry}
     of_validation = {key.removeprefix("eval_"): key for key in keys if key.startswith(("eval_", "feature_"))}
     metrics = {of_validation[name]: get_metric(name).label for name in tables.main_metrics(of_validation)}
-    return PARTS_OF_LOSS | {key: f"{label} on validation data" for key, label in metrics.items()}
+    parts = {key: (label, " in training") for key, label in PARTS_OF_LOSS.items()}
+    return parts | {key: (label, " on validation data") for key, label in metrics.items()}
 
 
 def _logged_band(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> figures.Band:

@@ -89,7 +89,8 @@ def _judge(
     by_loss = {loss: {seed: math.nan if x is None else float(x) for seed, x in values[loss].items()} for loss in pair}
     measured = differences(by_loss, found["test"])[pair]
     says = "undecided"
-    if measured.n >= FEWEST and measured.low < measured.high and not measured.low <= 0 <= measured.high:
+    varies = measured.high - measured.low > 1e-9 * abs(measured.mean)  # otherwise there is no spread to judge by
+    if measured.n >= FEWEST and varies and not measured.low <= 0 <= measured.high:
         says = "lowers" if measured.mean < 0 else "raises"
     elif pair == PAIR and _same(found, metric, measured):
         says = "same"
