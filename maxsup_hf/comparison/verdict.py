@@ -23,6 +23,7 @@ from maxsup_hf.metrics import get_metric
 
 PAIR = ("maxsup", "label_smoothing")
 JUDGED = "confidence_when_wrong"
+ASKED = "Will MaxSup help?"
 FEW = 0.01  # of the rows
 SMALL = 0.01  # of confidence
 FEWEST = 3  # seeds
@@ -142,9 +143,9 @@ def _line_of_pair(found: Mapping[str, Any], judged: Mapping[str, Any], shares: S
     if judged["says"] in ("lowers", "raises"):
         low, high = sorted((abs(low), abs(high)))
         by = f"{abs(mean):.4f} [{low:.4f}, {high:.4f}]"
-        return f"MaxSup {judged['says']} {label} by {by}, compared with label smoothing ({data}). {where}"
+        return f"{ASKED} It {judged['says']} {label} by {by}, compared with label smoothing ({data}). {where}"
     measured = f"{_capitalized(label)}, MaxSup − label smoothing: {_with_interval(judged)} ({data})."
-    return f"{_conclusion(found, judged, shares)} {where} {measured}"
+    return f"{ASKED} {_conclusion(found, judged, shares)} {where} {measured}"
 
 
 def _conclusion(found: Mapping[str, Any], judged: Mapping[str, Any], shares: Shares | None) -> str:

@@ -30,9 +30,14 @@ def compared(folder, difference, rows=MANY, *, losses=("label_smoothing", "maxsu
 
 WIDE = (0.1, -0.15, 0.05)
 SAID = [
-    (-0.05, {}, "lowers", "MaxSup lowers confidence when wrong by 0.0500 [0.0467, 0.0533], compared with label smoothing"),
+    (
+        -0.05,
+        {},
+        "lowers",
+        "Will MaxSup help? It lowers confidence when wrong by 0.0500 [0.0467, 0.0533], compared",
+    ),
     (-0.05, {}, "lowers", "60.0 % early (first tenth of the steps), 2.0 % at the end (last tenth)"),
-    (0.05, {}, "raises", "MaxSup raises confidence when wrong by 0.0500"),
+    (0.05, {}, "raises", "It raises confidence when wrong by 0.0500"),
     (
         0.0,
         {},
@@ -52,7 +57,7 @@ SAID = [
     (-0.05, {"noise": (0, 0, 0)}, "undecided", "−0.0500 [−0.0500, −0.0500]"),  # no spread to judge by
     (0.0, {"noise": WIDE, "rows": FEW, "own": {"maxsup": {"alpha": 0.4}}}, "undecided", "differ on all training rows."),
     (0.0, {"noise": WIDE, "rows": FEW, "flags": ("--class_weights", "balanced")}, "undecided", "on all training rows"),
-    (-0.5, PERPLEXITY, "lowers", "MaxSup lowers perplexity by 0.5000"),
+    (-0.5, PERPLEXITY, "lowers", "It lowers perplexity by 0.5000"),
     (-0.5, PERPLEXITY, "lowers", "the training tokens that training gets wrong"),
     (0.0, PERPLEXITY, "undecided", "whether MaxSup changes perplexity"),
 ]
