@@ -213,7 +213,8 @@ def main() -> None:
     args, more = parser(__doc__, experiments(Path())).parse_known_args()
     folder, made = args.runs / args.name, args.runs / "made"
     derived.make(args.name, args.data, made / args.name)
-    flags = ["--seeds", "0,1,2", "--save_strategy", "no", "--output_dir", str(folder), *more]
+    flags = ["--seeds", "0,1,2", "--save_strategy", "no", "--save_models", "all"]  # beyond.py loads every model
+    flags += ["--output_dir", str(folder), *more]
     command = [sys.executable, "-m", "maxsup_hf", "compare", *experiments(args.data, made)[args.name], *flags]
     subprocess.run(command, check=True)
     found = trim(json.loads(portable((folder / "comparison.json").read_text(encoding="utf-8"), args)))

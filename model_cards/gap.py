@@ -1,50 +1,70 @@
-"""Plot how far MaxSup and label smoothing differ against the training error that remains.
+"""Plot how far MaxSup and label smoothing differ in each comparison, ordered by the training error that remains.
 
     python model_cards/gap.py        # for every comparison with a NAME-beyond.json; writes model_cards/results/gap.png
 
 Where a row is classified correctly, the top logit is the label's and the two penalties are equal, so the losses can differ
-only on training errors. Each point is one comparison: the training error averaged over both losses, and the mean difference
-MaxSup − label smoothing with its standard deviation over seeds.
+only on training errors. Each row is one comparison: the training error averaged over both losses, and the mean difference
+MaxSup − label smoothing with its 95 % interval by t over the seeds. Points whose interval leaves out 0 are filled.
 """
 
-from statistics import fmean, stdev
+from statistics import fmean
 
-import numpy as np
 from store import RESULTS
 from verdicts import differences, measured
+
+from maxsup_hf.comparison.statistics import interval
 
 SHOWN = {
     "confidence_when_wrong": "confidence when wrong, test",
     "train_feature_within": "within-class variation, training",
     "nll": "NLL, test",
 }
+BLUE, GREY = "#0072b2", "#777777"
 
 
 def points(metric: str) -> dict[str, tuple[float, float, float]]:
-    """Comparison -> training error of the two losses, mean and standard deviation of the difference."""
+    """Comparison -> training error of the two losses, mean difference, and half the width of its 95 % interval; in order of
+    the training error."""
     found = {}
-    for path in sorted(RESULTS.glob("*-beyond.json")):
+    for path in RESULTS.glob("*-beyond.json"):
         name = path.stem.removesuffix("-beyond")
         values = measured(name)
         error = 1 - fmean(x for loss in ("label_smoothing", "maxsup") for x in values["train_accuracy"][loss].values())
         apart = differences(values, metric, "maxsup", "label_smoothing")
-        found[name] = (error, fmean(apart), stdev(apart))
-    return found
+        low, high = interval(apart)
+        found[name] = (error, fmean(apart), (high - low) / 2)
+    return dict(sorted(found.items(), key=lambda item: (item[1][0], item[0])))
 
 
 def main() -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    for axes, (metric, title) in zip(figure.subplots(1, len(SHOWN)), SHOWN.items(), strict=True):
-        for name, (error, mean, spread) in points(metric).items():
-            axes.errorbar(error, mean, spread, fmt="o", capsize=3, color="#0072b2")
-            axes.annotate(name, (error, mean), xytext=(3, 3), textcoords="offset points", fontsize=6, rotation=45)
-        axes.axhline(0, color="#666666", linewidth=0.8)
-        axes.set(xlabel="training error (square root scale)", title=title)
-        axes.set_xscale("function", functions=(np.sqrt, np.square))
-        axes.set_xlim(0, 1)
-    figure.supylabel("MaxSup − label smoothing", fontsize=9)
+    by_metric = {metric: points(metric) for metric in SHOWN}
+    first = next(iter(by_metric.values()))
+    figure = Figure(figsize=(11, 1.3 + 0.27 * len(first)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)
+    panels = figure.subplots(1, len(SHOWN), sharey=True)
+    for axes, (metric, title) in zip(panels, SHOWN.items(), strict=True):
+        for y, (_, mean, half) in enumerate(by_metric[metric].values()):
+            differs = abs(mean) > half
+            look = {"color": BLUE if differs else GREY, "markerfacecolor": BLUE if differs else "white"}
+            axes.errorbar(mean, y, xerr=half, fmt="o", markersize=5, capsize=2.5, linewidth=1.2, **look)
+        axes.axvline(0, color="#333333", linewidth=0.8, zorder=0)
+        axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_title(title, fontsize=10.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=9)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    names = [f"{name}   {100 * error:.1f} %" for name, (error, _, _) in first.items()]
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    panels[0].set_ylabel("comparison, and training error that remains")
+    figure.supxlabel(
+        "MaxSup − label smoothing: mean and 95 % interval over seeds (filled where it leaves out 0)", fontsize=10
+    )
     figure.savefig(RESULTS / "gap.png", dpi=150)
 
 

@@ -8,9 +8,9 @@ import pytest
 
 import maxsup_hf
 from maxsup_hf.losses import Loss, _registry
-from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
+from maxsup_hf.trainer.callbacks import FeatureGeometryCallback, WrongRowsCallback
 
-PUBLIC = [*(getattr(maxsup_hf, name) for name in maxsup_hf.__all__), Loss, FeatureGeometryCallback]
+PUBLIC = [*(getattr(maxsup_hf, name) for name in maxsup_hf.__all__), Loss, FeatureGeometryCallback, WrongRowsCallback]
 ROOT = Path(maxsup_hf.__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")

@@ -18,6 +18,7 @@ from maxsup_hf.comparison import cli as compare_cli
 from maxsup_hf.comparison.statistics import best, differences, stands_out
 from maxsup_hf.comparison.tables import main_metrics
 from maxsup_hf.hub.card import write_card
+from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.scripts.common.output_dir import in_use
 from tests import HANGS
 from tests.hub.conftest import hub, hub_environment  # noqa: F401
@@ -123,7 +124,7 @@ def test_a_table_shows_means_and_deviations_of_the_values(name, which):
     metrics = found["tables"][which]
     table = tables((RESULTS / f"{name}.md").read_text(encoding="utf-8"))[list(found["tables"]).index(which)]
     for loss, (label, *row) in zip(found["losses"], table, strict=True):
-        assert label.split()[0] == loss
+        assert label.partition(" (")[0] == loss_label(loss)
         for metric, cell in zip(main_metrics(metrics), row, strict=True):
             of = metrics[metric]
             check(cell, of["values"][loss])

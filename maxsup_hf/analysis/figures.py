@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from maxsup_hf.analysis.style import (
     figure,
     figure_of,
     legend_above,
-    loss_order,
     rc_context,
     shortened,
     styles,
@@ -88,50 +87,6 @@ def within_class(
             ax.plot(np.arange(len(rising)), rising, label=name, markevery=max(1, len(rising) // 8), **line)
         ax.set(xlabel="classes, each model's sorted by variation", ylabel="within-class variation", ylim=(0, None))
     legend_above(ax, len(names))
-
-
-@figure()
-def spread(ax: Axes, values: Mapping[str, Sequence[float]], label: str) -> None:
-    """A metric of several runs of each loss: a mark for each run, with mean ± standard deviation next to them.
-
-    Args:
-        values: loss -> its runs' values, NaN for a run without one.
-        label: of the metric.
-    """
-    losses = loss_order(list(values))
-    figure_of(ax).set_size_inches(WIDTH, 0.8 + 0.38 * len(losses))
-    for i, (loss, style) in enumerate(zip(losses, styles(losses), strict=True)):
-        found = np.array([v for v in values[loss] if v == v])
-        runs: dict[str, Any] = {"color": style.color, "markerfacecolor": "none", "linestyle": "none", "alpha": 0.8}
-        ax.plot(found, np.full(len(found), i - 0.17), marker=style.marker, **runs)
-        if len(found):
-            deviation = found.std(ddof=1) if len(found) > 1 else 0
-            ax.errorbar(found.mean(), i + 0.17, xerr=deviation, fmt=style.marker, color=style.color, capsize=3)
-    ax.set(yticks=np.arange(len(losses)), yticklabels=losses, xlabel=label, ylim=(len(losses) - 0.5, -0.5))
-    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
-
-
-@figure()
-def curves(
-    ax: Axes,
-    values: Sequence[tuple[ArrayLike, ArrayLike]],
-    names: Sequence[str],
-    losses: Sequence[str | None],
-    labels: tuple[str, str] = ("step", ""),
-) -> None:
-    """Any quantity over training, a line for each run.
-
-    Args:
-        values: (x, y) of each run, arrays of the same length.
-        names: of the runs; an empty name is not in the legend.
-        losses: as in `styles`.
-        labels: of the axes.
-    """
-    for (x, y), name, style in zip(values, names, styles(losses), strict=True):
-        line: dict[str, Any] = {"color": style.color, "linestyle": style.linestyle, "marker": style.marker}
-        ax.plot(np.asarray(x), np.asarray(y), label=name or None, **line)
-    ax.set(xlabel=labels[0], ylabel=labels[1])
-    legend_above(ax, sum(map(bool, names)))
 
 
 # ---- one model ----

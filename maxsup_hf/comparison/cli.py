@@ -15,11 +15,12 @@ from filelock import FileLock, Timeout
 
 from maxsup_hf.comparison import results, tables
 from maxsup_hf.comparison.execute import execute
-from maxsup_hf.comparison.plan import Plan, alphas, check_grid, keep_plan, load_plan, share_strength
+from maxsup_hf.comparison.models import models_line
+from maxsup_hf.comparison.plan import PLAN, SAVE_MODELS, Plan, alphas, check_grid, keep_plan, load_plan, share_strength
 from maxsup_hf.comparison.statistics import TESTS
 from maxsup_hf.losses import flatten, get_spec
 from maxsup_hf.losses._schedules import SCHEDULES
-from maxsup_hf.output.files import write_json
+from maxsup_hf.output.files import replacing, write_json
 from maxsup_hf.trainer.training_args import parse_loss_kwargs
 
 LOSSES = "cross_entropy,label_smoothing,online_label_smoothing,maxsup"
@@ -28,6 +29,11 @@ OURS = {  # flags of the scripts that a comparison sets itself
     "--resume_from_checkpoint": "finished runs are kept anyway", "--dry_run": "use `maxsup-hf train TASK --dry_run`",
     "--push_to_hub": "use `maxsup-hf push` afterwards", "--disable_tqdm": "there is one bar for all runs",
 }  # fmt: skip
+KEPT = {
+    "none": "no models are kept (--save_models best or all keeps them)",
+    "best": "the best model of each loss is kept (--save_models all keeps every run's)",
+    "all": "the models of all runs are kept (--save_models best keeps the best of each loss)",
+}
 DATA = ("dataset_name", *(f"{split}_{kind}" for kind in ("file", "dir") for split in ("train", "validation", "test")))
 # Without data of the user's own: enough validation rows to set some apart as test data, and runs so short that the
 # comparison takes minutes on two cores and its models still make errors. The user's own flags take precedence.
@@ -72,6 +78,8 @@ def parser(tasks: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--jobs", type=int, help="runs at the same time (1; 2 on the built-in data, without a GPU)")
     add("--accelerate_config", metavar="FILE", help="config for `accelerate launch` (accelerate's default config, if there "
         "is one; none: plain processes)")  # fmt: skip
+    add("--save_models", choices=SAVE_MODELS, help="which models stay on disk: none, the best one of each loss on "
+        "validation data, or all; checkpoints go with their model (best; all with --save_strategy)")  # fmt: skip
     add("--output_dir", metavar="DIR", help="folder of the comparison (outputs/compare-TASK)")
     add("--report_only", metavar="DIR", help="rewrite JSON, table and report of a comparison; nothing is trained")
     return found
@@ -90,6 +98,11 @@ def main(argv: Sequence[str], tasks: Mapping[str, str], find_task: Callable[[str
     try:
         if find_spec("matplotlib") is None:
             raise ValueError("the report's figures need matplotlib: pip install 'maxsup-hf[analysis]'")
+        if args.report_only and args.save_models:
+            raise ValueError(
+                "save_models: --report_only removes nothing; repeat the command of the comparison with --save_models, which "
+                "keeps its finished runs"
+            )
         if args.report_only:
             folder = Path(args.report_only)
             raise SystemExit(_report(load_plan(folder), folder, _failed_before(folder), args.test))
@@ -98,7 +111,7 @@ def main(argv: Sequence[str], tasks: Mapping[str, str], find_task: Callable[[str
         plan, folder, jobs = make_plan(args, find_task(args.task), [flag for flag in flags if flag != "--"])
         with _lock(folder):
             keep_plan(folder, plan)
-            print(f"{len(plan.runs())} runs in {folder}", file=sys.stderr)
+            print(f"{len(plan.runs())} runs in {folder}; {KEPT[plan.save_models]}", file=sys.stderr)
             failed = execute(plan, folder, jobs)
             status = _report(plan, folder, failed, args.test)
     except (ValueError, TypeError, OSError) as error:
@@ -130,6 +143,8 @@ def make_plan(args: argparse.Namespace, task: str, flags: Sequence[str]) -> tupl
     builtin = given.isdisjoint(f"--{name}" for name in (*DATA, "config"))
     if builtin:
         flags = _with_defaults(BUILTIN | QUICK.get(task, {}), flags)
+    folder = Path(args.output_dir or f"outputs/compare-{task}")
+    save_models = args.save_models or _default_save_models(folder, flags)
     flags = _with_defaults({"save_strategy": "no"}, flags)
     share = args.hold_out_test
     if share is None:
@@ -139,8 +154,8 @@ def make_plan(args: argparse.Namespace, task: str, flags: Sequence[str]) -> tupl
     jobs = _default_jobs(builtin) if args.jobs is None else args.jobs
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
-    plan = Plan(task, losses, _seeds(args.seeds), grid, tuple(flags), share, _accelerate_config(args.accelerate_config))
-    return plan, Path(args.output_dir or f"outputs/compare-{task}"), jobs
+    launch = _accelerate_config(args.accelerate_config)
+    return Plan(task, losses, _seeds(args.seeds), grid, tuple(flags), share, launch, save_models), folder, jobs
 
 
 def _report(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> int:
@@ -150,11 +165,14 @@ def _report(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> i
     found = results.collect(plan, folder, failed, test)
     write_json(folder / results.COMPARISON, found)
     text = tables.markdown(found)
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    with replacing(folder / "table.md") as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     report.write(found, folder)
     finished = sum(run["state"] == "finished" for run in found["runs"])
     print(text)
     print(f"{finished} of {len(found['runs'])} runs finished; saved to {folder}")
+    if finished:
+        print(models_line(plan, folder))
     try:
         results.check_fair(found)
     except results.UnfairError as error:
@@ -248,6 +266,15 @@ def _with_defaults(defaults: Mapping[str, Any], flags: Sequence[str]) -> list[st
     given = {flag.partition("=")[0] for flag in flags}
     missing = {f"--{name}": str(value) for name, value in defaults.items() if f"--{name}" not in given}
     return [word for pair in missing.items() for word in pair] + list(flags)
+
+
+def _default_save_models(folder: Path, flags: Sequence[str]) -> str:
+    """That of the comparison that is continued; `all` for whoever asks for checkpoints; else `best`."""
+    if (folder / PLAN).is_file():
+        return load_plan(folder).save_models
+    words = [word for flag in flags for word in flag.split("=", 1)]
+    asked = "--save_strategy" in words and words[words.index("--save_strategy") + 1 :][:1] != ["no"]
+    return "all" if asked else "best"
 
 
 def _default_jobs(builtin: bool) -> int:

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from tqdm.auto import tqdm
 
+from maxsup_hf.comparison.models import keep_models
 from maxsup_hf.comparison.parent import VARIABLE
 from maxsup_hf.comparison.plan import PROGRESS, Plan, Run, is_finished, run_folder
 
@@ -77,7 +78,7 @@ def command(plan: Plan, run: Run, folder: Path) -> list[str]:
 
 
 def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
-    """Run all unfinished runs, with one progress bar.
+    """Run all unfinished runs, with one progress bar, and keep the models that `plan.save_models` says.
 
     A failed run is reported, and the others continue. But if the very first one finds its input to be bad, the others are
     not started, because their input is the same.
@@ -94,6 +95,7 @@ def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
     runs = plan.runs()
     waiting = [run for run in runs if not is_finished(folder, run)]
     done = len(runs) - len(waiting)
+    keep_models(plan, folder)
     failed: dict[str, str] = {}
     active: list[Process] = []
     form = "{percentage:3.0f}%|{bar}| {n:.1f} of {total:.0f} runs [{elapsed}<{remaining}]{postfix}"
@@ -112,6 +114,7 @@ def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
                     active.remove(process)
                     process.close()
                     if is_finished(folder, process.run):
+                        keep_models(plan, folder)
                         done += 1
                         continue
                     reason = _failure_reason(process)

@@ -26,7 +26,7 @@ from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.splits import stratified_indices
 from maxsup_hf.output.files import write_json
 from maxsup_hf.scripts.common import run
-from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
+from maxsup_hf.trainer.callbacks import FeatureGeometryCallback, WrongRowsCallback
 from maxsup_hf.trainer.features import Classifier, FeatureRows, extract, find_classifier
 
 COMPLETE_BATCHES = 100  # of which all inputs are in the fingerprint
@@ -106,6 +106,7 @@ def _watched(job: run.Job) -> None:
     if classifier is not None:
         trainer.add_callback(FeatureGeometryCallback(trainer))
     trainer.add_callback(Progress())
+    trainer.add_callback(wrong_rows := WrongRowsCallback(trainer))
     details: dict[str, Any] = {"initial_weights": model_fingerprint(trainer.model)}
     batches = Batches(trainer)
     run.run(job)
@@ -115,6 +116,7 @@ def _watched(job: run.Job) -> None:
     details |= {
         "batches": batches.fingerprint(),
         "batch_count": batches.count,
+        "training_rows": wrong_rows.counts,
         "processes": trainer.args.world_size,
         "split": split,
         "classes": list((getattr(trainer.model.config, "id2label", None) or {}).values()) if job.classifies_rows else [],

@@ -16,6 +16,8 @@ from maxsup_hf.output.files import write_json
 PLAN = "plan.json"
 DETAILS = "details.json"  # of a run, written last: a folder that has it holds a finished run
 PROGRESS = "progress"  # of a run, the share of its steps that are done
+SAVE_MODELS = ("none", "best", "all")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_model*", "checkpoint-*")
 GROWS = ("losses", "seeds", "grid")  # may be extended later, because finished runs stay valid
 
 
@@ -57,6 +59,8 @@ class Plan:
         flags: of the task's script, the same for every run.
         hold_out_test: share of the validation data that becomes test data if there is none.
         accelerate_config: of `accelerate launch`, or `None`.
+        save_models: one of `SAVE_MODELS`, which models stay on disk. It may change later. Plans of version 0.1 have none,
+            and kept all.
     """
 
     task: str
@@ -66,6 +70,7 @@ class Plan:
     flags: tuple[str, ...] = ()
     hold_out_test: float = 0.0
     accelerate_config: str | None = None
+    save_models: str = "all"
 
     def runs(self) -> list[Run]:
         """Every run once, seed by seed, so that finished runs can be compared after an interruption."""
@@ -174,6 +179,17 @@ def is_finished(folder: Path, run: Run) -> bool:
     return (run_folder(folder, run) / DETAILS).is_file()
 
 
+def weights(folder: Path) -> list[Path]:
+    """The files of weights and the checkpoints in the folder of a run."""
+    return [path for pattern in WEIGHTS for path in folder.glob(pattern)]
+
+
+def model_bytes(folder: Path) -> int:
+    """Size of the weights and checkpoints in the folder of a run."""
+    files = [file for path in weights(folder) for file in (path, *path.rglob("*"))]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def keep_plan(folder: Path, plan: Plan) -> None:
     """Write the plan, unless the folder holds other files. A comparison without a finished run is overwritten.
 
@@ -216,7 +232,7 @@ def load_plan(folder: Path) -> Plan:
 
 def _differences(before: Plan, now: Plan) -> list[str]:
     found = []
-    for name in (name for name in asdict(now) if name not in GROWS):
+    for name in (name for name in asdict(now) if name not in (*GROWS, "save_models")):
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
             found.append(f"{name} was {_as_text(old)}, now {_as_text(new)}")

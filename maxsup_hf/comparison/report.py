@@ -10,16 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from maxsup_hf.analysis import figures
+from maxsup_hf.analysis.figures import reliability, within_class
 from maxsup_hf.analysis.report import Picture, Section, write_report
 from maxsup_hf.analysis.style import loss_order, save
-from maxsup_hf.comparison import tables
+from maxsup_hf.comparison import figures, tables
+from maxsup_hf.comparison.verdict import UNITS, verdict
 from maxsup_hf.losses import get_spec
+from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.metrics import ReliabilityCurve, get_metric
+from maxsup_hf.output.files import replacing
 from maxsup_hf.output.tables import Table
 
 REPORT = "report.html"
-PARTS_OF_LOSS = {"train_cross_entropy": "cross-entropy in training", "train_penalty": "penalty in training"}
+BANDS = "Lines are means over the seeds, in a band of ± a standard deviation."
+PARTS_OF_LOSS = {"train_cross_entropy": "cross-entropy", "train_penalty": "penalty"}
 OF_A_RUN = ("command", "kwargs", "model", "dataset", "rows", "hyperparameters", "devices", "processes", "versions",
             "train_seconds", "initial_weights", "batches", "batch_count", "metrics")  # fmt: skip
 ARROWS = (
@@ -50,20 +54,23 @@ def write(found: Mapping[str, Any], folder: Path) -> Path:
     if finished:
         sections = [
             *_results(found, drawing),
-            _over_training(shared, found["losses"], drawing),
+            _differences(found),
+            _over_training(found, shared, drawing),
             _measured(shared, found["losses"], drawing),
             _fairness(found),
-            _differences(found),
             Section("All metrics", [f"On the {_data(found)}. {ARROWS}"], [tables.all_metrics_table(found, "shared")]),
         ]
     sections.append(_runs(found))
-    return write_report(
-        folder / REPORT,
-        f"{found['task']}: {', '.join(found['losses'])}",
-        [section for section in sections if section.text or section.tables or section.figures],
-        summary=[_summary(found, len(finished))],
-        notes=tables.notes(found),
-    )
+    path = folder / REPORT
+    with replacing(path) as unfinished:
+        write_report(
+            unfinished,
+            tables.title(found),
+            [section for section in sections if section.text or section.tables or section.figures],
+            summary=[verdict(found)["line"], _summary(found, len(finished))],
+            notes=tables.notes(found),
+        )
+    return path
 
 
 def _summary(found: Mapping[str, Any], finished: int) -> str:
@@ -116,7 +123,7 @@ def _over_grid(found: Mapping[str, Any], drawing: Path) -> list[Picture]:
     if len(found["grid"]) != 1:
         return []
     (key,) = found["grid"]
-    curves, losses = [], []
+    curves = {}
     for loss, choice in found["chosen"].items():
         points = []
         for candidate in choice["candidates"]:
@@ -124,12 +131,12 @@ def _over_grid(found: Mapping[str, Any], drawing: Path) -> list[Picture]:
             if value is not None:
                 points.append((value, _as_float(candidate["mean"])))
         if points:
-            curves.append(tuple(np.array(sorted(points)).T))
-            losses.append(loss)
+            x, means = np.array(sorted(points)).T
+            curves[loss] = figures.band(x, [means])
     if not curves:
         return []
     heading = get_metric(found["selected_by"]).heading
-    drawn = figures.curves(curves, losses, losses, (key, f"{heading}, validation"))
+    drawn = figures.curves(curves, (key, f"{heading}, validation"))
     return [Picture(save(drawn, drawing, "grid"), f"{heading} on the validation data, mean over seeds, by {key}")]
 
 
@@ -142,33 +149,59 @@ def _parameter(loss: str, kwargs: Mapping[str, Any], key: str) -> float | None:
 # ---- training ----
 
 
-def _over_training(runs: Sequence[Mapping[str, Any]], losses: Sequence[str], drawing: Path) -> Section:
-    pictures = []
-    for key, label in _logged(runs).items():
-        curves = {loss: _mean_curve([run["history"] for run in runs if run["loss"] == loss], key) for loss in losses}
-        present = [loss for loss in loss_order(losses) if len(curves[loss][0])]
-        is_flat = all(np.ptp(curves[loss][1]) == 0 for loss in present)
-        if max((len(curves[loss][0]) for loss in present), default=0) < 2 or is_flat:
+def _over_training(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], drawing: Path) -> Section:
+    pictures = [*_wrong_rows(found, runs, drawing)]
+    for key, (label, data) in _logged(runs).items():
+        curves = {
+            loss: _logged_band([run["history"] for run in runs if run["loss"] == loss], key) for loss in found["losses"]
+        }
+        curves = {loss: of for loss, of in curves.items() if len(of.x)}
+        is_flat = all(np.ptp(of.mean) == 0 for of in curves.values())
+        if is_flat or max(len(of.x) for of in curves.values()) < 2:
             continue
-        drawn = figures.curves([curves[loss] for loss in present], present, present, ("step", label))
-        pictures.append(Picture(save(drawn, drawing, f"training-{key}"), f"{label}, mean over seeds"))
-    text = ["The penalty is that of each loss; the cross-entropy is plain for all losses."] if pictures else []
+        path = save(figures.curves(curves, ("step", label)), drawing, f"training-{key}")
+        pictures.append(Picture(path, f"{label}{data}"))
+    text = [f"{BANDS} The penalty is that of each loss; the cross-entropy is plain for all losses."] if pictures else []
     return Section("During training", text, figures=pictures)
 
 
-def _logged(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Key of the log -> label, of what may be drawn over training: parts of the loss, and main metrics of evaluations."""
+def _wrong_rows(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], drawing: Path) -> list[Picture]:
+    """The share of the training rows that are predicted wrong, in each tenth of the training that all runs have."""
+    if not runs or not all(run.get("training_rows") for run in runs):
+        return []
+    counted = np.array([run["training_rows"]["rows"] for run in runs])
+    parts = np.flatnonzero(counted.all(axis=0))
+    if len(parts) < 2:
+        return []
+    curves = {}
+    for loss in found["losses"]:
+        counts = [run["training_rows"] for run in runs if run["loss"] == loss]
+        shares = [np.array(count["wrong"])[parts] / np.array(count["rows"])[parts] for count in counts]
+        if shares:
+            curves[loss] = figures.band(100 * (parts + 0.5) / counted.shape[1], shares)
+    units = UNITS.get(found["task"], "rows")
+    drawn = figures.curves(curves, ("% of the steps", f"share of {units} wrong in training"), least=0)
+    caption = (
+        f"share of the training {units} predicted wrong when they are trained: MaxSup and label smoothing differ on these"
+    )
+    return [Picture(save(drawn, drawing, "training-wrong"), caption)]
+
+
+def _logged(runs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Key of the log -> label and data, of what may be drawn over training: parts of the loss, and main metrics of
+    evaluations."""
     keys = {key for run in runs for entry in run["history"] for key in entry}
     of_validation = {key.removeprefix("eval_"): key for key in keys if key.startswith(("eval_", "feature_"))}
     metrics = {of_validation[name]: get_metric(name).label for name in tables.main_metrics(of_validation)}
-    return PARTS_OF_LOSS | {key: f"{label} on validation data" for key, label in metrics.items()}
+    parts = {key: (label, " in training") for key, label in PARTS_OF_LOSS.items()}
+    return parts | {key: (label, " on validation data") for key, label in metrics.items()}
 
 
-def _mean_curve(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and the mean over runs at those steps that all of them logged."""
+def _logged_band(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> figures.Band:
+    """A logged value of several runs, at those steps that all of them logged."""
     logs = [{entry["step"]: entry[key] for entry in history if entry.get(key) is not None} for history in histories]
     steps = sorted(set.intersection(*map(set, logs))) if logs else []
-    return np.array(steps), np.array([np.mean([log[step] for log in logs]) for step in steps])
+    return figures.band(np.array(steps, dtype=int), np.array([[log[step] for step in steps] for log in logs], dtype=float))
 
 
 # ---- calibration and features ----
@@ -187,11 +220,16 @@ def _measured(runs: Sequence[Mapping[str, Any]], losses: Sequence[str], drawing:
     for loss in present:
         of_runs = [np.array(run["geometry"]["d_within_per_class"], dtype=float) for run in measured[loss]]
         within.append(np.mean(of_runs, axis=0))
-    reliability = save(figures.reliability(pooled, present, present), drawing, "reliability")
-    within_class = save(figures.within_class(within, present, present, classes), drawing, "within_class")
+    names = list(map(loss_label, present))
     pictures = [
-        Picture(reliability, "Reliability diagram, rows of all seeds together"),
-        Picture(within_class, "Within-class variation of each class, mean over seeds: how far its features spread"),
+        Picture(
+            save(reliability(pooled, names, present), drawing, "reliability"),
+            "Reliability diagram, rows of all seeds together",
+        ),
+        Picture(
+            save(within_class(within, names, present, classes), drawing, "within_class"),
+            "Within-class variation of each class, mean over seeds: how far its features spread",
+        ),
     ]
     return Section(title, [CALIBRATION], figures=pictures)
 
@@ -226,15 +264,8 @@ def _fairness(found: Mapping[str, Any]) -> Section:
 
 
 def _differences(found: Mapping[str, Any]) -> Section:
-    metrics = found["tables"]["shared"]
-    compared = [metric for metric in tables.main_metrics(metrics) if metrics[metric]["differences"]]
-    test = tables.TESTS[found["test"]]
-    text = [f"Paired by seed. Two-sided {test}; p (Holm) is corrected for all pairs of losses in a metric."]
-    return Section(
-        "Differences between losses",
-        text if compared else [],
-        [tables.differences_table(found, "shared", metric) for metric in compared],
-    )
+    table = tables.differences_table(found, "shared")
+    return Section("Differences between losses", *(([tables.differences_note(found)], [table]) if table else ()))
 
 
 def _runs(found: Mapping[str, Any]) -> Section:
@@ -248,14 +279,22 @@ def _runs(found: Mapping[str, Any]) -> Section:
             run["state"],
             "–" if seconds is None else f"{seconds:.1f}",
             "–" if value is None else f"{value:.4f}",
+            _model(run),
         ])  # fmt: skip
-    table = Table(["run", "state", "seconds of training", get_metric(selected_by).heading], rows)
+    table = Table(["run", "state", "seconds of training", get_metric(selected_by).heading, "model"], rows)
     files = {
         run["name"]: json.dumps({name: run[name] for name in OF_A_RUN if name in run}, indent=1, ensure_ascii=False)
         for run in found["runs"]
         if run["state"] == "finished"
     }
     return Section("Runs", ["Command, settings, versions and metrics of each run unfold below."], [table], files=files)
+
+
+def _model(run: Mapping[str, Any]) -> str:
+    """The size of the model of a run, if it was kept."""
+    if "model_bytes" not in run:
+        return "–"
+    return f"{run['model_bytes'] / 1e6:,.1f} MB" if run["model_bytes"] else "not kept"
 
 
 def _as_float(value: float | None) -> float:

@@ -9,8 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from maxsup_hf.comparison import statistics
-from maxsup_hf.comparison.plan import DETAILS, Plan, Run, alphas, run_folder
+from maxsup_hf.comparison.plan import DETAILS, Plan, Run, alphas, model_bytes, run_folder
+from maxsup_hf.comparison.verdict import verdict
 from maxsup_hf.metrics import get_metric
 from maxsup_hf.metrics._records import ranked
 from maxsup_hf.metrics.geometry import feature_metric
@@ -34,7 +37,7 @@ def collect(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> d
         test: one of `statistics.TESTS`.
 
     Returns:
-        The content of `comparison.json`; NaN is `None`.
+        The content of `comparison.json`, which begins with the verdict; NaN is `None`.
     """
     runs = [_read(run, folder, failed) for run in plan.runs()]
     finished = [run for run in runs if run["state"] == "finished"]
@@ -48,16 +51,29 @@ def collect(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> d
         "level": statistics.LEVEL,
     }
     if finished:
-        found["selected_by"] = _selecting_metric(finished[0]["metrics"]["eval"])
-        found["tables"] = {"shared": _table([run for run in finished if not run["point"]], found["split"], test)}
+        found["selected_by"] = selecting_metric(finished[0]["metrics"]["eval"])
+        shared = [run for run in finished if not run["point"]]
+        found["training_rows"] = _training_rows(shared)
+        found["tables"] = {"shared": _table(shared, found["split"], test)}
         if plan.grid:
             found["chosen"] = choose(runs, found["selected_by"])
             best = [run for run in finished if _setting(run) == found["chosen"].get(run["loss"], {}).get("setting")]
             found["tables"]["chosen"] = _table(best, found["split"], test)
-    return plain(found)
+    return plain({"verdict": verdict(found), **found})
 
 
-def _selecting_metric(metrics: Mapping[str, float]) -> str:
+def _training_rows(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
+    """loss -> `wrong` and `rows` of each tenth of the training, summed over its runs; without the losses of which a run did
+    not count them, as in version 0.1."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for loss in dict.fromkeys(run["loss"] for run in runs):
+        counts = [run.get("training_rows") or {} for run in runs if run["loss"] == loss]
+        if all(counts):
+            found[loss] = {key: np.sum([count[key] for count in counts], axis=0).tolist() for key in ("wrong", "rows")}
+    return found
+
+
+def selecting_metric(metrics: Mapping[str, float]) -> str:
     """The metric of the validation data that settings are chosen by."""
     return next((name for name in ranked(metrics) if get_metric(name).higher_is_better is not None), "loss")
 
@@ -75,7 +91,7 @@ def _read(run: Run, folder: Path, failed: Mapping[str, str]) -> dict[str, Any]:
     details = json.loads((place / DETAILS).read_text(encoding="utf-8"))
     record = json.loads((place / "run.json").read_text(encoding="utf-8"))
     results = json.loads((place / "all_results.json").read_text(encoding="utf-8"))
-    metrics = {"eval": _metrics(results, "eval"), "test": _metrics(results, "test")}
+    metrics = {"eval": metrics_of(results, "eval"), "test": metrics_of(results, "test")}
     for name in ("feature_within", "feature_r2"):  # the callback logs those of the validation data without a prefix
         if name in results:
             metrics["eval"][name] = results[name]
@@ -92,11 +108,12 @@ def _read(run: Run, folder: Path, failed: Mapping[str, str]) -> dict[str, Any]:
     rows = {split: results.get(f"{split}_samples") for split in ("train", "eval", "test")}
     return found | details | about | {
         "state": "finished", "metrics": metrics, "rows": rows, "history": history,
-        "train_seconds": results.get("train_runtime"),
+        "train_seconds": results.get("train_runtime"), "model_bytes": model_bytes(place),
     }  # fmt: skip
 
 
-def _metrics(results: Mapping[str, Any], split: str) -> dict[str, float]:
+def metrics_of(results: Mapping[str, Any], split: str) -> dict[str, float]:
+    """The metrics of a split among the results of a run, without clocks and counts."""
     named = {key.removeprefix(f"{split}_"): value for key, value in results.items() if key.startswith(f"{split}_")}
     return {key: value for key, value in named.items() if key not in CLOCKS and isinstance(value, (int, float))}
 

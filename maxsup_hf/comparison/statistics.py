@@ -85,11 +85,11 @@ def differences(values: Mapping[str, Mapping[int, float]], test: str) -> dict[tu
     ps = [paired_p(d, test) for d in found.values()]
     made = {}
     for (pair, d), p, p_holm in zip(found.items(), ps, holm(ps), strict=True):
-        made[pair] = Difference(len(d), float(np.mean(d)) if d else math.nan, *_interval(d), p, p_holm)
+        made[pair] = Difference(len(d), float(np.mean(d)) if d else math.nan, *interval(d), p, p_holm)
     return made
 
 
-def _interval(d: Sequence[float]) -> tuple[float, float]:
+def interval(d: Sequence[float]) -> tuple[float, float]:
     if len(d) < 2:
         return math.nan, math.nan
     half = float(stats.t.ppf(0.975, len(d) - 1) * np.std(d, ddof=1) / math.sqrt(len(d)))

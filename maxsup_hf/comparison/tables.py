@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from maxsup_hf.comparison.statistics import FEWEST, TESTS
+from maxsup_hf.comparison.verdict import SPLITS, signed, verdict
+from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.metrics import get_metric
 from maxsup_hf.metrics._records import ranked
 from maxsup_hf.output.tables import Table
 from maxsup_hf.output.tables import markdown as as_markdown
 
-SPLITS = {"test": "test data", "eval": "validation data"}
 TITLES = {"shared": "Same strength for all losses", "chosen": "Each loss at its own best"}
 
 
@@ -60,18 +61,31 @@ def all_metrics_table(found: Mapping[str, Any], which: str) -> Table:
         rows.append([get_metric(metric).heading, *cells])
         if values["significant"]:
             bold.add((i, 1 + losses.index(values["best"])))
-    return Table(["metric", *losses], rows, bold=bold)
+    return Table(["metric", *map(loss_label, losses)], rows, bold=bold)
 
 
-def differences_table(found: Mapping[str, Any], which: str, metric: str) -> Table:
-    """Every pair of losses: mean difference, its confidence interval, p, and p corrected by Holm."""
-    rows = []
-    for d in found["tables"][which][metric]["differences"]:
-        interval = "" if d["low"] is None else f"[{d['low']:+.4f}, {d['high']:+.4f}]"
-        mean = "" if d["mean"] is None else f"{d['mean']:+.4f}"
-        rows.append([f"{d['first']} − {d['second']}", str(d["n"]), mean, interval, _p_value(d["p"]), _p_value(d["p_holm"])])
-    header = ["difference", "seeds", "mean", "95 % interval", "p", "p (Holm)"]
-    return Table(header, rows, caption=get_metric(metric).label)
+def differences_table(found: Mapping[str, Any], which: str) -> Table | None:
+    """Every pair of losses: the mean difference of each main metric, its confidence interval and its p-value.
+
+    A difference with p < `found["level"]` after Holm's correction is bold.
+    """
+    metrics = found.get("tables", {}).get(which, {})
+    columns = [metric for metric in main_metrics(metrics) if metrics[metric].get("differences")]
+    if not columns:
+        return None
+    rows: list[list[str]] = []
+    bold = set()
+    for of_pair in zip(*(metrics[metric]["differences"] for metric in columns), strict=True):
+        pair = f"{loss_label(of_pair[0]['first'])} − {loss_label(of_pair[0]['second'])}"
+        for column, d in enumerate(of_pair, 1):
+            if d["p_holm"] is not None and d["p_holm"] < found["level"]:
+                bold.add((len(rows), column))
+        rows.append([pair, *("–" if d["mean"] is None else signed(d["mean"]) for d in of_pair)])
+        if any(d["low"] is not None for d in of_pair):
+            rows.append(["95 % interval", *(_interval(d) for d in of_pair)])
+        if any(d["p_holm"] is not None for d in of_pair):
+            rows.append(["p", *(_p_value(d["p_holm"]) for d in of_pair)])
+    return Table(["difference", *(get_metric(metric).heading for metric in columns)], rows, bold=bold)
 
 
 # ---- sentences ----
@@ -134,7 +148,7 @@ def _strength_line(fairness: Mapping[str, Any]) -> str:
         return f"All losses with an α have the same α and the same schedule: {shared}."
     if not with_alpha:
         return ""
-    described = "; ".join(f"{loss} {_describe(strength)}" for loss, strength in with_alpha.items())
+    described = "; ".join(f"{loss_label(loss)} {_describe(strength)}" for loss, strength in with_alpha.items())
     return f"Strength: {described}." + (" It differs between losses, as requested." if len(with_alpha) > 1 else "")
 
 
@@ -144,14 +158,14 @@ def _other_parameters_line(found: Mapping[str, Any]) -> str:
         strength = found["fairness"]["strength"][loss]
         others = [f"{key} = {value}" for key, value in kwargs.items() if key.rpartition(".")[2] not in strength]
         if others:
-            described.append(f"{loss} {', '.join(others)}")
+            described.append(f"{loss_label(loss)} {', '.join(others)}")
     return f"Set by --loss_kwargs: {'; '.join(described)}. All other parameters have their defaults." if described else ""
 
 
 def chosen_note(found: Mapping[str, Any]) -> str:
     """How each loss's own best setting was chosen."""
     chosen = "; ".join(
-        f"{loss} {_describe(_without_prefix(choice['kwargs']))}"
+        f"{loss_label(loss)} {_describe(_without_prefix(choice['kwargs']))}"
         for loss, choice in found["chosen"].items()
         if choice["kwargs"]
     )
@@ -165,15 +179,29 @@ def chosen_note(found: Mapping[str, Any]) -> str:
     )
 
 
+def differences_note(found: Mapping[str, Any]) -> str:
+    """What the table of differences shows."""
+    name = TESTS[found["test"]]
+    return (
+        "First loss − second loss, paired by seed: the mean difference, its 95 % confidence interval by t, and the p-value "
+        f"of a two-sided {name} after Holm's correction for all pairs of losses in a metric. Bold: p < {found['level']:g}. "
+        f"With fewer than {FEWEST[found['test']]} seeds, or where all differences are equal, there is no test."
+    )
+
+
+def title(found: Mapping[str, Any]) -> str:
+    return f"{found['task']}: {', '.join(map(loss_label, found['losses']))}"
+
+
 def markdown(found: Mapping[str, Any]) -> str:
     """The content of `table.md`."""
-    lines = [f"# {found['task']}: {', '.join(found['losses'])}", ""]
+    lines = [f"# {title(found)}", "", verdict(found)["line"], ""]
     lines += [f"**{note}**\n" for note in notes(found)]
-    for which, title in TITLES.items():
+    for which, heading in TITLES.items():
         table = results_table(found, which)
         if table is None:
             continue
-        lines += [f"## {title} ({_evaluated_on(found)})", "", as_markdown(table), ""]
+        lines += [f"## {heading} ({_evaluated_on(found)})", "", as_markdown(table), ""]
         if which == "chosen":
             lines += [chosen_note(found), ""]
     lines += [test_note(found), "", *(f"{line}\n" for line in fairness_lines(found))]
@@ -191,7 +219,8 @@ def _evaluated_on(found: Mapping[str, Any]) -> str:
 
 def _label(loss: str, found: Mapping[str, Any], which: str) -> str:
     kwargs = found["chosen"].get(loss, {}).get("kwargs", {}) if which == "chosen" else {}
-    return f"{loss} ({_describe(_without_prefix(kwargs))})" if kwargs else loss
+    name = loss_label(loss)
+    return f"{name} ({_describe(_without_prefix(kwargs))})" if kwargs else name
 
 
 def _without_prefix(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +256,12 @@ def _mean_and_deviation(summary: Mapping[str, Any] | None) -> str:
     return f"{summary['mean']:.{decimals}f}{deviation}"
 
 
+def _interval(difference: Mapping[str, Any]) -> str:
+    low, high = difference["low"], difference["high"]
+    return "–" if low is None else f"[{signed(low)}, {signed(high)}]"
+
+
 def _p_value(p: float | None) -> str:
     if p is None:
-        return "no test"
+        return "–"
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}"

@@ -21,6 +21,8 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
+from maxsup_hf.hub.record import why_no_weights
+
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
@@ -95,6 +97,9 @@ def push_folder(folder: str | Path, to: Destination, message: str = "End of trai
             f"{folder} has neither config.json nor adapter_config.json: give the folder of a saved model, such as the "
             "output_dir of a training run"
         )
+    reason = why_no_weights(folder)
+    if reason:
+        raise PushError(f"{folder}: {reason}")
     repo_id = ensure_destination(to)
     retry_command = f"maxsup-hf push {folder} {repo_id}"
     if to.revision:

@@ -16,6 +16,7 @@ from maxsup_hf.output.files import plain
 from maxsup_hf.output.versions import versions
 
 RECORD = "run.json"
+NOT_KEPT = "weights_not_kept.txt"  # in the folder of a run whose weights were removed afterwards, it says why
 HYPERPARAMETERS = (
     "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim",
     "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "tf32",
@@ -78,6 +79,14 @@ def load_record(folder: str | Path) -> dict[str, Any]:
     if results.is_file():
         found["results"] = found.get("results", {}) | _measured(json.loads(results.read_text(encoding="utf-8")))
     return found
+
+
+def why_no_weights(folder: str | Path) -> str | None:
+    """Why the folder of a run has no weights any more, or `None`."""
+    note = Path(folder) / NOT_KEPT
+    if not note.is_file() or any(Path(folder).glob("*.safetensors")):
+        return None
+    return note.read_text(encoding="utf-8").strip()
 
 
 def _hyperparameters(args: Any) -> dict[str, Any]:

@@ -62,8 +62,14 @@ def register_metrics(*metrics: Metric) -> None:
 
 
 def get_metric(key: str) -> Metric:
-    """The record of a metric, by its name or an alias. A metric without a record is called by its key."""
-    return _BY_KEY.get(key) or Metric(key, key.replace("_", " "))
+    """The record of a metric, by its name or an alias. The label of a metric without a record is its key in words."""
+    return _BY_KEY.get(key) or Metric(key, in_words(key))
+
+
+def in_words(key: str) -> str:
+    """A key of results as it is read: `top5_ece` is "top5 ECE". Words are spelled as in the labels of the metrics."""
+    spelled = {word.lower(): word for metric in METRICS.values() for word in metric.label.split()}
+    return " ".join(spelled.get(word, word) for word in key.split("_"))
 
 
 def ranked(keys: Iterable[str]) -> list[str]:

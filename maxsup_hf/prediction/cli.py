@@ -16,6 +16,7 @@ from transformers.utils.generic import is_timm_local_checkpoint
 
 from maxsup_hf.data.files import loading
 from maxsup_hf.data.messages import listed
+from maxsup_hf.hub.record import why_no_weights
 from maxsup_hf.prediction.data import check_output, known_labels, load_rows, write_rows
 from maxsup_hf.prediction.model import Model
 from maxsup_hf.prediction.tasks import TASKS, find_task
@@ -132,9 +133,12 @@ def _load(args: argparse.Namespace) -> tuple[Model, str]:
 
 
 def _check_files(model: str, reads_images: bool) -> None:
-    """Raise ValueError if a local model has no tokenizer or processor: transformers may make an empty one."""
+    """Raise ValueError if a local model has no weights, or no tokenizer or processor: transformers may make an empty one."""
     if not os.path.isdir(model):
         return
+    reason = why_no_weights(model)
+    if reason:
+        raise ValueError(reason)
     files = os.listdir(model)
     if "adapter_config.json" in files and "config.json" not in files:
         raise ValueError("it is an adapter: merge it into its base model (peft's merge_and_unload), and predict with that")

@@ -64,6 +64,63 @@ class FeatureGeometryCallback(TrainerCallback):
         trainer.log(dict(logs))
 
 
+class WrongRowsCallback(TrainerCallback):
+    """Counts the training rows that are predicted wrong at the time they are trained, in each tenth of the training.
+
+    On a row whose top logit is the label's, MaxSup and label smoothing of the same alpha are the same, so the share of these
+    rows tells how far the two losses can differ on some data. Rows are those of the cross-entropies: tokens of a language
+    model, pixels of a segmentation; ignored ones are not counted. It costs one pass over the logits of each step.
+
+    Args:
+        trainer: a Trainer with `MaxSupMixin`.
+
+    Attributes:
+        counts: `wrong` and `rows` of each tenth of the steps, summed over micro-batches and processes; filled at the end of
+            the training. After early stopping the last tenths are 0.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
+        >>> from maxsup_hf.trainer.callbacks import WrongRowsCallback
+        >>> model = BertForSequenceClassification(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+        >>> rows = [{"input_ids": [1, 2, k], "labels": k % 2} for k in range(8)]
+        >>> args = MaxSupTrainingArguments(mkdtemp(), max_steps=10, report_to="none", disable_tqdm=True)
+        >>> trainer = MaxSupTrainer(model, args, train_dataset=rows)
+        >>> trainer.add_callback(wrong := WrongRowsCallback(trainer))
+        >>> _ = trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> wrong.counts["rows"]
+        [8, 8, 8, 8, 8, 8, 8, 8, 8, 8]
+    """
+
+    PARTS = 10
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.counts: dict[str, list[int]] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._training.patch.counts_wrong = True
+        self._sums = torch.zeros(self.PARTS, 2, dtype=torch.int64, device=args.device)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._add(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._add(state.global_step - 1, state.max_steps)
+
+    def _add(self, steps_before: int, max_steps: int) -> None:
+        part = min(self.PARTS - 1, self.PARTS * steps_before // max(1, max_steps))
+        counted = self.trainer._training.wrong
+        if counted is not None:
+            self._sums[part] += counted.to(self._sums.device)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        wrong, rows = self.trainer.accelerator.reduce(self._sums, reduction="sum").unbind(1)
+        self.counts = {"wrong": wrong.tolist(), "rows": rows.tolist()}
+
+
 def _prefix(metrics: dict[str, float]) -> str:
     """`""` for metrics named eval_…, `"test_"` for metrics named test_…"""
     name = next((key.removesuffix("_runtime") for key in metrics if key.endswith("_runtime")), "eval")

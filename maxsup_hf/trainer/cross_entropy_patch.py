@@ -27,6 +27,7 @@ from maxsup_hf.trainer.label_sources import LabelSource, LabelSourceFinder
 from maxsup_hf.trainer.lm_head_patch import LazyLogits, NeedsLogitsError
 from maxsup_hf.trainer.normalization import AccumulatedBatch, count_labels
 from maxsup_hf.trainer.patched_names import CROSS_ENTROPY, BoundName, find_names, make_replacements
+from maxsup_hf.trainer.wrong_rows import count_wrong
 
 
 class LabelCount(NamedTuple):
@@ -53,6 +54,7 @@ class CrossEntropyCall(NamedTuple):
         label_count: what it counted.
         fused: whether its logits were never computed.
         reduction: as the caller requested it.
+        wrong: (2,) `count_wrong` of its rows, or `None` if that was not asked for.
         node: the autograd node of its result, with a hook that fills `CrossEntropyPatch.upstream`. `None` in a compiled
             graph, where such nodes do not exist.
     """
@@ -61,6 +63,7 @@ class CrossEntropyCall(NamedTuple):
     label_count: LabelCount
     fused: bool
     reduction: str
+    wrong: Tensor | None
     node: Any
 
 
@@ -76,6 +79,7 @@ class CrossEntropyPatch:
         micro_batch: `class_targets` of the micro-batch of this step.
         soft_labels: (..., K) class probabilities that replace the integer labels of this step, or `None`.
         votes: (num_classes) -> (N, P) votes of the last feature map, for a loss that needs them, or `None`.
+        counts_wrong: whether each cross-entropy counts the rows that are predicted wrong.
         calls: the cross-entropies of the last step, in the order of the forward.
         upstream: index of a call -> the gradient that reached its result.
     """
@@ -89,6 +93,7 @@ class CrossEntropyPatch:
         self.micro_batch: dict[str, Tensor] = {}
         self.soft_labels: Tensor | None = None
         self.votes: Callable[[int], Tensor] | None = None
+        self.counts_wrong = False
         self.calls: list[CrossEntropyCall] = []
         self.upstream: dict[int, Tensor] = {}
         self.is_open = False
@@ -201,7 +206,8 @@ class CrossEntropyPatch:
             mean = output.map(lambda part: part.detach().sum() / items)
         # Activation checkpointing calls this again inside the backward, which must not be recorded.
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            self._record(output.loss, mean, count, isinstance(input, LazyLogits), reduction)
+            wrong = count_wrong(logits, target, ignore_index) if self.counts_wrong else None
+            self._record(output.loss, mean, count, isinstance(input, LazyLogits), reduction, wrong)
         return output.loss
 
     def _soft_target(self, logits: Tensor | LazyLogits) -> Tensor:
@@ -291,11 +297,13 @@ class CrossEntropyPatch:
             reduction=reduction, ignore_index=ignore_index, **divisors,
         )  # fmt: skip
 
-    def _record(self, result: Tensor, mean: LossOutput, count: LabelCount, fused: bool, reduction: str) -> None:
+    def _record(
+        self, result: Tensor, mean: LossOutput, count: LabelCount, fused: bool, reduction: str, wrong: Tensor | None
+    ) -> None:
         node = None if torch.compiler.is_compiling() else result.grad_fn
         if node is not None:
             result.register_hook(partial(self.upstream.__setitem__, len(self.calls)))
-        self.calls.append(CrossEntropyCall(mean.map(Tensor.detach), count, fused, reduction, node))
+        self.calls.append(CrossEntropyCall(mean.map(Tensor.detach), count, fused, reduction, wrong, node))
 
 
 def _requires_grad(input: Tensor | LazyLogits) -> bool:

@@ -33,6 +33,8 @@ class OneTraining:
         steps: number of training steps that ran with this loss.
         class_weights: (K,) class weights that were used, including those of a cross-entropy in the user's own code, or
             `None`.
+        wrong: (2,) int64, rows of the last micro-batch that were predicted wrong, and all of its rows; `None` unless the
+            patch counts them.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class OneTraining:
         self.patch.votes = self.votes
         self.steps = 0
         self.samples: Sequence[Any] | None = None
+        self.wrong: Tensor | None = None
         self._is_checked = False  # whether this step was checked before its backward
         self._micro_batches_done = 0
         self._parts: dict[str, Tensor] = {}  # summed over the optimizer steps since the last log
@@ -121,6 +124,8 @@ class OneTraining:
         if not self._is_checked:
             self._check_step(trained, replicas)
         self._add_parts([call for _, call in trained])
+        counts = [call.wrong.to(loss.device) for _, call in trained if call.wrong is not None]
+        self.wrong = torch.stack(counts).sum(0) if counts else None
         return loss
 
     def _prepare(self, targets: dict[str, Tensor], soft_labels: Tensor | None, progress: float) -> None:

@@ -105,21 +105,6 @@ def test_planes_show_each_class_with_its_own_marker():
     assert axes.get_aspect() == 1.0 and len(axes.get_lines()) == 3
 
 
-def test_spread_shows_every_run_and_mean_and_deviation():
-    (axes,) = figures.spread({"maxsup": [1.0, 3.0], "cross_entropy": [2.0, np.nan], "focal": [np.nan]}, "accuracy").axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["cross_entropy", "maxsup", "focal"]
-    bars = {bar.lines[0].get_ydata()[0]: bar for bar in axes.containers}
-    (segment,) = bars[1 + 0.17].lines[2][0].get_segments()
-    np.testing.assert_allclose(segment[:, 0], [2 - 2**0.5, 2 + 2**0.5])
-    assert len(bars) == 2
-
-
-def test_curves():
-    (axes,) = figures.curves([([1, 2], [3, 4]), ([1, 2], [5, 6])], ["a", ""], LOSSES, ("step", "R²")).axes
-    assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[3, 4], [5, 6]]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a"]
-
-
 def test_panels_for_an_image_and_each_model():
     image = np.random.default_rng(0).random((6, 8, 3))
     heat = np.array([[0.0, 2.0], [0.0, 0.0]])

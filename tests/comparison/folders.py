@@ -35,6 +35,7 @@ def leave(folder, run, metrics, *, split="test", **changes):
     ] + [{"step": step, "eval_loss": 1 / step, "eval_accuracy": step / 4, "eval_runtime": 9.0} for step in (1, 2, 3)]
     details = {
         "initial_weights": f"weights{run.seed}", "batches": f"batches{run.seed}", "batch_count": 3, "processes": 1,
+        "training_rows": {"wrong": [30, *range(9, 0, -1)], "rows": [100] * 10},
         "split": split, "classes": ["a", "b", "c"], "measured": measured, "not_measured": None, "history": history,
     } | changes  # fmt: skip
     for name, found in (("all_results.json", results), ("run.json", record), ("details.json", details)):

@@ -1,11 +1,13 @@
 """The report in a browser: every figure drawn, nothing on the console, readable on a desk and on a phone."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from maxsup_hf.comparison import report
+from maxsup_hf.comparison import figures, report
 from maxsup_hf.comparison.plan import Plan, share_strength
 from maxsup_hf.comparison.results import collect
 from tests.chromium import look, needs_chromium
@@ -27,7 +29,9 @@ def test_in_a_browser(tmp_path):
     found = compared(tmp_path)
     page = report.write(found, tmp_path)
     drawn = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
-    assert {"reliability", "within_class", "grid", "shared-accuracy", "chosen-accuracy", "training-eval_loss"} <= drawn
+    assert {
+        "reliability", "within_class", "grid", "shared-accuracy", "chosen-accuracy", "training-eval_loss", "training-wrong",
+    } <= drawn  # fmt: skip
     for width in (1280, 390):
         seen = look(page, tmp_path / "look", width)
         assert seen.errors == []
@@ -91,8 +95,39 @@ def test_pooled_rows_make_the_curve_of_all_rows():
     assert np.isnan(empty.accuracy[1]) and empty.rows.tolist() == [3, 0]
 
 
-def test_curves_are_means_at_the_steps_that_all_runs_have():
+def test_bands_are_of_the_steps_that_all_runs_have():
     histories = [[{"step": 1, "x": 1.0}, {"step": 2, "x": 2.0}], [{"step": 1, "x": 3.0}, {"step": 2, "y": 2.0}]]
-    steps, means = report._mean_curve(histories, "x")
-    assert steps.tolist() == [1] and means.tolist() == [2.0]
-    assert len(report._mean_curve(histories, "z")[0]) == 0
+    band = report._logged_band(histories, "x")
+    assert band.x.tolist() == [1] and band.mean.tolist() == [2.0] and band.sd == pytest.approx(2**0.5)
+    assert np.isnan(report._logged_band(histories[:1], "x").sd).all()
+    assert len(report._logged_band(histories, "z").x) == 0
+
+
+def test_curves_are_means_in_bands():
+    two, one = figures.band([1, 2], [[3, 4], [5, 8]]), figures.band([1, 2], [[5, 6]])
+    (axes,) = figures.curves({"maxsup": two, "cross_entropy": one}, ("step", "R²"), least=4).axes
+    assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[5, 6], [4, 6]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cross-entropy", "MaxSup"]
+    edges = axes.collections[1].get_paths()[0].vertices
+    assert edges[:, 1].max() == pytest.approx(6 + 8**0.5) and edges[:, 1].min() == 4
+    assert not axes.collections[0].get_paths()  # a single run has no deviation
+
+
+def test_spread_shows_every_run_and_mean_and_deviation():
+    (axes,) = figures.spread({"maxsup": [1.0, 3.0], "cross_entropy": [2.0, np.nan], "focal": [np.nan]}, "accuracy").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cross-entropy", "MaxSup", "focal"]
+    bars = {bar.lines[0].get_ydata()[0]: bar for bar in axes.containers}
+    (segment,) = bars[1 + 0.17].lines[2][0].get_segments()
+    np.testing.assert_allclose(segment[:, 0], [2 - 2**0.5, 2 + 2**0.5])
+    assert len(bars) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.1, 1.0, 1234.5])
+def test_ticks_do_not_overlap(scale):
+    values = {"maxsup": [1 * scale, 1.3 * scale], "label_smoothing": [1.1 * scale]}
+    steps = figures.band([100_000, 1_200_000], [[0.1, 0.2]])
+    for drawn in (figures.spread(values, "x"), figures.curves({"maxsup": steps}, ("step", "x"))):
+        FigureCanvasAgg(drawn).draw()
+        (axes,) = drawn.axes
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+        assert len(boxes) >= 2 and all(one.x1 < other.x0 for one, other in pairwise(boxes))

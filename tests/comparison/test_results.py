@@ -45,13 +45,29 @@ def test_means_deviations_and_bold(tmp_path):
     assert table.header == [
         "loss", "accuracy ↑", "NLL ↓", "ECE ↓", "within-class variation", "R²",
     ]  # fmt: skip
-    assert [row[0] for row in table.rows] == list(LOSSES) and table.bold == {(2, 1)}
+    assert [row[0] for row in table.rows] == ["cross-entropy", "label smoothing", "MaxSup"] and table.bold == {(2, 1)}
     text = tables.markdown(found)
-    line = next(line for line in text.splitlines() if line.startswith("| maxsup"))
+    line = next(line for line in text.splitlines() if line.startswith("| MaxSup"))
     assert line.split(" | ")[1] == f"**{table.rows[2][1]}**" and line.count("**") == 2 and "±" in line
     assert "paired t-test" in text and "p < 0.05" in text
     assert "Seed 3: 3 runs" in text and "weights3" in text and "same 3 batches" in text
     assert "the same α and the same schedule: α 0.1 → 0.2." in text
+
+
+def test_one_table_of_differences(tmp_path):
+    found = collect(make(tmp_path), tmp_path, {}, "t")
+    of = found["tables"]["shared"]["accuracy"]["differences"]
+    table = tables.differences_table(found, "shared")
+    pairs = ["cross-entropy − label smoothing", "cross-entropy − MaxSup", "label smoothing − MaxSup"]
+    assert [row[0] for row in table.rows] == [name for pair in pairs for name in (pair, "95 % interval", "p")]
+    assert table.header[1] == "accuracy ↑"
+    mean, interval, p = (row[1] for row in table.rows[6:9])
+    assert mean == f"{of[2]['mean']:+.4f}".replace("-", "−")
+    assert interval == f"[{of[2]['low']:+.4f}, {of[2]['high']:+.4f}]".replace("-", "−")
+    assert p == ("< 0.0001" if of[2]["p_holm"] < 1e-4 else f"{of[2]['p_holm']:.4f}")
+    significant = {3 * i for i, d in enumerate(of) if d["p_holm"] < 0.05}
+    assert significant and {row for row, column in table.bold if column == 1} == significant
+    assert "paired t-test" in tables.differences_note(found)
 
 
 def test_too_few_seeds_are_said_and_nothing_is_bold(tmp_path):
@@ -59,6 +75,7 @@ def test_too_few_seeds_are_said_and_nothing_is_bold(tmp_path):
     assert not any(of["significant"] for of in found["tables"]["shared"].values())
     text = tables.markdown(found)
     assert "2 seeds are too few" in text and "the paired t-test needs at least 3" in text and "**" not in text
+    assert not tables.differences_table(found, "shared").bold
     one = Plan("text-classification", LOSSES, (0,))
     text = tables.markdown(collect(one, tmp_path, {}, "t"))
     assert "1 seed is too few" in text and "±" not in text.split("##")[1].split("\n\n")[1]
@@ -109,8 +126,8 @@ def test_told_otherwise_is_said(tmp_path):
     for run in plan.runs():
         leave(tmp_path, run, metrics(run))
     text = tables.markdown(collect(plan, tmp_path, {}, "t"))
-    assert "Strength: label_smoothing α 0.1 → 0.2; maxsup α = 0.4." in text
-    assert "--loss_kwargs: label_smoothing over = K-1." in text
+    assert "Strength: label smoothing α 0.1 → 0.2; MaxSup α = 0.4." in text
+    assert "--loss_kwargs: label smoothing over = K-1." in text
 
 
 def test_chosen_on_validation_data_never_on_test_data(tmp_path):
@@ -132,7 +149,7 @@ def test_chosen_on_validation_data_never_on_test_data(tmp_path):
         LOSSES, 2
     )
     text = tables.markdown(found)
-    assert "label_smoothing (α 0.4 → 0.8)" in text and "on the validation data, never on the test data" in text
+    assert "label smoothing (α 0.4 → 0.8)" in text and "on the validation data, never on the test data" in text
 
 
 def test_a_setting_whose_runs_are_not_all_there_is_not_chosen():

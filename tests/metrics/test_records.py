@@ -74,9 +74,12 @@ def test_columns_stand_in_rising_rank():
     assert ranked(["feature_r2", "margin", "unknown", "ece", "accuracy", "nll"]) == ["accuracy", "nll", "ece", "feature_r2"]
 
 
-def test_a_metric_without_a_record_is_called_by_its_key():
-    assert get_metric("top5_share") == Metric("top5_share", "top5 share")
-    assert get_metric("top5_share").heading == get_metric("top5_share").full_name == "top5 share"
+@pytest.mark.parametrize(
+    ("key", "label"), [("top5_share", "top5 share"), ("eval_ece", "eval ECE"), ("weighted_f1", "weighted F1")]
+)
+def test_a_metric_without_a_record_is_called_by_its_key_in_words(key, label):
+    assert get_metric(key) == Metric(key, label)
+    assert get_metric(key).heading == get_metric(key).full_name == label
 
 
 def test_records_do_not_change():

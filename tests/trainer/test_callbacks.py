@@ -1,4 +1,4 @@
-"""Geometry during training: the values, where they are logged, and that training goes on as without them."""
+"""Callbacks: their values, where they are logged, and that training goes on as without them."""
 
 import json
 import math
@@ -11,9 +11,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
 from maxsup_hf.metrics import feature_geometry
 from maxsup_hf.scripts import image_classification, text_classification
-from maxsup_hf.trainer.callbacks import FeatureGeometryCallback
+from maxsup_hf.trainer.callbacks import FeatureGeometryCallback, WrongRowsCallback
+from maxsup_hf.trainer.wrong_rows import count_wrong
 from tests import tiny
 from tests.launch import two_processes
+from tests.trainer.fused import FUSED, build, trainer_of
 
 KEYS = ("feature_within", "feature_r2")
 
@@ -21,8 +23,9 @@ KEYS = ("feature_within", "feature_r2")
 def trainer(folder, name="vit", kind=MaxSupTrainer, arguments=MaxSupTrainingArguments, eval_data=None, **kwargs):
     torch.manual_seed(0)
     arguments = arguments(
-        str(folder), per_device_train_batch_size=4, per_device_eval_batch_size=8, num_train_epochs=2, eval_strategy="epoch",
-        logging_steps=1, save_strategy="no", learning_rate=1e-2, use_cpu=True, dataloader_pin_memory=False, **kwargs,
+        str(folder), per_device_eval_batch_size=8, num_train_epochs=2, eval_strategy="epoch", logging_steps=1,
+        save_strategy="no", use_cpu=True, dataloader_pin_memory=False,
+        **{"per_device_train_batch_size": 4, "learning_rate": 1e-2} | kwargs,
     )  # fmt: skip
     eval_data = tiny.rows(tiny.batch(name, 20, seed=1)) if eval_data is None else eval_data
     train = tiny.rows(tiny.batch(name, 12))
@@ -108,24 +111,74 @@ def test_two_ranks_know_what_one_does(tmp_path):
     script = tmp_path / "evaluate.py"
     script.write_text(
         "import json, sys\n"
-        "from maxsup_hf.trainer.callbacks import FeatureGeometryCallback\n"
+        "from maxsup_hf.trainer.callbacks import FeatureGeometryCallback, WrongRowsCallback\n"
         "from tests.launch import end_of_a_rank\n"
         "from tests.trainer.test_callbacks import trainer\n"
-        "run = trainer(sys.argv[1])\n"  # 20 rows in batches of 2 x 8: the last batch is filled up with rows from the start
-        "run.add_callback(FeatureGeometryCallback(run))\n"
+        "run = trainer(sys.argv[1], per_device_train_batch_size=1, gradient_accumulation_steps=2, learning_rate=0)\n"
+        "run.add_callback(wrong := WrongRowsCallback(run))\n"
+        "run.add_callback(geometry := FeatureGeometryCallback(run))\n"
+        # 20 rows in batches of 2 x 8: the last batch is filled up with rows from the start
         "metrics = run.evaluate() | {'processes': run.args.world_size}\n"
+        "run.remove_callback(geometry)\n"
+        "run.train()\n"
+        "metrics['counts'] = wrong.counts\n"
         "with open(f'{sys.argv[1]}/{run.args.process_index}.json', 'w') as file:\n"
         "    json.dump(metrics, file)\n"
         "end_of_a_rank()\n"
     )
-    run = trainer(tmp_path)
+    run = trainer(tmp_path, learning_rate=0)
     run.add_callback(FeatureGeometryCallback(run))
+    run.add_callback(wrong := WrongRowsCallback(run))
     alone = run.evaluate()
+    run.train()
+    assert sum(wrong.counts["rows"]) == 24 and 0 < sum(wrong.counts["wrong"]) < 24
     two_processes(script, tmp_path)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["processes"] == 2
         assert [found[key] for key in KEYS] == pytest.approx([alone[key] for key in KEYS], rel=1e-5)
+        assert found["counts"]["rows"] == wrong.counts["rows"]  # of each step; the ranks see them in another order
+        assert sum(found["counts"]["wrong"]) == sum(wrong.counts["wrong"])
+
+
+@pytest.mark.parametrize("head", ["causal lm", "masked lm"])
+def test_wrong_rows_are_those_of_the_training_forwards(head, tmp_path):
+    """Accumulated, with ignored labels, and with logits that are never made."""
+    model, batch = build(FUSED[head])
+    seen = []
+
+    def keep(module, args, kwargs, output):
+        labels = kwargs["labels"]
+        logits = output["logits"]
+        if head == "causal lm":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        counted = labels != -100
+        seen.append((int(((logits.argmax(-1) != labels) & counted).sum()), int(counted.sum())))
+
+    counts = {}
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    for fused in (False, True):
+        model.load_state_dict(start)
+        run = trainer_of(
+            model, tmp_path, fused, tiny.rows(batch), max_steps=20, per_device_train_batch_size=2, learning_rate=1e-2,
+            gradient_accumulation_steps=2,
+        )  # fmt: skip
+        run.add_callback(wrong := WrongRowsCallback(run))
+        hook = None if fused else model.register_forward_hook(keep, with_kwargs=True)
+        run.train()
+        if hook is not None:
+            hook.remove()
+        counts[fused] = wrong.counts
+    parts = [[sum(column) for column in zip(*seen[4 * part : 4 * part + 4], strict=True)] for part in range(10)]
+    assert counts[False] == {"wrong": [w for w, _ in parts], "rows": [n for _, n in parts]} == counts[True]
+    assert 0 < sum(counts[False]["wrong"]) < sum(counts[False]["rows"])
+
+
+def test_which_rows_are_wrong():
+    logits = torch.tensor([[2.0, 1.0], [1.0, 2.0], [0.0, 0.0], [3.0, 0.0]])
+    assert count_wrong(logits, torch.tensor([0, 0, 1, -100]), -100).tolist() == [2, 3]  # of equal logits the first is top
+    probabilities = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.7, 0.3], [0.0, 1.0]])
+    assert count_wrong(logits, probabilities, -100).tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("script", [image_classification, text_classification])

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig, set_seed
 
 from maxsup_hf.data.files import loading
+from maxsup_hf.hub.record import why_no_weights
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 
 
@@ -29,6 +30,9 @@ def load_config(args: ScriptArguments) -> PretrainedConfig | None:
         if source:
             if source.startswith((".", "/", "~")) and not os.path.exists(source):
                 raise ValueError(f"{argument}: there is no folder {source!r}; expected a folder or a Hub id")
+            reason = why_no_weights(source)
+            if argument == "model_name_or_path" and reason:
+                raise ValueError(f"{argument}: {source!r}: {reason}")
             with loading(argument, source):
                 stored, _ = PretrainedConfig.get_config_dict(source, **hub_options(args))
                 if stored.get("model_type") == "timm_wrapper":
