@@ -31,7 +31,12 @@ from maxsup_hf.losses import LossSpec, get_spec, list_losses
 from maxsup_hf.metrics import METRICS
 
 OF_TRANSFORMERS = {field.name for field in fields(Seq2SeqTrainingArguments)}
-OF_THIS_MACHINE = {"output_dir", "use_cpu", "dataloader_pin_memory"}  # their defaults depend on where the docs are built
+OF_THIS_MACHINE = {
+    "output_dir",
+    "use_cpu",
+    "dataloader_pin_memory",
+    "disable_tqdm",
+}  # their defaults depend on where the docs are built
 KINDS: dict[Any, str] = {int: "INT", float: "FLOAT", string_to_bool: "true|false", Path: "FILE"}
 
 

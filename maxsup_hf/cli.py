@@ -133,6 +133,11 @@ def _train(args: argparse.Namespace) -> None:
     run.main(script.prepare, args.flags, predict=prepare_predictions)
 
 
+def _bars_on_terminals_only() -> None:
+    if not sys.stderr.isatty():
+        import_module("maxsup_hf.scripts.common.console").disable_library_bars()
+
+
 def _card(args: argparse.Namespace) -> None:
     from maxsup_hf.hub.card import write_benchmark_result, write_card
 
@@ -168,6 +173,7 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _analyze(args: argparse.Namespace) -> None:
+    _bars_on_terminals_only()
     import_module("maxsup_hf.analysis.cli").main(args.rest)
 
 
@@ -176,6 +182,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    _bars_on_terminals_only()
     import_module("maxsup_hf.prediction.cli").main(args.rest)
 
 

@@ -55,8 +55,6 @@ def _options(job: Job) -> Namespace:
 def _predict(job: Job, task: str, args: Namespace) -> None:
     assert job.to_predict is not None
     rows, trained = job.to_predict.rows, job.trainer.model
-    if task == "language-modeling":
-        _leave_room(args, trained.config)
     processor = job.trainer.processing_class
     model = Model(trained.eval().to(job.trainer.args.device), processor, args.max_seq_length or 0, args)
     labels = known_labels(rows, args.label_column_name)
@@ -65,13 +63,6 @@ def _predict(job: Job, task: str, args: Namespace) -> None:
     if task == "image-classification":
         rows = _with_files(rows, args.image_column_name)
     write_predictions(model, task, rows, labels)
-
-
-def _leave_room(args: Namespace, config: Any) -> None:
-    """Shorten prompts, and at most half of that also what is generated, so that the model has positions for both."""
-    limit = getattr(config, "max_position_embeddings", None) or args.max_seq_length + args.max_new_tokens
-    args.max_new_tokens = min(args.max_new_tokens, max(1, limit // 2))
-    args.max_seq_length = min(args.max_seq_length, limit - args.max_new_tokens)
 
 
 def _named(label: Any, names: list[str]) -> Any:

@@ -23,16 +23,25 @@ def rewrite(model: Model, rows: Dataset) -> list[Row]:
     )  # fmt: skip
     texts = [args.source_prefix + text for text in read_column(rows, source).to_pylist()]
     inputs = Dataset.from_dict(dict(model.processor(texts, truncation=True, max_length=model.length)))
-    return [{"prediction": text} for text in _generated(model, inputs, DataCollatorWithPadding(model.processor))]
+    collate, length = DataCollatorWithPadding(model.processor), args.max_new_tokens
+    return [{"prediction": text} for text in _generated(model, inputs, collate, length)]
 
 
 def go_on(model: Model, rows: Dataset) -> list[Row]:
     """How a causal language model continues each text."""
     texts = _texts(model, rows)
     model.processor.padding_side = "left"
-    inputs = Dataset.from_dict(dict(model.processor(texts, truncation=True, max_length=model.length)))
-    found = _generated(model, inputs, DataCollatorWithPadding(model.processor), prompt=True)
+    prompt_length, new_tokens = _room(model)
+    inputs = Dataset.from_dict(dict(model.processor(texts, truncation=True, max_length=prompt_length)))
+    found = _generated(model, inputs, DataCollatorWithPadding(model.processor), new_tokens, prompt=True)
     return [{"text": text, "prediction": continuation} for text, continuation in zip(texts, found, strict=True)]
+
+
+def _room(model: Model) -> tuple[int, int]:
+    """Most tokens of a prompt and of what follows it, which takes at most half of the model's positions."""
+    limit = getattr(model.model.config, "max_position_embeddings", None) or model.length + model.args.max_new_tokens
+    new_tokens = min(model.args.max_new_tokens, max(1, limit // 2))
+    return min(model.length, limit - new_tokens), new_tokens
 
 
 def _texts(model: Model, rows: Dataset) -> list[str]:
@@ -46,12 +55,12 @@ def _texts(model: Model, rows: Dataset) -> list[str]:
     return read_column(rows, column).to_pylist()
 
 
-def _generated(model: Model, inputs: Dataset, collate: Any, prompt: bool = False) -> list[str]:
+def _generated(model: Model, inputs: Dataset, collate: Any, new_tokens: int, prompt: bool = False) -> list[str]:
     found: list[str] = []
     for batch in model.batches(inputs, collate):
         batch.pop("token_type_ids", None)
         with torch.inference_mode():
-            ids = model.model.generate(**batch, max_new_tokens=model.args.max_new_tokens, do_sample=False)
+            ids = model.model.generate(**batch, max_new_tokens=new_tokens, do_sample=False)
         ids = ids[:, batch["input_ids"].shape[1] :] if prompt else ids
         found += [text.strip() for text in model.processor.batch_decode(ids, skip_special_tokens=True)]
     return found
