@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers.trainer_utils import unwrap_peft_model
 
-from maxsup_hf.data.columns import read_column
-from maxsup_hf.data.images import is_image
+from maxsup_hf.data.columns import is_image, read_column
 from maxsup_hf.losses import IGNORE_INDEX
 from maxsup_hf.prediction.cli import parser, write_predictions
 from maxsup_hf.prediction.data import check_output, known_labels

@@ -12,7 +12,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 # Of the metrics of an evaluation, those that are printed; the files have all of them.
 PRINTED = ("loss", "accuracy", "mean_token_accuracy", "perplexity", "exact_match", "f1", "chrf", "bleu", "mean_iou")
-SPEED = ("_runtime", "_per_second", "_time")
 
 
 def disable_library_bars() -> None:

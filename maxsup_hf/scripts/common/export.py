@@ -17,6 +17,10 @@ PACKAGE = "optimum-onnx"
 TASKS = {"image-segmentation": "semantic-segmentation"}
 
 
+class ExportError(RuntimeError):
+    """The trained model could not be exported; it is saved."""
+
+
 def check_export(name: str | None) -> None:
     """Check before training that a model can be exported at its end.
 
@@ -46,11 +50,27 @@ def check_export(name: str | None) -> None:
         raise ValueError(f"export: optimum.exporters.onnx cannot be imported: {error}") from error
 
 
+def check_source(job: Job) -> None:
+    """Raise ValueError if a run will not have a complete saved model to export."""
+    if hasattr(job.trainer.model, "peft_config"):
+        raise ValueError("export: an adapter is saved without its base model; leave --export out, and merge the two first")
+    if not (job.trainer.args.do_train or job.pretrained):
+        raise ValueError("export: nothing is trained (do_train is false); name a trained model with --model_name_or_path")
+
+
 def export(job: Job) -> None:
-    """Write the saved model to the subfolder `onnx` of the output folder."""
+    """Write the saved model to the subfolder `onnx` of the output folder.
+
+    Raises:
+        ExportError: optimum does not support the model, or fails.
+    """
     args = job.trainer.args
     source = args.output_dir if args.do_train else job.trainer.model.name_or_path
     folder = Path(args.output_dir) / str(job.export)
     task = job.card["tasks"]
-    import_module("optimum.exporters.onnx").main_export(str(source), str(folder), task=TASKS.get(task, task))
+    try:
+        import_module("optimum.exporters.onnx").main_export(str(source), str(folder), task=TASKS.get(task, task))
+    except Exception as error:  # of any kind, from the many libraries that it calls
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ExportError(f"export: {source} is saved, but could not be exported to {job.export}: {reason}") from error
     print(f"exported to {folder}")

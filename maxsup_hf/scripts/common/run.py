@@ -24,7 +24,7 @@ from maxsup_hf.output.files import plain, replacing
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.console import print_lines
 from maxsup_hf.scripts.common.evaluation import LastEvaluation, evaluate, save_metrics
-from maxsup_hf.scripts.common.export import export
+from maxsup_hf.scripts.common.export import ExportError, check_source, export
 from maxsup_hf.scripts.common.job import Job, RowsToPredict
 from maxsup_hf.scripts.common.rehearsal import rehearse
 from maxsup_hf.scripts.common.summary import describe
@@ -133,6 +133,8 @@ def _prepare(
     """Prepare and check a job; wrong input ends the program."""
     try:
         job = prepare(argv)
+        if job.export is not None:
+            check_source(job)
         if job.trainer.args.do_predict:
             job.predict = _predictor(job, predict)
         if job.trainer.args.do_train:
@@ -161,7 +163,11 @@ def _act(job: Job, act: Callable[[Job], None]) -> None:
                 hint = f"continue from {checkpoint} with --resume_from_checkpoint true"
             print(f"\ninterrupted: {hint}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
-    except (PushError, CheckpointError) as error:  # saved but not pushed, or a checkpoint not written
+    except (
+        PushError,
+        CheckpointError,
+        ExportError,
+    ) as error:  # all but the push or the export is saved
         print("error:", error, file=sys.stderr)
         raise SystemExit(1) from error
 
@@ -223,12 +229,12 @@ def run(job: Job) -> None:
             evaluate(trainer, "test", job.test_dataset)
     if job.predict is not None and trainer.is_world_process_zero():
         job.predict()
-    if job.export is not None and trainer.is_world_process_zero():
-        export(job)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**job.card)
     elif trainer.args.do_train:
         trainer.create_model_card(**job.card)
+    if job.export is not None and trainer.is_world_process_zero():
+        export(job)
     if trainer.is_world_process_zero():
         print(f"saved to {trainer.args.output_dir}")
 

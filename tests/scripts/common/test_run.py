@@ -168,6 +168,7 @@ def optimum(tmp_path, monkeypatch):
         (module / "__init__.py").write_text(
             "import json, pathlib\n"
             "def main_export(model, output, task):\n"
+            "    assert 'broken' not in model, 'no such\\nlayer'\n"
             "    pathlib.Path(output).mkdir()\n"
             "    pathlib.Path(output, 'model.onnx').write_text(json.dumps([model, task]))\n"
         )
@@ -184,6 +185,18 @@ def test_export(optimum):
     text_classification.main([*argv, "--export", "onnx", "--output_dir", "out"])
     assert json.loads(Path("out/onnx/model.onnx").read_text()) == ["out", "text-classification"]
     assert "eval_accuracy" in results("out")
+
+
+def test_an_export_that_fails_is_one_line_and_the_model_is_saved(optimum, capsys):
+    optimum("transformers>=5")
+    argv = ["--train_file", texts(), "--max_steps", "1", "--save_strategy", "no", "--do_eval", "false", "--export", "onnx"]
+    with pytest.raises(SystemExit) as end:
+        text_classification.main([*argv, "--output_dir", "broken"])
+    assert end.value.code == 1 and {"model.safetensors", "README.md"} <= {path.name for path in Path("broken").iterdir()}
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "error: export: broken is saved, but could not be exported to onnx: no such layer"
+    only = ["--do_train", "false", "--do_eval", "true"]
+    assert "export: nothing is trained" in error_line(capsys, text_classification.main, *argv, *only)
 
 
 def test_an_export_that_cannot_be_done_is_one_line_before_training(optimum, capsys):
