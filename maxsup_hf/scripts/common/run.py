@@ -99,7 +99,7 @@ def main(
 
     Wrong input raises ValueError, TypeError, OSError, ImportError or RuntimeError while the job is prepared: the message is
     printed as one line and the program ends with status 2 (`--log_level debug` shows the traceback). Later errors are not
-    the user's and keep their traceback, except that a failed push or a checkpoint that cannot be written is one line again,
+    the user's and keep their traceback, except that a failed push or export, or a checkpoint that cannot be written, is one line again,
     with status 1.
 
     With `--enable_jit_checkpoint`, SIGTERM ends training with a checkpoint and the program with status 143, as a shell
@@ -152,7 +152,7 @@ def _prepare(
 
 
 def _act(job: Job, act: Callable[[Job], None]) -> None:
-    """Run a prepared job; an interruption, or a failure to save or push, ends the program."""
+    """Run a prepared job; an interruption, or a failure to save, push or export, ends the program."""
     try:
         act(job)
     except KeyboardInterrupt:
@@ -163,11 +163,7 @@ def _act(job: Job, act: Callable[[Job], None]) -> None:
                 hint = f"continue from {checkpoint} with --resume_from_checkpoint true"
             print(f"\ninterrupted: {hint}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
-    except (
-        PushError,
-        CheckpointError,
-        ExportError,
-    ) as error:  # all but the push or the export is saved
+    except (PushError, CheckpointError, ExportError) as error:
         print("error:", error, file=sys.stderr)
         raise SystemExit(1) from error
 
