@@ -99,8 +99,8 @@ def main(
 
     Wrong input raises ValueError, TypeError, OSError, ImportError or RuntimeError while the job is prepared: the message is
     printed as one line and the program ends with status 2 (`--log_level debug` shows the traceback). Later errors are not
-    the user's and keep their traceback, except that a failed push or export, or a checkpoint that cannot be written, is one line again,
-    with status 1.
+    the user's and keep their traceback, except that a failed push or export, or a checkpoint that cannot be written, is one
+    line again, with status 1.
 
     With `--enable_jit_checkpoint`, SIGTERM ends training with a checkpoint and the program with status 143, as a shell
     reports that signal: a batch system that sees it restarts the run.
