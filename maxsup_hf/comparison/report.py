@@ -265,7 +265,8 @@ def _fairness(found: Mapping[str, Any]) -> Section:
 
 def _differences(found: Mapping[str, Any]) -> Section:
     table = tables.differences_table(found, "shared")
-    return Section("Differences between losses", *(([tables.differences_note(found)], [table]) if table else ()))
+    title = "Differences between losses"
+    return Section(title) if table is None else Section(title, [tables.differences_note(found)], [table])
 
 
 def _runs(found: Mapping[str, Any]) -> Section:

@@ -138,7 +138,7 @@ def _line_of_pair(found: Mapping[str, Any], judged: Mapping[str, Any], shares: S
         where = f"The two losses differ on the training {units} that training gets wrong; how many was not recorded."
     else:
         where = f"The two losses differ on the training {units} that training gets wrong: {_early_and_end(shares)}."
-    label, data = get_metric(judged["metric"]).label, _data(found, [judged])
+    label, data = get_metric(judged["metric"]).full_name, _data(found, [judged])
     mean, low, high = (judged["difference"][key] for key in ("mean", "low", "high"))
     if judged["says"] in ("lowers", "raises"):
         low, high = sorted((abs(low), abs(high)))
@@ -149,7 +149,7 @@ def _line_of_pair(found: Mapping[str, Any], judged: Mapping[str, Any], shares: S
 
 
 def _conclusion(found: Mapping[str, Any], judged: Mapping[str, Any], shares: Shares | None) -> str:
-    label, seeds = get_metric(judged["metric"]).label, judged["difference"]["n"]
+    label, seeds = get_metric(judged["metric"]).full_name, judged["difference"]["n"]
     if judged["says"] == "same" and _hardly_differ(found, shares):
         return "MaxSup and label smoothing are the same loss for you."
     if judged["says"] == "same":
@@ -165,7 +165,7 @@ def _line_of_others(found: Mapping[str, Any], judged: Sequence[Mapping[str, Any]
     if shares is not None:
         line += f"Training {UNITS.get(found['task'], 'rows')} that training gets wrong: {_early_and_end(shares)}. "
     pairs = [f"{loss_label(of['first'])} − {loss_label(of['second'])} {_with_interval(of)}" for of in judged]
-    label = _capitalized(get_metric(judged[0]["metric"]).label)
+    label = _capitalized(get_metric(judged[0]["metric"]).full_name)
     return f"{line}{label} ({_data(found, judged)}): {'; '.join(pairs)}."
 
 
