@@ -1,5 +1,6 @@
 """Model cards written from the record of a run."""
 
+import ast
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli, create_loss
 from maxsup_hf.hub.card import START, write_benchmark_result, write_card
@@ -38,6 +39,7 @@ def train(folder, name="vit", **kwargs):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     trainer = train(folder, loss="maxsup+z_loss", loss_kwargs={"maxsup": {"alpha": 0.3}})
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
     trainer.create_model_card(tasks="image-classification", dataset="digits", license="mit", tags="mine")
     return folder
 
@@ -152,12 +154,9 @@ def test_the_recorded_command_has_no_tokens_and_does_not_resume(words, expected,
 
 def test_the_code_in_it_runs(run):
     (code,) = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
-    code += "\nfrom PIL import Image\nprint(len(model(Image.new('RGB', (8, 8)), top_k=9)))"
-    from transformers import ViTImageProcessorPil
-
-    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(run)
     result = subprocess.run([sys.executable, "-c", code], cwd=run.parent, capture_output=True, text=True, timeout=HANGS)
-    assert result.returncode == 0 and result.stdout.strip() == str(tiny.CLASSES), result.stderr
+    assert result.returncode == 0, result.stderr
+    assert len(ast.literal_eval(result.stdout)) == 3, "the three likeliest classes"
 
 
 def test_writing_again_changes_nothing(run, capsys):
@@ -182,7 +181,7 @@ def test_new_results_and_figures_are_added(run):
     (run / "figures" / "reliability_diagram.png").write_bytes(b"")
     write_card(run)
     text = (run / "README.md").read_text()
-    assert "| metric | validation | test |\n| --- | ---: | ---: |\n| accuracy ↑ | 0.75 | 0.7 |" in text
+    assert "| metric | validation | test | what it tells |\n" in text and "| accuracy ↑ | 0.75 | 0.7 | share of rows" in text
     assert "runtime" not in text
     assert "![reliability diagram](figures/reliability_diagram.png)" in text
     assert {r.dataset_split for r in ModelCard.load(run / "README.md").data.eval_results} == {"validation", "test"}

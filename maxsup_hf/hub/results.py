@@ -1,0 +1,105 @@
+"""The results of a run as its card shows them: its own, and those of the losses that were trained beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from maxsup_hf.hub.metadata import SPLITS
+from maxsup_hf.hub.record import is_finite
+from maxsup_hf.metrics import get_metric
+from maxsup_hf.metrics._records import ranked
+from maxsup_hf.output.tables import Table, markdown
+
+COMPARED_ON = {"test": "test data", "eval": "validation data"}
+
+
+def result_tables(results: Mapping[str, float | None]) -> tuple[str, str]:
+    """Tables of the main metrics and of all others, with their values on each split and their meaning."""
+    values: dict[str, dict[str, str]] = {}
+    for key, value in results.items():
+        split, _, metric = key.partition("_")
+        values.setdefault(metric, {})[SPLITS.get(split, split)] = f"{value:.4g}" if is_finite(value) else "undefined"
+    columns = [split for split in SPLITS.values() if any(split in of for of in values.values())]
+    main = ranked(values) or list(values)
+    return _table(main, values, columns), _table((metric for metric in values if metric not in main), values, columns)
+
+
+def _table(metrics: Iterable[str], values: Mapping[str, Mapping[str, str]], columns: list[str]) -> str:
+    rows = []
+    for metric in metrics:
+        record = get_metric(metric)
+        rows.append(
+            [record.heading, *(values[metric].get(split, "") for split in columns), record.meaning or record.formula]
+        )
+    if not rows:
+        return ""
+    has_meaning = any(row[-1] for row in rows)
+    header = ["metric", *columns, "what it tells"]
+    return markdown(Table(header, rows) if has_meaning else Table(header[:-1], [row[:-1] for row in rows]))
+
+
+def comparison_of(found: Mapping[str, Any], loss: str) -> dict[str, Any]:
+    """What a card says about a comparison, as plain data.
+
+    Args:
+        found: the content of `comparison.json`.
+        loss: of the card's model.
+
+    Raises:
+        ValueError: the comparison has no results, or none of this loss.
+    """
+    table = found.get("tables", {}).get("shared", {})
+    metrics = [metric for metric in ranked(table) if not (metric == "loss" and "nll" in table)]
+    compared = [name for name in found.get("losses", {}) if any(name in table[metric]["summary"] for metric in metrics)]
+    if loss not in compared:
+        raise ValueError(
+            f"the comparison must have results of the loss {loss!r}, it has those of {', '.join(compared) or 'none'}"
+        )
+    finished = next(run for run in found["runs"] if run["state"] == "finished")
+    return {
+        "loss": loss,
+        "losses": compared,
+        "seeds": found["seeds"],
+        "split": found["split"],
+        "rows": finished.get("rows", {}).get(found["split"]),
+        "metrics": {
+            metric: {name: [of["mean"], of["sd"]] for name, of in table[metric]["summary"].items()} for metric in metrics
+        },
+        "best": {metric: table[metric]["best"] for metric in metrics if table[metric]["significant"]},
+    }
+
+
+def comparison_text(comparison: Mapping[str, Any]) -> str:
+    """The table of a comparison, with the sentences that explain it."""
+    metrics, losses = list(comparison["metrics"]), comparison["losses"]
+    rows = []
+    for loss in losses:
+        name = f"{loss} (as this model)" if loss == comparison["loss"] else loss
+        rows.append([name, *(_mean(comparison, metric, loss) for metric in metrics)])
+    bold = {(losses.index(best), metrics.index(metric) + 1) for metric, best in comparison["best"].items()}
+    table = Table(["loss", *(get_metric(metric).heading for metric in metrics)], rows, bold=bold)
+    return f"{_conditions(comparison)}\n\n{markdown(table)}"
+
+
+def _conditions(comparison: Mapping[str, Any]) -> str:
+    """What was compared, and how sure the differences are."""
+    seeds = len(comparison["seeds"])
+    rows = f" ({comparison['rows']:,} rows)" if comparison["rows"] else ""
+    spread = "With one seed, any difference may be due to chance."
+    if seeds > 1:
+        spread = (
+            f"Mean ± standard deviation over {seeds} seeds; a mean is bold if it is significantly better than that of every "
+            "other loss."
+        )
+    return (
+        f"Results on the {COMPARED_ON[comparison['split']]}{rows}, from runs that differ in the loss only: within a seed, "
+        f"they started from the same weights and saw the same batches in the same order. {spread}"
+    )
+
+
+def _mean(comparison: Mapping[str, Any], metric: str, loss: str) -> str:
+    mean, deviation = comparison["metrics"][metric].get(loss, (None, None))
+    if mean is None:
+        return "–"
+    return f"{mean:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
