@@ -3,7 +3,8 @@
     python model_cards/publish.py digits-maxsup                               # needs no data
     python model_cards/publish.py cifar10-maxsup --data DATA --push me/cifar10-maxsup
 
-The card and its figures are copied to model_cards/NAME. DATA is the folder described in experiments.py. Finished steps are
+The card and its figures are copied to model_cards/NAME. Beside the results of the model, the card shows those of the comparison
+in model_cards/results that trained the same network with other losses. DATA is the folder described in experiments.py. Finished steps are
 stored in the folder `runs`, and a second call continues with the next one. Other flags are passed on to the training.
 """
 
@@ -14,9 +15,20 @@ import sys
 from pathlib import Path
 
 from experiments import minilm, portable, training
-from store import read
+from store import RESULTS, read
 
 SHOWN = ("accuracy", "nll", "ece", "confidence_when_wrong", "feature_within", "feature_r2")
+
+
+# Name -> flags of `maxsup-hf card`.
+CARDS = {
+    "digits-maxsup": ["--comparison", str(RESULTS / "noise0.json"), "--example", str(Path(__file__).parent / "digit.png")],
+    "cifar10-maxsup": ["--dataset", "uoft-cs/cifar10", "--comparison", str(RESULTS / "cifar10.json")],
+    "clinc150-maxsup": [
+        "--dataset", "clinc/clinc_oos", "--base_model", "sentence-transformers/all-MiniLM-L6-v2", "--language", "en",
+        "--comparison", str(RESULTS / "clinc150.json"), "--example", "How much money is in my account?",
+    ],
+}  # fmt: skip
 
 
 def models(data: Path) -> dict[str, tuple[list[str], list[str]]]:
@@ -62,7 +74,7 @@ def main() -> None:
     (folder / "figures").mkdir(exist_ok=True)
     for figure in (analysis / "figures").glob("*.png"):  # a figure of one model ends in that model's name
         shutil.copy(figure, folder / "figures" / f"{figure.stem.removesuffix(f'-1-{args.name}')}.png")
-    maxsup_hf("card", str(folder))
+    maxsup_hf("card", str(folder), "--license", "apache-2.0", *CARDS[args.name])
     shutil.rmtree(args.cards / args.name, ignore_errors=True)
     shutil.copytree(folder / "figures", args.cards / args.name / "figures")
     for name in ("README.md", "run.json", "all_results.json"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +11,10 @@ import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 
 from maxsup_hf.hub.metadata import merged, metadata
-from maxsup_hf.hub.record import RECORD, is_finite, load_record
+from maxsup_hf.hub.record import RECORD, load_record, read_record, write_record
 from maxsup_hf.hub.text import render
-from maxsup_hf.output.files import replacing, write_json
+from maxsup_hf.hub.values import is_finite
+from maxsup_hf.output.files import replacing
 
 MARK = "<!-- maxsup_hf:"  # how START begins, in the cards of every version
 START = f"{MARK} the text between these two marks is rewritten with every card -->"
@@ -64,11 +64,11 @@ def card_for_repository(folder: str | Path, repo_id: str) -> None:
     folder = Path(folder)
     path = folder / "README.md"
     if (folder / RECORD).is_file():
-        recorded = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        recorded = read_record(folder)
         before = recorded.get("repo_id")
         if before != repo_id and recorded.get("model_name") == str(before).rpartition("/")[2]:
             recorded.pop("model_name", None)  # it was the name of the other repository
-        write_json(folder / RECORD, recorded | {"repo_id": repo_id})
+        write_record(folder, recorded | {"repo_id": repo_id})
         if path.is_file() and MARK in path.read_text(encoding="utf-8"):
             write_card(folder)
             return

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from maxsup_hf.hub.base_model import is_hub_id
-from maxsup_hf.hub.record import is_finite
+from maxsup_hf.hub.values import as_list, as_text, is_finite
 
 SPLITS = {"eval": "validation", "test": "test"}
 GENERATED = ("model-index", "metrics")  # always those of the run, whatever a card said before
@@ -72,20 +72,6 @@ def model_name(found: Mapping[str, Any], folder: Path) -> str:
 def hub_datasets(found: Mapping[str, Any]) -> list[str]:
     """The data sets of a run that are on the Hub."""
     return [name for name in as_list(found.get("dataset_tags")) if is_hub_id(name)]
-
-
-def as_list(value: Any) -> list[Any]:
-    """A value or several of them, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def as_text(value: Any) -> str:
-    """The name or the settings of a data set, or those of several, on one line."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={item}" for key, item in value.items())
-    return ", ".join(as_text(item) for item in value) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _results(found: Mapping[str, Any], task: str) -> list[EvalResult]:

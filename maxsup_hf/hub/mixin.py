@@ -17,8 +17,7 @@ from transformers.utils import PushInProgress
 
 from maxsup_hf.hub.card import read_card, write_card
 from maxsup_hf.hub.push import NOT_PUSHED, Destination, PushError, ensure_destination, push_folder, with_retries
-from maxsup_hf.hub.record import RECORD, record
-from maxsup_hf.output.files import write_json
+from maxsup_hf.hub.record import record, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +162,7 @@ class HubMixin(_Base):
             dataset=_unwrapped(dataset),
             dataset_args=_unwrapped(dataset_args),
         )
-        write_json(Path(str(self.args.output_dir)) / RECORD, recorded)
+        write_record(str(self.args.output_dir), recorded)
         write_card(str(self.args.output_dir))
 
     def push_to_hub(  # type: ignore[override]

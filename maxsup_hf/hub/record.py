@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ import torch
 
 from maxsup_hf.hub.base_model import hub_base_model
 from maxsup_hf.hub.command import with_placeholders
+from maxsup_hf.hub.example import example_in_training
 from maxsup_hf.hub.training_log import training_log
-from maxsup_hf.output.files import plain
+from maxsup_hf.hub.values import as_list
+from maxsup_hf.output.files import plain, write_json
 from maxsup_hf.output.versions import versions
 
 RECORD = "run.json"
@@ -45,6 +46,7 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
         "loss": _loss(trainer, model),
         "model": _model(model, about.pop("finetuned_from", None)),
         "processor": trainer.processing_class is not None,
+        "chat": bool(getattr(trainer.processing_class, "chat_template", None)),
         **{key: value for key, value in about.items() if value},
         "rows": {"train": _rows(trainer.train_dataset), "eval": _rows(trainer.eval_dataset)},
         "classes": _classes(model),
@@ -53,6 +55,7 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
         "versions": versions(),
         "steps": state.global_step,
         "epochs": state.epoch,
+        "example": example_in_training(trainer, model, next(iter(as_list(about.get("tasks"))), None)),
         "log": training_log(state.log_history),
         "results": _last_evaluation(state.log_history),
         "command": _command(),
@@ -66,8 +69,8 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value not in (None, {}, [])}
 
 
-def load_record(folder: str | Path) -> dict[str, Any]:
-    """The record in a folder, updated with the results and the numbers of rows in its `all_results.json`.
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The record in a folder.
 
     Raises:
         ValueError: the folder has no record.
@@ -78,7 +81,21 @@ def load_record(folder: str | Path) -> dict[str, Any]:
             f"{folder} has no {RECORD}, from which the card is written: give the output_dir of `maxsup-hf train`, or call "
             "create_model_card() of a MaxSupTrainer first"
         )
-    found = json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_record(folder: str | Path, found: Mapping[str, Any]) -> None:
+    """Write the record into a folder."""
+    write_json(Path(folder) / RECORD, found)
+
+
+def load_record(folder: str | Path) -> dict[str, Any]:
+    """The record in a folder, updated with the results and the numbers of rows in its `all_results.json`.
+
+    Raises:
+        ValueError: the folder has no record.
+    """
+    found = read_record(folder)
     results = Path(folder) / "all_results.json"
     if results.is_file():
         values = json.loads(results.read_text(encoding="utf-8"))
@@ -94,11 +111,6 @@ def why_no_weights(folder: str | Path) -> str | None:
     if not note.is_file() or any(Path(folder).glob("*.safetensors")):
         return None
     return note.read_text(encoding="utf-8").strip()
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a result is a number; NaN and infinities are `None` in a record."""
-    return value is not None and math.isfinite(value)
 
 
 def _model(model: Any, finetuned_from: str | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from maxsup_hf.hub.metadata import SPLITS
-from maxsup_hf.hub.record import is_finite
+from maxsup_hf.hub.values import is_finite
 from maxsup_hf.metrics import get_metric
 from maxsup_hf.metrics._records import ranked
 from maxsup_hf.output.tables import Table, markdown
@@ -36,7 +36,20 @@ def _table(metrics: Iterable[str], values: Mapping[str, Mapping[str, str]], colu
         return ""
     has_meaning = any(row[-1] for row in rows)
     header = ["metric", *columns, "what it tells"]
-    return markdown(Table(header, rows) if has_meaning else Table(header[:-1], [row[:-1] for row in rows]))
+    if not has_meaning:
+        return markdown(Table(header[:-1], [row[:-1] for row in rows]))
+    return markdown(Table(header, rows, words=[len(header) - 1]))
+
+
+def confidence_gap(results: Mapping[str, float | None]) -> float:
+    """Mean confidence minus accuracy, on the test data if there are results, else on the validation data; 0 if unknown."""
+    for split in ("test", "eval"):
+        names = ("accuracy", "confidence_when_right", "confidence_when_wrong")
+        accuracy, right, wrong = (results.get(f"{split}_{name}") for name in names)
+        if accuracy is not None and right is not None and wrong is not None:
+            gap = accuracy * right + (1 - accuracy) * wrong - accuracy
+            return gap if is_finite(gap) else 0.0
+    return 0.0
 
 
 def comparison_of(found: Mapping[str, Any], loss: str) -> dict[str, Any]:
@@ -62,7 +75,7 @@ def comparison_of(found: Mapping[str, Any], loss: str) -> dict[str, Any]:
         "losses": compared,
         "seeds": found["seeds"],
         "split": found["split"],
-        "rows": finished.get("rows", {}).get(found["split"]),
+        "rows": {split: finished.get("rows", {}).get(split) for split in ("train", found["split"])},
         "metrics": {
             metric: {name: [of["mean"], of["sd"]] for name, of in table[metric]["summary"].items()} for metric in metrics
         },
@@ -75,7 +88,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     metrics, losses = list(comparison["metrics"]), comparison["losses"]
     rows = []
     for loss in losses:
-        name = f"{loss} (as this model)" if loss == comparison["loss"] else loss
+        name = f"{loss} (this model's)" if loss == comparison["loss"] else loss
         rows.append([name, *(_mean(comparison, metric, loss) for metric in metrics)])
     bold = {(losses.index(best), metrics.index(metric) + 1) for metric, best in comparison["best"].items()}
     table = Table(["loss", *(get_metric(metric).heading for metric in metrics)], rows, bold=bold)
@@ -85,7 +98,9 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
 def _conditions(comparison: Mapping[str, Any]) -> str:
     """What was compared, and how sure the differences are."""
     seeds = len(comparison["seeds"])
-    rows = f" ({comparison['rows']:,} rows)" if comparison["rows"] else ""
+    evaluated, trained = comparison["rows"].get(comparison["split"]), comparison["rows"].get("train")
+    rows = f" ({evaluated:,} rows)" if evaluated else ""
+    training = f" on {trained:,} training rows" if trained else ""
     spread = "With one seed, any difference may be due to chance."
     if seeds > 1:
         spread = (
@@ -93,8 +108,8 @@ def _conditions(comparison: Mapping[str, Any]) -> str:
             "other loss."
         )
     return (
-        f"Results on the {COMPARED_ON[comparison['split']]}{rows}, from runs that differ in the loss only: within a seed, "
-        f"they started from the same weights and saw the same batches in the same order. {spread}"
+        f"Results on the {COMPARED_ON[comparison['split']]}{rows}, from runs{training} that differ in the loss only: within a "
+        f"seed, they started from the same weights and saw the same batches in the same order. {spread}"
     )
 
 

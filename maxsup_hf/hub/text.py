@@ -13,16 +13,28 @@ from jinja2 import ChainableUndefined, Environment
 
 from maxsup_hf.hub.command import placeholders
 from maxsup_hf.hub.figures import figures
-from maxsup_hf.hub.metadata import as_list, as_text, hub_datasets, model_name
-from maxsup_hf.hub.record import is_finite
-from maxsup_hf.hub.results import comparison_text, result_tables
+from maxsup_hf.hub.metadata import hub_datasets, model_name
+from maxsup_hf.hub.results import comparison_text, confidence_gap, result_tables
 from maxsup_hf.hub.training_log import log_table
 from maxsup_hf.hub.usage import usage
+from maxsup_hf.hub.values import as_list, as_text, is_finite
 from maxsup_hf.output.tables import Table, markdown
 
 LISTED = 20  # classes are listed one by one up to this many,
 LARGEST = 5  # and of more, only the largest weights
+WORTH_SAYING = 0.05  # difference between confidence and accuracy
 SHOWN = 10  # names of classes that are shown if there are more
+KINDS = {
+    "fill-mask": "masked language model",
+    "image-classification": "image classifier",
+    "image-segmentation": "segmentation model",
+    "multiple-choice": "model for multiple-choice questions",
+    "question-answering": "question-answering model",
+    "text-classification": "text classifier",
+    "text-generation": "language model",
+    "text2text-generation": "sequence-to-sequence model",
+    "token-classification": "token classifier",
+}
 SPLIT_NAMES = {"train": "training", "eval": "validation", "test": "test"}
 
 
@@ -49,7 +61,7 @@ def render(folder: Path, found: Mapping[str, Any], start: str, end: str) -> str:
         end=end,
         title=model_name(found, folder),
         about=_about(found),
-        facts=markdown(Table(["", ""], [[name, value] for name, value in _facts(found)])),
+        facts=markdown(Table(["", ""], list(_facts(found)), words=[1])),
         code=usage(found, folder),
         main=main,
         others=others,
@@ -59,6 +71,7 @@ def render(folder: Path, found: Mapping[str, Any], start: str, end: str) -> str:
         parameters=markdown(Table(["parameter", "value"], parameters)),
         class_weights=_weight_table(loss.get("class_weights", {})),
         log_table=log_table(found.get("log", [])),
+        limits="\n".join(_limits(found)),
         training="\n".join(_training(found, _emissions(folder))),
         placeholders=placeholders(command),
         penalizes="maxsup" in loss.get("name", "").split("+"),
@@ -69,20 +82,22 @@ def render(folder: Path, found: Mapping[str, Any], start: str, end: str) -> str:
 def _about(found: Mapping[str, Any]) -> str:
     """The first sentence: what the model is, and how it was made."""
     model, loss = found["model"], found.get("loss")
-    size = f"{model['parameters']:,} parameters"
-    base = model.get("base_model")
-    kind = f"[{base}](https://huggingface.co/{base})" if base else f"{model['class']} ({size})"
+    kind = KINDS.get(next(iter(as_list(found.get("tasks"))), ""), "model")
+    if found.get("classes"):
+        kind += f" with {len(found['classes'])} classes"
     if model.get("adapter"):
-        kind = f"{_adapter_kind(model)} for {kind if base else 'a ' + kind}"
-    verb = "fine-tuned" if model.get("finetuned") else "trained"
+        kind = f"{_adapter_kind(model)} for a {kind}"
+    kind = kind[0].upper() + kind[1:]
     if not loss:
         return f"{kind}."
+    verb = "fine-tuned" if model.get("finetuned") else "trained"
     data = f" on {_linked(found)}" if found.get("dataset") else ""
     return f"{kind}, {verb}{data} with the loss `{loss['name']}`."
 
 
 def _adapter_kind(model: Mapping[str, Any]) -> str:
-    return f"{model.get('adapter_type') or 'PEFT'} adapter"
+    name = model.get("adapter_type") or "PEFT"
+    return f"{'LoRA' if name == 'LORA' else name} adapter"
 
 
 def _linked(found: Mapping[str, Any]) -> str:
@@ -142,14 +157,36 @@ def _weight_table(weights: Mapping[str, float]) -> str:
 
 def _training(found: Mapping[str, Any], emissions: str | None) -> Iterator[str]:
     """Bullet points of the section on training."""
-    for key, value in found.get("hyperparameters", {}).items():
-        yield f"- {key}: {value}"
+    settings = dict(found.get("hyperparameters", {}))
+    unused = "num_train_epochs" if settings.get("max_steps", -1) > 0 else "max_steps"
+    settings.pop(unused, None)
+    for key, value in settings.items():
+        note = " (share of all steps)" if key == "warmup_steps" and value < 1 else ""
+        yield f"- {key}: {value}{note}"
     time = f" in {found['train_seconds']:.0f} s" if "train_seconds" in found else ""
     yield f"- steps: {found['steps']}{time}"
     yield f"- device: {found['devices']['count']} x {found['devices']['kind']}"
     yield "- versions: " + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     if emissions:
         yield f"- emissions: {emissions} g CO2eq, measured by codecarbon"
+
+
+def _limits(found: Mapping[str, Any]) -> Iterator[str]:
+    """Bullet points of the section on limits."""
+    if found.get("results"):
+        yield "- The results come from a single run, on the data named here."
+    yield "- How the model performs on other data has not been measured."
+    if found.get("classes"):
+        yield "- It answers with one of its classes whatever it is given, also if none of them fits."
+    gap = confidence_gap(found.get("results", {}))
+    if abs(gap) > WORTH_SAYING:
+        side = "above" if gap > 0 else "below"
+        yield (
+            f"- On average, its confidence is {abs(gap):.2f} {side} its accuracy. Rescale its probabilities, for example by "
+            "temperature scaling, before you rely on their values."
+        )
+    if found["model"].get("finetuned"):
+        yield "- It may have inherited the biases of its base model."
 
 
 def _emissions(folder: Path) -> str | None:

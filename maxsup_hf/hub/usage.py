@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from maxsup_hf.hub.metadata import as_list
+from maxsup_hf.hub.example import CALLS, IMAGE, TEXT
+from maxsup_hf.hub.values import as_list
 
 PROCESSORS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
-EXAMPLE_IMAGE = "example.png"
-TEXT = "Thank you, that was exactly what I was looking for."
-# Input of the tasks whose pipeline takes one text or one image.
-INPUTS = {
-    "text-classification": TEXT,
-    "token-classification": TEXT,
-    "text-generation": "Once upon a time",
-    "fill-mask": None,  # needs the mask of the tokenizer
-    "image-classification": None,
-    "image-segmentation": None,
-}
 ADAPTERS = {
     "CAUSAL_LM": "AutoPeftModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
@@ -31,6 +20,7 @@ ADAPTERS = {
     "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
 }
 GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+QUESTION = "What is a loss function?"
 LISTED = 20  # class names that a snippet lists
 
 
@@ -44,7 +34,9 @@ def usage(found: Mapping[str, Any], folder: Path) -> str:
         return _adapter(found, folder, where, note)
     task, model_class = next(iter(as_list(found.get("tasks"))), None), found["model"]["class"]
     if has_processor(found, folder):
-        if task in INPUTS and task in PIPELINE_REGISTRY.get_supported_tasks():
+        if task == "text-generation" and found.get("chat"):
+            return CHAT.format(where=where, note=note, question=_quoted(QUESTION))
+        if task in CALLS:
             return _pipeline(found, folder, task, where, note)
         if task in OTHERS:
             return OTHERS[task].format(model_class=model_class, where=where, note=note)
@@ -58,39 +50,29 @@ def has_processor(found: Mapping[str, Any], folder: Path) -> bool:
 
 
 def _pipeline(found: Mapping[str, Any], folder: Path, task: str, where: str, note: str) -> str:
-    """A pipeline on the recorded example, with its output, or on an input made up for the task."""
-    example = found.get("example", {})
+    """A pipeline on the recorded example, with its answer as comments, or on an input that is made up for the task."""
+    call, example = CALLS[task], found.get("example", {})
     imports, lines = ["from transformers import pipeline"], []
-    if task.startswith("image"):
-        imports.insert(0, "from PIL import Image")
-        given, more = "image", _image(found, folder, where)
-        imports[1:1] = more[:-1]
-        lines.append(more[-1])
-    elif task == "fill-mask":
-        given = 'f"Thank you, that was {model.tokenizer.mask_token}."'
+    given = "image"
+    if call.text is None:
+        before, opened = _image(found, where)
+        imports, lines = [*before, *imports], [opened]
     else:
-        given = repr(example.get("text", INPUTS[task]))
-    options = {
-        "text-generation": ", max_new_tokens=20",
-        "text-classification": ", top_k=3",
-        "image-classification": ", top_k=3",
-    }
+        given = _quoted(example.get("text", call.text))
     load = f'model = pipeline("{task}", model="{where}"){note}'
-    call = f"print(model({given}{options.get(task, '')}))"
     output = [f"# {line}" for line in example.get("output", [])]
-    return "\n".join([*imports, "", load, *lines, call, *output])
+    return "\n".join([*imports, "", load, *lines, call.code.format(given=given), *output])
 
 
-def _image(found: Mapping[str, Any], folder: Path, where: str) -> list[str]:
+def _image(found: Mapping[str, Any], where: str) -> tuple[list[str], str]:
     """Imports, and the line that opens the example or makes an image."""
+    imports = ["from PIL import Image"]
     if "example" not in found:
-        return ['image = Image.new("RGB", (224, 224), "white")  # or Image.open("your_image.jpg")']
+        return imports, 'image = Image.new("RGB", (224, 224), "white")  # or Image.open("your_image.jpg")'
     if found.get("repo_id") is None:
-        return [f'image = Image.open("{where}/{EXAMPLE_IMAGE}")  # or an image of your own']
-    return [
-        "from huggingface_hub import hf_hub_download",
-        f'image = Image.open(hf_hub_download("{where}", "{EXAMPLE_IMAGE}"))  # or an image of your own',
-    ]
+        return imports, f'image = Image.open("{where}/{IMAGE}")  # or an image of your own'
+    imports.insert(0, "from huggingface_hub import hf_hub_download")
+    return imports, f'image = Image.open(hf_hub_download("{where}", "{IMAGE}"))  # or an image of your own'
 
 
 def _adapter(found: Mapping[str, Any], folder: Path, where: str, note: str) -> str:
@@ -104,21 +86,53 @@ def _adapter(found: Mapping[str, Any], folder: Path, where: str, note: str) -> s
     load = f'model = {model_class}.from_pretrained("{where}"{options}){note}'
     if not has_processor(found, folder) or task not in (*GENERATING, "SEQ_CLS"):
         return f"from peft import {model_class}\n\n{load}"
-    imports = f"from peft import {model_class}\nfrom transformers import AutoTokenizer\n"
-    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{where}")'
-    text = repr(found.get("example", {}).get("text", INPUTS["text-generation"] if task in GENERATING else TEXT))
-    inputs = f'inputs = tokenizer({text}, return_tensors="pt")'
+    lines = [
+        f"from peft import {model_class}",
+        "from transformers import AutoTokenizer",
+        "",
+        load,
+        f'tokenizer = AutoTokenizer.from_pretrained("{where}")',
+    ]
     if task in GENERATING:
-        output = "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))"
-        return "\n".join([imports, load, tokenizer, inputs, output])
-    names = f"names = {classes!r}\n" if len(classes) <= LISTED else ""
+        return "\n".join([*lines, *_generation(found)])
+    lines.append(f'inputs = tokenizer({_quoted(TEXT)}, return_tensors="pt")')
     index = "model(**inputs).logits.argmax(-1).item()"
-    output = f"{names}print(names[{index}])" if names else f"print({index})  # the index of the class"
-    return "\n".join([imports, load, tokenizer, inputs, output])
+    if len(classes) > LISTED:
+        return "\n".join([*lines, f"print({index})  # the index of the class"])
+    return "\n".join([*lines, f"names = {json.dumps(classes, ensure_ascii=False)}", f"print(names[{index}])"])
 
 
-# Tasks whose models have no pipeline.
+def _generation(found: Mapping[str, Any]) -> list[str]:
+    """Code that answers a message, or continues a text if the tokenizer has no chat template."""
+    if found.get("chat"):
+        message = f'[{{"role": "user", "content": {_quoted(QUESTION)}}}]'
+        options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+        inputs = f"inputs = tokenizer.apply_chat_template({message}, {options})"
+    else:
+        inputs = f'inputs = tokenizer({_quoted(CALLS["text-generation"].text)}, return_tensors="pt")'
+    output = "model.generate(**inputs, max_new_tokens=20)"
+    return [inputs, f"print(tokenizer.decode({output}[0], skip_special_tokens=True))"]
+
+
+def _quoted(text: str | None) -> str:
+    """A Python string in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+CHAT = """\
+from transformers import pipeline
+
+model = pipeline("text-generation", model="{where}"){note}
+messages = [{{"role": "user", "content": {question}}}]
+print(model(messages, max_new_tokens=20)[0]["generated_text"][-1]["content"])"""
+
+# Tasks whose models have no pipeline, and one whose input needs the tokenizer's mask.
 OTHERS = {
+    "fill-mask": """\
+from transformers import pipeline
+
+model = pipeline("fill-mask", model="{where}"){note}
+print(model(f"Thank you, that was {{model.tokenizer.mask_token}}.")[0]["sequence"])""",
     "text2text-generation": """\
 from transformers import AutoTokenizer, {model_class}
 
