@@ -20,6 +20,7 @@ MARK = "<!-- maxsup_hf:"  # how START begins, in the cards of every version
 START = f"{MARK} the text between these two marks is rewritten with every card -->"
 END = f"{MARK} end -->"
 PEFT_TEMPLATE = "# Model Card for Model ID"
+PEFT_VERSION = re.compile(r"\s*### Framework versions\s+- PEFT \S+\s*$")  # what PEFT adds to a card that is not its own
 
 
 def write_card(folder: str | Path, given: Mapping[str, Any] | None = None) -> Path:
@@ -65,9 +66,8 @@ def card_for_repository(folder: str | Path, repo_id: str) -> None:
     path = folder / "README.md"
     if (folder / RECORD).is_file():
         recorded = read_record(folder)
-        before = recorded.get("repo_id")
-        if before != repo_id and recorded.get("model_name") == str(before).rpartition("/")[2]:
-            recorded.pop("model_name", None)  # it was the name of the other repository
+        if not f"/{repo_id}".endswith(f"/{recorded.get('repo_id')}"):  # it may have no namespace
+            recorded.pop("model_name", None)  # chosen for another repository, or for none
         write_record(folder, recorded | {"repo_id": repo_id})
         if path.is_file() and MARK in path.read_text(encoding="utf-8"):
             write_card(folder)
@@ -95,7 +95,8 @@ def _around(generated: str, existing: str) -> str:
 
 
 def _without_template(text: str) -> str:
-    """The text of a README without the template that PEFT saves with an adapter."""
+    """The text of a README without what PEFT saves with an adapter: its template, or the version that it adds to a card."""
+    text = PEFT_VERSION.sub("", text)
     if not text.lstrip().startswith(PEFT_TEMPLATE):
         return text
     return MARK + text.partition(MARK)[2] if MARK in text else ""

@@ -28,6 +28,11 @@ def with_placeholders(words: Sequence[str]) -> list[str]:
     return found
 
 
+def with_base_model(command: str, base_model: str) -> str:
+    """A command whose `--model_name_or_path` is this model of the Hub, instead of a placeholder."""
+    return re.sub(r"(?<=--model_name_or_path[ =])MODELS/\S*", base_model, command)
+
+
 def placeholders(command: str) -> dict[str, str]:
     """Placeholder -> meaning, of those in a command."""
     return {name: meaning for name, meaning in MEANINGS.items() if re.search(rf"(?<![\w./-]){name}/", command)}

@@ -10,6 +10,7 @@ from typing import Any
 
 from maxsup_hf.hub.base_model import is_hub_id
 from maxsup_hf.hub.card import write_card
+from maxsup_hf.hub.command import with_base_model
 from maxsup_hf.hub.example import example_of
 from maxsup_hf.hub.record import load_record, read_record, write_record
 from maxsup_hf.hub.results import comparison_of
@@ -61,6 +62,8 @@ def describe(
         given["language"] = found["language"] = one_or_all(language)
     if base_model:
         found["model"] |= {"base_model": base_model, "finetuned": True}
+        if "command" in found:
+            found["command"] = with_base_model(found["command"], base_model)
         given |= {
             "base_model": base_model,
             "base_model_relation": "adapter" if found["model"].get("adapter") else "finetune",

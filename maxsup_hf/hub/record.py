@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from maxsup_hf.hub.base_model import hub_base_model
-from maxsup_hf.hub.command import with_placeholders
+from maxsup_hf.hub.command import with_base_model, with_placeholders
 from maxsup_hf.hub.example import example_in_training
 from maxsup_hf.hub.training_log import training_log
 from maxsup_hf.hub.values import as_list
@@ -60,8 +60,13 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
         "results": _last_evaluation(state.log_history),
         "command": _command(),
     }
+    if found["command"] and found["model"]["base_model"]:
+        found["command"] = with_base_model(found["command"], found["model"]["base_model"])
+    repository = getattr(trainer, "repository", None)  # of a push without `hub_model_id`
     if args.hub_model_id:
-        found["repo_id"] = getattr(trainer, "hub_model_id", None) or args.hub_model_id
+        repository = getattr(trainer, "hub_model_id", None) or args.hub_model_id
+    if repository:
+        found["repo_id"] = repository
     runtimes = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
     if runtimes and not args.resume_from_checkpoint:  # a resumed run knows the time since it was resumed only
         found["train_seconds"] = runtimes[-1]
@@ -195,7 +200,7 @@ def _measured(metrics: dict[str, Any]) -> dict[str, float]:
 
     The keys of `FeatureGeometryCallback` have no prefix for the evaluation data; they get it here.
     """
-    left_out = ("_runtime", "_per_second", "_samples", "_loss", "_time")
+    left_out = ("_runtime", "_per_second", "_samples", "_loss", "_time", "_num_tokens")
     found = {}
     for key, value in metrics.items():
         name = f"eval_{key}" if key.startswith("feature_") else key

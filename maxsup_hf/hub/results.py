@@ -108,8 +108,8 @@ def _conditions(comparison: Mapping[str, Any]) -> str:
             "other loss."
         )
     return (
-        f"Results on the {COMPARED_ON[comparison['split']]}{rows}, from runs{training} that differ in the loss only: within a "
-        f"seed, they started from the same weights and saw the same batches in the same order. {spread}"
+        f"Results on the {COMPARED_ON[comparison['split']]}{rows}, from runs{training} that differ in the loss only: within "
+        f"a seed, they started from the same weights and saw the same batches in the same order. {spread}"
     )
 
 
