@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 
@@ -36,6 +37,18 @@ def with_base_model(command: str, base_model: str) -> str:
 def placeholders(command: str) -> dict[str, str]:
     """Placeholder -> meaning, of those in a command."""
     return {name: meaning for name, meaning in MEANINGS.items() if re.search(rf"(?<![\w./-]){name}/", command)}
+
+
+def in_lines(command: str, width: int = 100) -> str:
+    """A command, continued on a new line before the flag that would make it too wide."""
+    lines = [""]
+    for word in shlex.split(command):
+        quoted = shlex.quote(word)
+        if word.startswith("--") and len(lines[-1]) + len(quoted) > width:
+            lines.append(f"    {quoted}")
+        else:
+            lines[-1] += f" {quoted}" if lines[-1] else quoted
+    return " \\\n".join(lines)
 
 
 def _portable(flag: str, value: str) -> str:

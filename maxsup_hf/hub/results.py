@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maxsup_hf.hub.metadata import SPLITS
@@ -11,44 +12,39 @@ from maxsup_hf.metrics import get_metric
 from maxsup_hf.metrics._records import ranked
 from maxsup_hf.output.tables import Table, markdown
 
+SPACE = "\N{NO-BREAK SPACE}"
 COMPARED_ON = {"test": "test data", "eval": "validation data"}
 
 
 def result_tables(results: Mapping[str, float | None]) -> tuple[str, str]:
-    """Tables of the main metrics and of all others, with their values on each split and their meaning."""
+    """The main metrics and all others, each as a table of values on each split and a list of what the metrics tell."""
     values: dict[str, dict[str, str]] = {}
     for key, value in results.items():
         split, _, metric = key.partition("_")
         values.setdefault(metric, {})[SPLITS.get(split, split)] = f"{value:.4g}" if is_finite(value) else "undefined"
     columns = [split for split in SPLITS.values() if any(split in of for of in values.values())]
     main = ranked(values) or list(values)
-    return _table(main, values, columns), _table((metric for metric in values if metric not in main), values, columns)
+    return _with_meanings(main, values, columns), _with_meanings([key for key in values if key not in main], values, columns)
 
 
-def _table(metrics: Iterable[str], values: Mapping[str, Mapping[str, str]], columns: list[str]) -> str:
-    rows = []
-    for metric in metrics:
-        record = get_metric(metric)
-        rows.append(
-            [record.heading, *(values[metric].get(split, "") for split in columns), record.meaning or record.formula]
-        )
-    if not rows:
+def _with_meanings(metrics: Sequence[str], values: Mapping[str, Mapping[str, str]], columns: Sequence[str]) -> str:
+    if not metrics:
         return ""
-    has_meaning = any(row[-1] for row in rows)
-    header = ["metric", *columns, "what it tells"]
-    if not has_meaning:
-        return markdown(Table(header[:-1], [row[:-1] for row in rows]))
-    return markdown(Table(header, rows, words=[len(header) - 1]))
+    records = {metric: get_metric(metric) for metric in metrics}
+    rows = [[records[metric].heading, *(values[metric].get(split, "") for split in columns)] for metric in metrics]
+    told = {record.label: record.meaning or record.formula for record in records.values()}
+    meanings = [f"- {label}: {meaning}" for label, meaning in told.items() if meaning]
+    return "\n".join([markdown(Table(["metric", *columns], rows)), "", *meanings]).strip()
 
 
 def confidence_gap(results: Mapping[str, float | None]) -> float:
     """Mean confidence minus accuracy, on the test data if there are results, else on the validation data; 0 if unknown."""
     for split in ("test", "eval"):
-        names = ("accuracy", "confidence_when_right", "confidence_when_wrong")
-        accuracy, right, wrong = (results.get(f"{split}_{name}") for name in names)
-        if accuracy is not None and right is not None and wrong is not None:
-            gap = accuracy * right + (1 - accuracy) * wrong - accuracy
-            return gap if is_finite(gap) else 0.0
+        accuracy = results.get(f"{split}_accuracy")
+        right, wrong = (results.get(f"{split}_confidence_when_{outcome}") for outcome in ("right", "wrong"))
+        if accuracy is not None and (is_finite(right) or is_finite(wrong)):
+            shares = ((accuracy, right), (1 - accuracy, wrong))
+            return sum(share * value for share, value in shares if value is not None and is_finite(value)) - accuracy
     return 0.0
 
 
@@ -114,7 +110,10 @@ def _conditions(comparison: Mapping[str, Any]) -> str:
 
 
 def _mean(comparison: Mapping[str, Any], metric: str, loss: str) -> str:
+    """Mean and standard deviation with three digits of the mean, in one line of a narrow column too."""
     mean, deviation = comparison["metrics"][metric].get(loss, (None, None))
     if mean is None:
         return "–"
-    return f"{mean:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
+    decimals = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 3
+    spread = "" if deviation is None else f"{SPACE}±{SPACE}{deviation:.{decimals}f}"
+    return f"{mean:.{decimals}f}{spread}"

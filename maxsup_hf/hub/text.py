@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment
 
-from maxsup_hf.hub.command import placeholders
+from maxsup_hf.hub.command import in_lines, placeholders
 from maxsup_hf.hub.figures import figures
 from maxsup_hf.hub.metadata import hub_datasets, model_name
 from maxsup_hf.hub.results import comparison_text, confidence_gap, result_tables
@@ -61,7 +61,7 @@ def render(folder: Path, found: Mapping[str, Any], start: str, end: str) -> str:
         end=end,
         title=model_name(found, folder),
         about=_about(found),
-        facts=markdown(Table(["", ""], list(_facts(found)), words=[1])),
+        facts="\n".join(f"- **{name}**: {value}" for name, value in _facts(found)),
         code=usage(found, folder),
         main=main,
         others=others,
@@ -72,6 +72,7 @@ def render(folder: Path, found: Mapping[str, Any], start: str, end: str) -> str:
         class_weights=_weight_table(loss.get("class_weights", {})),
         log_table=log_table(found.get("log", [])),
         limits="\n".join(_limits(found)),
+        command_lines=in_lines(command),
         training="\n".join(_training(found, _emissions(folder))),
         placeholders=placeholders(command),
         penalizes="maxsup" in loss.get("name", "").split("+"),
@@ -177,7 +178,7 @@ def _limits(found: Mapping[str, Any]) -> Iterator[str]:
         yield "- The results come from a single run, on the data named here."
     yield "- How the model performs on other data has not been measured."
     if found.get("classes"):
-        yield "- It answers with one of its classes whatever it is given, also if none of them fits."
+        yield "- It always answers with one of its classes, even if none of them fits."
     gap = confidence_gap(found.get("results", {}))
     if abs(gap) > WORTH_SAYING:
         side = "above" if gap > 0 else "below"

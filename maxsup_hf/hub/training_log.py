@@ -41,7 +41,8 @@ def log_table(rows: Sequence[Mapping[str, float]]) -> str:
     """The rows of `training_log` as Markdown; empty if there are fewer than two."""
     if len(rows) < 2:
         return ""
-    keys = list(dict.fromkeys(key for row in rows for key in row if key not in ("step", "epoch")))
+    logged = dict.fromkeys(key for row in rows for key in row if key not in ("step", "epoch"))
+    keys = sorted(logged, key=lambda key: key != "loss")  # the training loss first
     cells = [[f"{row['epoch']:.4g}", row["step"], *(_cell(row.get(key)) for key in keys)] for row in rows]
     return markdown(Table(["epoch", "step", *map(_heading, keys)], cells))
 

@@ -45,7 +45,7 @@ register_metrics(
         "ece", "ECE", "expected calibration error (15 bins)", higher_is_better=False, rank=40,
         formula="mean over rows of |accuracy − confidence| in the row's bin of confidence",
         paper=GUO,
-        meaning="average gap between confidence and accuracy: 0 if of the rows with 80 % confidence, 80 % are right",
+        meaning="average gap between confidence and accuracy; 0 means that of the rows with 80 % confidence, 80 % are right",
     ),
     Metric(
         "adaptive_ece", "adaptive ECE", "ECE of bins with equally many rows", higher_is_better=False,

@@ -16,14 +16,12 @@ class Table:
         rows: a sequence of cells for each row.
         caption: above the table.
         bold: (row, column) of the cells that stand out, counted from 0.
-        words: columns of text, which are aligned to the left like the first one, counted from 0.
     """
 
     header: Sequence[Any]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
     bold: Collection[tuple[int, int]] = ()
-    words: Collection[int] = ()
 
 
 def markdown(table: Table) -> str:
@@ -31,7 +29,7 @@ def markdown(table: Table) -> str:
     cells = [[_escape(cell) for cell in row] for row in table.rows]
     for row, column in table.bold:
         cells[row][column] = f"**{cells[row][column]}**"
-    rule = ["---" if column in (0, *table.words) else "---:" for column in range(len(table.header))]
+    rule = ["---", *("---:" for _ in table.header[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in (map(_escape, table.header), rule, *cells))
 
 

@@ -180,7 +180,8 @@ def test_new_results_and_figures_are_added(run):
     (run / "figures" / "reliability_diagram.png").write_bytes(b"")
     write_card(run)
     text = (run / "README.md").read_text()
-    assert "| metric | validation | test | what it tells |\n" in text and "| accuracy ↑ | 0.75 | 0.7 | share of rows" in text
+    assert "| metric | validation | test |\n| --- | ---: | ---: |\n| accuracy ↑ | 0.75 | 0.7 |" in text
+    assert "\n- accuracy: share of rows that are predicted right\n" in text
     assert "runtime" not in text
     assert "![reliability diagram](figures/reliability_diagram.png)" in text
     assert {r.dataset_split for r in ModelCard.load(run / "README.md").data.eval_results} == {"validation", "test"}
