@@ -190,7 +190,7 @@ def _write_cards(found: Mapping[str, Any], folder: Path) -> None:
     for run in found["runs"]:
         place = folder / "runs" / run["name"]
         if run["state"] == "finished" and not run["point"] and (place / "README.md").is_file():
-            add_comparison(place, found)
+            add_comparison(place, found, run["loss"])
 
 
 def _failed_before(folder: Path) -> dict[str, str]:

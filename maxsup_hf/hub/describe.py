@@ -79,15 +79,15 @@ def describe(
     return write_card(folder, given)
 
 
-def add_comparison(folder: Path, comparison: Mapping[str, Any]) -> None:
+def add_comparison(folder: Path, comparison: Mapping[str, Any], loss: str) -> None:
     """Add the results of a comparison to the card of one of its runs.
 
     Args:
         folder: of the run.
         comparison: the content of `comparison.json`.
+        loss: of the run, by its name in the comparison.
     """
-    found = read_record(folder)
-    write_record(folder, found | {"comparison": comparison_of(comparison, found["loss"]["name"])})
+    write_record(folder, read_record(folder) | {"comparison": comparison_of(comparison, loss)})
     write_card(folder)
 
 

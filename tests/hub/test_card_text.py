@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from maxsup_hf import cli
+from maxsup_hf.comparison.cli import _write_cards
 from maxsup_hf.hub.base_model import hub_base_model
 from maxsup_hf.hub.card import card_for_repository, write_benchmark_result, write_card
 from maxsup_hf.hub.command import in_lines, with_base_model, with_placeholders
@@ -103,6 +104,19 @@ def test_results_of_other_losses(tmp_path):
     assert "| cross_entropy | 0.500 ± 0.013 | 12.3 ± 0.0 |\n| maxsup (this model's) | **0.920 ± 0.013** | – |" in text
     write_card(folder)
     assert "(this model's)" in read(folder)[1], "the record keeps them"
+
+
+@pytest.mark.parametrize("mismatches", [[], ["seed 0: other weights"]])
+def test_compare_writes_the_cards_of_its_runs(mismatches, tmp_path):
+    runs = [
+        {"name": f"{loss}-seed0", "loss": loss, "state": state, "point": {}, "rows": {}}
+        for loss, state in (("maxsup", "finished"), ("cross_entropy", "failed"))
+    ]
+    for run in runs:
+        write_card(leave(tmp_path / "runs" / run["name"]))
+    _write_cards(comparison(runs=runs, fairness={"mismatches": mismatches}), tmp_path)
+    told = ["Compared with other losses" in read(tmp_path / "runs" / run["name"])[1] for run in runs]
+    assert told == [not mismatches, False]
 
 
 @pytest.mark.parametrize(
