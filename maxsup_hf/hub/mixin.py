@@ -17,7 +17,8 @@ from transformers.utils import PushInProgress
 
 from maxsup_hf.hub.card import read_card, write_card
 from maxsup_hf.hub.push import NOT_PUSHED, Destination, PushError, ensure_destination, push_folder, with_retries
-from maxsup_hf.hub.record import record, write_record
+from maxsup_hf.hub.record import RECORD, record
+from maxsup_hf.output.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class HubMixin(_Base):
 
     hub_model_id: Any
     push_in_progress: Any
-    repository: str | None = None  # the last push went there
+    repository: str | None = None  # of the last push
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         if not self.is_world_process_zero():
@@ -163,7 +164,7 @@ class HubMixin(_Base):
             dataset=_unwrapped(dataset),
             dataset_args=_unwrapped(dataset_args),
         )
-        write_record(str(self.args.output_dir), recorded)
+        write_json(Path(str(self.args.output_dir)) / RECORD, recorded)
         write_card(str(self.args.output_dir))
 
     def push_to_hub(  # type: ignore[override]
@@ -197,6 +198,7 @@ class HubMixin(_Base):
         tags += [tag for tag in _as_list(getattr(self.model, "model_tags", None)) if tag not in tags]
         to = destination(self.args, token, private, revision)
         self.repository = to.repo_id
+        kwargs.setdefault("model_name", to.repo_id.rpartition("/")[2])
         self.create_model_card(tags=tags, **kwargs)
         if self.hub_model_id is not None:
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
