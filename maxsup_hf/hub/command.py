@@ -29,6 +29,11 @@ def with_placeholders(words: Sequence[str]) -> list[str]:
     return found
 
 
+def portable(command: str) -> str:
+    """A command as `with_placeholders` shows it; records of version 0.1 have paths."""
+    return shlex.join(with_placeholders(shlex.split(command)))
+
+
 def with_base_model(command: str, base_model: str) -> str:
     """A command whose `--model_name_or_path` is this model of the Hub, instead of a placeholder."""
     return re.sub(r"(?<=--model_name_or_path[ =])MODELS/\S*", base_model, command)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -69,6 +70,11 @@ def model_name(found: Mapping[str, Any], folder: Path) -> str:
     return found.get("model_name") or str(found.get("repo_id", folder.absolute().name)).rpartition("/")[2]
 
 
+def data_name(found: Mapping[str, Any]) -> str:
+    """The names of the data sets of a run, without the folders of those that are paths."""
+    return as_text([PurePath(name).name if os.path.isabs(name) else name for name in as_list(found.get("dataset"))])
+
+
 def hub_datasets(found: Mapping[str, Any]) -> list[str]:
     """The data sets of a run that are on the Hub."""
     return [name for name in as_list(found.get("dataset_tags")) if is_hub_id(name)]
@@ -89,7 +95,7 @@ def _results(found: Mapping[str, Any], task: str) -> list[EvalResult]:
                 EvalResult(
                     task_type=task,
                     dataset_type=kind,
-                    dataset_name=as_text(found["dataset"]),
+                    dataset_name=data_name(found),
                     dataset_config=as_text(settings) if settings else None,
                     dataset_split=SPLITS.get(split, split),
                     metric_type=metric,

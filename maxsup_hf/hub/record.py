@@ -62,7 +62,7 @@ def record(trainer: Any, **about: Any) -> dict[str, Any]:
     }
     if found["command"] and found["model"]["base_model"]:
         found["command"] = with_base_model(found["command"], found["model"]["base_model"])
-    repository = getattr(trainer, "repository", None)  # of a push without `hub_model_id`
+    repository = getattr(trainer, "_pushed_to", None)  # of a push without `hub_model_id`
     if args.hub_model_id:
         repository = getattr(trainer, "hub_model_id", None) or args.hub_model_id
     if repository:

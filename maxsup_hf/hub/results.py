@@ -110,10 +110,10 @@ def _conditions(comparison: Mapping[str, Any]) -> str:
 
 
 def _mean(comparison: Mapping[str, Any], metric: str, loss: str) -> str:
-    """Mean and standard deviation with three digits of the mean, in one line of a narrow column too."""
+    """Mean and standard deviation, kept on one line by spaces that do not break: with three decimals, fewer from 10 on."""
     mean, deviation = comparison["metrics"][metric].get(loss, (None, None))
     if mean is None:
         return "–"
-    decimals = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 3
+    decimals = 3 if abs(mean) < 10 else max(0, 3 - math.floor(math.log10(abs(mean))))
     spread = "" if deviation is None else f"{SPACE}±{SPACE}{deviation:.{decimals}f}"
     return f"{mean:.{decimals}f}{spread}"

@@ -11,9 +11,9 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment
 
-from maxsup_hf.hub.command import in_lines, placeholders
+from maxsup_hf.hub.command import in_lines, placeholders, portable
 from maxsup_hf.hub.figures import figures
-from maxsup_hf.hub.metadata import hub_datasets, model_name
+from maxsup_hf.hub.metadata import data_name, hub_datasets, model_name
 from maxsup_hf.hub.results import comparison_text, confidence_gap, result_tables
 from maxsup_hf.hub.training_log import log_table
 from maxsup_hf.hub.usage import usage
@@ -54,7 +54,7 @@ def render(folder: Path, found: Mapping[str, Any], start: str, end: str) -> str:
     loss, results = found.get("loss", {}), found.get("results", {})
     main, others = result_tables(results)
     parameters = [[f"`{key}`", value] for key, value in loss.get("kwargs", {}).items()]
-    command = found.get("command", "")
+    command = portable(found.get("command", ""))
     text = template.render(
         **found,
         start=start,
@@ -103,7 +103,7 @@ def _adapter_kind(model: Mapping[str, Any]) -> str:
 
 def _linked(found: Mapping[str, Any]) -> str:
     """The data, with a link if they are one data set of the Hub."""
-    name, ids = as_text(found["dataset"]), hub_datasets(found)
+    name, ids = data_name(found), hub_datasets(found)
     return f"[{name}](https://huggingface.co/datasets/{ids[0]})" if len(ids) == 1 else name
 
 
@@ -115,11 +115,11 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if model.get("base_model"):
         yield "base model", f"[{model['base_model']}](https://huggingface.co/{model['base_model']})"
     elif model.get("adapter") and model.get("finetuned"):
-        yield "base model", "a local model that is not on the Hub: `base_model_name_or_path` in `adapter_config.json`"
+        yield "base model", "a local model that is not on the Hub (`base_model_name_or_path` in `adapter_config.json`)"
     elif model.get("finetuned"):
         yield "base model", "a local model that is not on the Hub"
     else:
-        yield "base model", "none: trained from random weights"
+        yield "base model", "none (trained from random weights)"
     yield "architecture", f"{model['class']}, {model['parameters']:,} parameters"
     if model.get("trained_parameters"):
         yield "adapter", f"{_adapter_kind(model)}, {model['trained_parameters']:,} trained parameters"
@@ -138,10 +138,10 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _class_names(names: list[str]) -> str:
     if names == [str(index) for index in range(len(names))] and len(names) > 2:
-        return f"{len(names)}: 0 to {len(names) - 1}"
+        return f"{len(names)} (0 to {len(names) - 1})"
     shown = names if len(names) <= LISTED else names[:SHOWN]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return f"{len(names)}: {', '.join(shown)}{more}"
+    return f"{len(names)} ({', '.join(shown)}{more})"
 
 
 def _weight_table(weights: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 
 import pytest
 from huggingface_hub import ModelCard
@@ -27,6 +28,7 @@ from tests.hub.cards import comparison, leave, read
         ({"dataset_tags": ["me/a"], "dataset_args": ["x", "y"]}, ["me/a"], "me/a", "x, y"),
         ({"dataset_tags": "me/a", "dataset_args": {"lang": "no", "v": None}}, ["me/a"], "me/a", "lang=no, v=None"),
         ({"dataset_tags": "/data/images"}, None, "local", None),
+        ({"dataset": "/data/images"}, None, "local", None),
         ({"dataset": None}, None, None, None),
     ],
 )
@@ -34,7 +36,7 @@ def test_data_sets(told, datasets, kind, config, tmp_path):
     folder = leave(tmp_path / "run", **told)
     write_card(folder)
     found, text = read(folder)
-    assert found.get("datasets") == datasets and "/data/images" not in text
+    assert found.get("datasets") == datasets and "/data/images" not in text + str(found)
     of = [result["dataset"] for result in found["model-index"][0]["results"]] if kind else []
     assert [(each["type"], each.get("config")) for each in of] == ([(kind, config)] if kind else [])
     ModelCard.load(folder / "README.md")
@@ -101,7 +103,7 @@ def test_results_of_other_losses(tmp_path):
     cli.main(["card", str(folder), "--comparison", str(tmp_path)])
     text = read(folder)[1].replace("\N{NO-BREAK SPACE}", " ")
     assert "Results on the test data (4,000 rows), from runs on 800 training rows" in text
-    assert "| cross_entropy | 0.500 ± 0.013 | 12.3 ± 0.0 |\n| maxsup (this model's) | **0.920 ± 0.013** | – |" in text
+    assert "| cross_entropy | 0.500 ± 0.013 | 12.35 ± 0.01 |\n| maxsup (this model's) | **0.920 ± 0.013** | – |" in text
     write_card(folder)
     assert "(this model's)" in read(folder)[1], "the record keeps them"
 
@@ -216,9 +218,11 @@ def test_the_log_is_short_and_ends_with_the_last_step():
 )
 def test_paths_become_placeholders(words, shown, tmp_path):
     assert with_placeholders(words) == with_placeholders(shown) == shown
-    folder = leave(tmp_path / "run", command=" ".join(shown))
+    folder = leave(tmp_path / "run", command=shlex.join(["maxsup-hf", "train", "task", *words]))
     write_card(folder)
-    explained = re.findall(r"^Replace `(\w+)` with ", read(folder)[1], re.MULTILINE)
+    text = read(folder)[1]
+    assert shlex.join(["maxsup-hf", "train", "task", *shown]) in text
+    explained = re.findall(r"^Replace `(\w+)` with ", text, re.MULTILINE)
     assert explained == [name for name in ("DATA", "MODELS", "FOLDER") if f"{name}/" in " ".join(shown)]
 
 
