@@ -88,12 +88,12 @@ def _add_card(commands: argparse._SubParsersAction) -> None:
     card.add_argument("folder", metavar="DIR", help="the output_dir of a training run")
     card.add_argument("--license", help="as the Hub names it, such as apache-2.0")
     card.add_argument("--language", metavar="CODE", nargs="+", default=[], help="ISO 639 codes, such as en de")
-    card.add_argument("--base_model", metavar="OWNER/NAME", help="the model on the Hub that was fine-tuned")
-    card.add_argument("--dataset", metavar="OWNER/NAME", nargs="+", default=[], help="the training data on the Hub")
+    card.add_argument("--base_model", metavar="OWNER/NAME", help="the model that was fine-tuned, on the Hub")
+    card.add_argument("--dataset", metavar="OWNER/NAME", nargs="+", default=[], help="the training data, on the Hub")
     card.add_argument(
-        "--comparison", metavar="FILE", help="comparison.json of `maxsup-hf compare`, for results beside other losses"
+        "--comparison", metavar="DIR", help="output_dir of `maxsup-hf compare`: show the results of its losses"
     )
-    card.add_argument("--example", metavar="TEXT_OR_IMAGE", help="what the model answers to it is shown in the card")
+    card.add_argument("--example", metavar="TEXT_OR_IMAGE", help="show what the model answers to a text or an image file")
     card.add_argument("--benchmark", metavar="OWNER/NAME", help="also write a result for the leaderboard of this benchmark")
     card.add_argument("--task_id", help="the task's id in the benchmark; required with --benchmark")
     card.add_argument("--metric", default="test_accuracy", help="the result to write (test_accuracy)")

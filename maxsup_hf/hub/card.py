@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 
-from maxsup_hf.hub.metadata import merged, metadata
+from maxsup_hf.hub.metadata import merged, metadata, without_paths
 from maxsup_hf.hub.record import RECORD, load_record, read_record, write_record
 from maxsup_hf.hub.text import render
 from maxsup_hf.hub.values import is_finite
@@ -75,7 +75,7 @@ def card_for_repository(folder: str | Path, repo_id: str) -> None:
     if path.is_file():
         card = read_card(path)
         text, existing = _without_template(card.text).strip(), card.data.to_dict()
-        public = merged({}, existing, {})
+        public = without_paths(existing)
         if text != card.text.strip() or public != existing:
             _write(path, public, text)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maxsup_hf.hub.base_model import is_hub_id
-from maxsup_hf.hub.card import write_card
+from maxsup_hf.hub.card import read_card, write_card
 from maxsup_hf.hub.command import with_base_model
 from maxsup_hf.hub.example import example_of
 from maxsup_hf.hub.record import load_record, read_record, write_record
@@ -55,6 +55,8 @@ def describe(
             raise ValueError(f"{what} must be on the Hub, as owner/name, got {name!r}")
     folder = Path(folder)
     found = read_record(folder)
+    if (folder / "README.md").is_file():
+        read_card(folder / "README.md")  # an invalid one must not leave a changed record behind
     given: dict[str, Any] = {}
     if license:
         given["license"] = found["license"] = license

@@ -13,7 +13,7 @@ from maxsup_hf.hub.base_model import is_hub_id
 from maxsup_hf.hub.values import as_list, as_text, is_finite
 
 SPLITS = {"eval": "validation", "test": "test"}
-GENERATED = ("model-index", "metrics")  # always those of the run, whatever a card said before
+GENERATED = ("model-index", "metrics")  # those of the run, if it has results, whatever a card said before
 
 
 def metadata(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -50,19 +50,25 @@ def metadata(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def merged(generated: Mapping[str, Any], existing: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata in which existing values take precedence over generated ones, and given ones over both. The results are those
-    of the run, and the tags are those of both."""
-    kept = {key: value for key, value in existing.items() if key not in GENERATED}
-    if isinstance(kept.get("base_model"), str) and not is_hub_id(kept["base_model"]):
-        del kept["base_model"]  # PEFT writes the path of a local model, which the Hub rejects
+    """Metadata in which existing values take precedence over generated ones, and given ones over both. Results are those of
+    the run, if it has any, and the tags are those of both."""
+    replaced = [key for key in GENERATED if key in generated]
+    kept = {key: value for key, value in without_paths(existing).items() if key not in replaced}
     found = {**generated, **kept, **given}
-    tags = [*(existing.get("tags") or []), *generated.get("tags", [])]
-    tags = [tag for tag in tags if not tag.startswith("base_model:") or is_hub_id(tag.removeprefix("base_model:adapter:"))]
-    if tags:
-        found["tags"] = list(dict.fromkeys(tags))
-    else:
-        found.pop("tags", None)
-    return found
+    tags = [*kept.get("tags", []), *generated.get("tags", [])]
+    return found | {"tags": list(dict.fromkeys(tags))} if tags else found
+
+
+def without_paths(existing: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata without the path of a local base model, which PEFT writes and the Hub rejects."""
+    found = dict(existing)
+    if isinstance(found.get("base_model"), str) and not is_hub_id(found["base_model"]):
+        del found["base_model"]
+    prefix = "base_model:adapter:"
+    tags = [
+        tag for tag in found.pop("tags", None) or [] if not tag.startswith(prefix) or is_hub_id(tag.removeprefix(prefix))
+    ]
+    return found | {"tags": tags} if tags else found
 
 
 def model_name(found: Mapping[str, Any], folder: Path) -> str:

@@ -176,6 +176,15 @@ def test_what_the_hub_would_refuse_is_refused(flags, message, tmp_path, capsys):
     assert (folder / "run.json").read_bytes() == before and not (folder / "README.md").exists()
 
 
+def test_an_invalid_readme_leaves_the_record_as_it_is(tmp_path, capsys):
+    folder = leave(tmp_path / "run")
+    (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
+    before = (folder / "run.json").read_bytes()
+    with pytest.raises(SystemExit):
+        cli.main(["card", str(folder), "--license", "mit"])
+    assert "is not a valid model card" in capsys.readouterr().err and (folder / "run.json").read_bytes() == before
+
+
 # ---- figures and the log ----
 
 
@@ -265,7 +274,12 @@ def test_a_name_that_was_chosen_for_this_repository_stays(tmp_path):
 
 
 def test_a_readme_by_hand_is_pushed_as_it_is(tmp_path):
-    (tmp_path / "README.md").write_text("---\nlicense: mit\nbase_model: me/base\n---\n# Mine\n\n\nBy hand.")
+    metadata = "license: mit\nmetrics: [f1]\nmodel-index: [{name: a, results: []}]\nbase_model: me/base"
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# Mine\n\n\nBy hand.")
     before = (tmp_path / "README.md").read_bytes()
     card_for_repository(tmp_path, "me/new")
     assert (tmp_path / "README.md").read_bytes() == before
+    (tmp_path / "README.md").write_bytes(before.replace(b"me/base", b"/home/me/base"))
+    card_for_repository(tmp_path, "me/new")
+    found, text = read(tmp_path)
+    assert (found["license"], found["metrics"]) == ("mit", ["f1"]) and "base_model" not in found and "By hand." in text
