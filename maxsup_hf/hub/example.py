@@ -32,19 +32,15 @@ class Call(NamedTuple):
     text: str | None
 
 
+CLASSIFY = Call(
+    """for answer in model({given}, top_k=3):\n    print(f"{{answer['score']:.2f}} {{answer['label']}}")""",
+    {"top_k": 3},
+    lambda found: [f"{answer['score']:.2f} {answer['label']}" for answer in found],
+    TEXT,
+)
 CALLS = {
-    "text-classification": Call(
-        """for answer in model({given}, top_k=3):\n    print(f"{{answer['score']:.2f}} {{answer['label']}}")""",
-        {"top_k": 3},
-        lambda found: [f"{answer['score']:.2f} {answer['label']}" for answer in found],
-        TEXT,
-    ),
-    "image-classification": Call(
-        """for answer in model({given}, top_k=3):\n    print(f"{{answer['score']:.2f}} {{answer['label']}}")""",
-        {"top_k": 3},
-        lambda found: [f"{answer['score']:.2f} {answer['label']}" for answer in found],
-        None,
-    ),
+    "text-classification": CLASSIFY,
+    "image-classification": CLASSIFY._replace(text=None),
     "token-classification": Call(
         """for found in model({given}, aggregation_strategy="simple"):\n    print(found["entity_group"], found["word"])""",
         {"aggregation_strategy": "simple"},
@@ -102,8 +98,9 @@ def example_of(folder: Path, found: Mapping[str, Any], given: str) -> dict[str, 
 def example_in_training(trainer: Any, model: Any, task: str | None) -> dict[str, Any]:
     """The example of a text classifier that was just trained; empty for other models, whose input is not known, and for one
     that is spread over several devices."""
-    is_whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.args.n_gpu <= 1
-    if task != "text-classification" or trainer.processing_class is None or hasattr(model, "peft_config") or not is_whole:
+    if task != "text-classification" or trainer.processing_class is None or hasattr(model, "peft_config"):
+        return {}
+    if trainer.args.world_size * max(1, trainer.args.n_gpu) > 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return {}
     from transformers import TextClassificationPipeline
 
