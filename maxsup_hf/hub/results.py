@@ -8,6 +8,7 @@ from typing import Any
 
 from maxsup_hf.hub.metadata import SPLITS
 from maxsup_hf.hub.values import is_finite
+from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.metrics import get_metric
 from maxsup_hf.metrics._records import ranked
 from maxsup_hf.output.tables import Table, markdown
@@ -84,7 +85,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     metrics, losses = list(comparison["metrics"]), comparison["losses"]
     rows = []
     for loss in losses:
-        name = f"{loss} (this model's)" if loss == comparison["loss"] else loss
+        name = loss_label(loss) + (" (this model's)" if loss == comparison["loss"] else "")
         rows.append([name, *(_mean(comparison, metric, loss) for metric in metrics)])
     bold = {(losses.index(best), metrics.index(metric) + 1) for metric, best in comparison["best"].items()}
     table = Table(["loss", *(get_metric(metric).heading for metric in metrics)], rows, bold=bold)

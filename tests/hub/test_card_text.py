@@ -103,7 +103,7 @@ def test_results_of_other_losses(tmp_path):
     cli.main(["card", str(folder), "--comparison", str(tmp_path)])
     text = read(folder)[1].replace("\N{NO-BREAK SPACE}", " ")
     assert "Results on the test data (4,000 rows), from runs on 800 training rows" in text
-    assert "| cross_entropy | 0.500 ± 0.013 | 12.35 ± 0.01 |\n| maxsup (this model's) | **0.920 ± 0.013** | – |" in text
+    assert "| cross-entropy | 0.500 ± 0.013 | 12.35 ± 0.01 |\n| MaxSup (this model's) | **0.920 ± 0.013** | – |" in text
     write_card(folder)
     assert "(this model's)" in read(folder)[1], "the record keeps them"
 
