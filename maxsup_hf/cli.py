@@ -86,6 +86,14 @@ def _add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 def _add_card(commands: argparse._SubParsersAction) -> None:
     card = commands.add_parser("card", help="write the model card of a training run from its record")
     card.add_argument("folder", metavar="DIR", help="the output_dir of a training run")
+    card.add_argument("--license", help="as the Hub names it, such as apache-2.0")
+    card.add_argument("--language", metavar="CODE", nargs="+", default=[], help="ISO 639 codes, such as en de")
+    card.add_argument("--base_model", metavar="OWNER/NAME", help="the model that was fine-tuned, on the Hub")
+    card.add_argument("--dataset", metavar="OWNER/NAME", nargs="+", default=[], help="the training data, on the Hub")
+    card.add_argument(
+        "--comparison", metavar="DIR", help="output_dir of `maxsup-hf compare`: show the results of its losses"
+    )
+    card.add_argument("--example", metavar="TEXT_OR_IMAGE", help="show what the model answers to a text or an image file")
     card.add_argument("--benchmark", metavar="OWNER/NAME", help="also write a result for the leaderboard of this benchmark")
     card.add_argument("--task_id", help="the task's id in the benchmark; required with --benchmark")
     card.add_argument("--metric", default="test_accuracy", help="the result to write (test_accuracy)")
@@ -139,12 +147,14 @@ def _bars_on_terminals_only() -> None:
 
 
 def _card(args: argparse.Namespace) -> None:
-    from maxsup_hf.hub.card import write_benchmark_result, write_card
+    from maxsup_hf.hub.card import write_benchmark_result
+    from maxsup_hf.hub.describe import describe
 
+    given = {name: getattr(args, name) for name in ("license", "language", "base_model", "dataset", "comparison", "example")}
     try:
         if (args.benchmark is None) != (args.task_id is None):
             raise ValueError("--benchmark and --task_id must be given together")
-        print(write_card(args.folder))
+        print(describe(args.folder, **given))
         if args.benchmark is not None:
             print(
                 write_benchmark_result(

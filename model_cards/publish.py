@@ -3,8 +3,10 @@
     python model_cards/publish.py digits-maxsup                               # needs no data
     python model_cards/publish.py cifar10-maxsup --data DATA --push me/cifar10-maxsup
 
-The card and its figures are copied to model_cards/NAME. DATA is the folder described in experiments.py. Finished steps are
-stored in the folder `runs`, and a second call continues with the next one. Other flags are passed on to the training.
+The card and its figures are copied to model_cards/NAME. Beside the results of the model, the card shows those of the
+comparison in model_cards/results that trained the same network with other losses. DATA is the folder described in
+experiments.py. Finished steps are stored in the folder `runs`, and a second call continues with the next one. Other flags
+are passed on to the training.
 """
 
 import argparse
@@ -13,10 +15,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+from datasets import Dataset
 from experiments import minilm, portable, training
-from store import read
+from PIL import Image
+from store import RESULTS, read
+
+from maxsup_hf.data.builtin import digits
 
 SHOWN = ("accuracy", "nll", "ece", "confidence_when_wrong", "feature_within", "feature_r2")
+
+# Name -> flags of `maxsup-hf card`, besides the example.
+CARDS = {
+    "digits-maxsup": ["--comparison", str(RESULTS / "noise0.json")],
+    "cifar10-maxsup": ["--dataset", "uoft-cs/cifar10", "--comparison", str(RESULTS / "cifar10.json")],
+    "clinc150-maxsup": [
+        "--dataset", "clinc/clinc_oos", "--base_model", "sentence-transformers/all-MiniLM-L6-v2", "--language", "en",
+        "--comparison", str(RESULTS / "clinc150.json"),
+    ],
+}  # fmt: skip
 
 
 def models(data: Path) -> dict[str, tuple[list[str], list[str]]]:
@@ -33,15 +49,29 @@ def models(data: Path) -> dict[str, tuple[list[str], list[str]]]:
     }  # fmt: skip
 
 
+def example(name: str, data: Path, runs: Path) -> str:
+    """What the card shows the model's answer to: a sentence, or the file of an image, the first one of the data."""
+    if name == "clinc150-maxsup":
+        return "How much money is in my account?"
+    rows = digits() if name == "digits-maxsup" else Dataset.from_parquet(str(data / "cifar10" / "test.parquet"))
+    path = runs / f"{name}.png"
+    next(value for value in rows[0].values() if isinstance(value, Image.Image)).save(path)
+    return str(path)
+
+
 def maxsup_hf(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "maxsup_hf", *words], check=True)
 
 
 def row(name: str, folder: Path) -> str:
-    """The model's row of the table in README.md: its metrics on test data, or on validation data if it has no test data."""
+    """The model's row of the table in README.md: its metrics on test data, or on validation data if it has no test data. A
+    model that predicts every row right has no confidence when wrong."""
     results = read(folder / "all_results.json")
-    values = [next(results[prefix + key] for prefix in ("test_", "eval_", "") if prefix + key in results) for key in SHOWN]
-    return f"| [{name}]({name}) | " + " | ".join(f"{value:.4f}" for value in values) + " |"
+    cells = []
+    for key in SHOWN:
+        values = [results[prefix + key] for prefix in ("test_", "eval_", "") if prefix + key in results]
+        cells.append(f"{values[0]:.4f}" if values else "–")
+    return f"| [{name}]({name}) | " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -62,9 +92,12 @@ def main() -> None:
     (folder / "figures").mkdir(exist_ok=True)
     for figure in (analysis / "figures").glob("*.png"):  # a figure of one model ends in that model's name
         shutil.copy(figure, folder / "figures" / f"{figure.stem.removesuffix(f'-1-{args.name}')}.png")
-    maxsup_hf("card", str(folder))
+    shown = example(args.name, args.data, args.runs)
+    maxsup_hf("card", str(folder), "--license", "apache-2.0", "--example", shown, *CARDS[args.name])
     shutil.rmtree(args.cards / args.name, ignore_errors=True)
     shutil.copytree(folder / "figures", args.cards / args.name / "figures")
+    if (folder / "example.png").exists():
+        shutil.copy(folder / "example.png", args.cards / args.name)
     for name in ("README.md", "run.json", "all_results.json"):
         text = (folder / name).read_text(encoding="utf-8")
         (args.cards / args.name / name).write_text(portable(text, args), encoding="utf-8")

@@ -18,6 +18,7 @@ from maxsup_hf.comparison.execute import execute
 from maxsup_hf.comparison.models import models_line
 from maxsup_hf.comparison.plan import PLAN, SAVE_MODELS, Plan, alphas, check_grid, keep_plan, load_plan, share_strength
 from maxsup_hf.comparison.statistics import TESTS
+from maxsup_hf.hub.describe import add_comparison
 from maxsup_hf.losses import flatten, get_spec
 from maxsup_hf.losses._schedules import SCHEDULES
 from maxsup_hf.output.files import replacing, write_json
@@ -168,6 +169,7 @@ def _report(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> i
     with replacing(folder / "table.md") as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     report.write(found, folder)
+    _write_cards(found, folder)
     finished = sum(run["state"] == "finished" for run in found["runs"])
     print(text)
     print(f"{finished} of {len(found['runs'])} runs finished; saved to {folder}")
@@ -179,6 +181,16 @@ def _report(plan: Plan, folder: Path, failed: Mapping[str, str], test: str) -> i
         print("error:", error, file=sys.stderr)
         return 1
     return 0 if finished == len(found["runs"]) else 1
+
+
+def _write_cards(found: Mapping[str, Any], folder: Path) -> None:
+    """Add the results of all losses to the cards of the runs, unless the runs cannot be compared."""
+    if found["fairness"]["mismatches"]:
+        return
+    for run in found["runs"]:
+        place = folder / "runs" / run["name"]
+        if run["state"] == "finished" and not run["point"] and (place / "README.md").is_file():
+            add_comparison(place, found, run["loss"])
 
 
 def _failed_before(folder: Path) -> dict[str, str]:

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterator
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
-from jinja2 import ChainableUndefined, Environment
-from transformers.pipelines import PIPELINE_REGISTRY
+from huggingface_hub import EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 
-from maxsup_hf.hub.record import load_record
-from maxsup_hf.metrics import get_metric
+from maxsup_hf.hub.metadata import merged, metadata, without_paths
+from maxsup_hf.hub.record import RECORD, load_record, read_record, write_record
+from maxsup_hf.hub.text import render
+from maxsup_hf.hub.values import is_finite
 from maxsup_hf.output.files import replacing
-from maxsup_hf.output.tables import Table, markdown
 
 MARK = "<!-- maxsup_hf:"  # how START begins, in the cards of every version
 START = f"{MARK} the text between these two marks is rewritten with every card -->"
 END = f"{MARK} end -->"
-LISTED = 20  # class weights are listed one by one up to this many classes,
-LARGEST = 5  # and beyond that only the largest
-SPLITS = {"eval": "validation", "test": "test"}
+PEFT_TEMPLATE = "# Model Card for Model ID"
+PEFT_VERSION = re.compile(r"\s*### Framework versions\s+- PEFT \S+\s*$")  # what PEFT adds to a card that is not its own
 
 
-def write_card(folder: str | Path) -> Path:
+def write_card(folder: str | Path, given: Mapping[str, Any] | None = None) -> Path:
     """Write `README.md` from the folder's `run.json`, `all_results.json` and `figures/*.png`.
 
     An existing README is kept: its metadata take precedence, and the generated part follows its text, between two marks.
-    Writing the card again replaces only that part.
+    Writing the card again replaces only that part. The template that PEFT saves with an adapter is replaced.
 
     Args:
         folder: `output_dir` of a training run.
+        given: metadata that take precedence over those of an existing README.
 
     Returns:
         The path of the card.
@@ -45,15 +42,49 @@ def write_card(folder: str | Path) -> Path:
     folder = Path(folder)
     recorded = load_record(folder)
     path = folder / "README.md"
-    text, data = _render(folder, recorded), _metadata(recorded, folder)
+    text, existing = render(folder, recorded, START, END), {}
     if path.is_file():
-        existing = read_card(path)
-        text, data = _around(text, existing.text), _merged(data, existing.data.to_dict())
-    front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        card = read_card(path)
+        text, existing = _around(text, _without_template(card.text)), card.data.to_dict()
+    _write(path, merged(metadata(recorded, folder), existing, given or {}), text)
+    return path
+
+
+def card_for_repository(folder: str | Path, repo_id: str) -> None:
+    """Prepare the card of a folder for a repository: title, code and results name the repository, and nothing is left of
+    PEFT's template and of the path of a local base model, which the Hub rejects. A README without a record is otherwise
+    left as it is.
+
+    Args:
+        folder: the files to push, which are changed.
+        repo_id: `namespace/name`.
+
+    Raises:
+        ValueError: the README's metadata are invalid.
+    """
+    folder = Path(folder)
+    path = folder / "README.md"
+    if (folder / RECORD).is_file():
+        recorded = read_record(folder)
+        if not f"/{repo_id}".endswith(f"/{recorded.get('repo_id')}"):  # it may have no namespace
+            recorded.pop("model_name", None)  # chosen for another repository, or for none
+        write_record(folder, recorded | {"repo_id": repo_id})
+        if path.is_file() and MARK in path.read_text(encoding="utf-8"):
+            write_card(folder)
+            return
+    if path.is_file():
+        card = read_card(path)
+        text, existing = _without_template(card.text).strip(), card.data.to_dict()
+        public = without_paths(existing)
+        if text != card.text.strip() or public != existing:
+            _write(path, public, text)
+
+
+def _write(path: Path, data: Mapping[str, Any], text: str) -> None:
+    front = yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
     with replacing(path) as unfinished:
         unfinished.write_text(f"---\n{front}---\n\n{text}\n", encoding="utf-8")
     read_card(path)
-    return path
 
 
 def _around(generated: str, existing: str) -> str:
@@ -63,15 +94,12 @@ def _around(generated: str, existing: str) -> str:
     return "\n\n".join(part for part in (before.strip(), generated, after.strip()) if part)
 
 
-def _merged(generated: dict[str, Any], existing: dict[str, Any]) -> dict[str, Any]:
-    """Metadata in which the existing values take precedence, except for the results; the tags are those of both."""
-    merged = generated | existing
-    if "model-index" in generated:
-        merged["model-index"] = generated["model-index"]
-    tags = [*(existing.get("tags") or []), *generated.get("tags", [])]
-    if tags:
-        merged["tags"] = list(dict.fromkeys(tags))
-    return merged
+def _without_template(text: str) -> str:
+    """The text of a README without what PEFT saves with an adapter: its template, or the version that it adds to a card."""
+    text = PEFT_VERSION.sub("", text)
+    if not text.lstrip().startswith(PEFT_TEMPLATE):
+        return text
+    return MARK + text.partition(MARK)[2] if MARK in text else ""
 
 
 def write_benchmark_result(
@@ -93,7 +121,7 @@ def write_benchmark_result(
         ValueError: the run has no such result, or `dataset_id` or `task_id` is malformed.
     """
     results = load_record(folder).get("results", {})
-    if metric not in results:
+    if not is_finite(results.get(metric)):
         known = ", ".join(results) or "none were recorded"
         raise ValueError(f"metric must be one of the run's results ({known}), got {metric!r}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset_id):
@@ -120,135 +148,3 @@ def read_card(path: str | Path) -> ModelCard:
             f"{path} is not a valid model card, and the Hub would reject it: {' '.join(str(error).split())[:300]}. "
             "Fix its metadata, the YAML between the two --- lines"
         ) from error
-
-
-def _metadata(found: dict[str, Any], folder: Path) -> dict[str, Any]:
-    model, loss = found["model"], found.get("loss")
-    tasks = found.get("tasks")
-    task = tasks if isinstance(tasks, str) else None
-    results = []
-    for key, value in found.get("results", {}).items():
-        split, _, metric = key.partition("_")
-        if task and found.get("dataset"):
-            results.append(
-                EvalResult(
-                    task_type=task,
-                    dataset_type=found.get("dataset_tags") or "local",
-                    dataset_name=found["dataset"],
-                    dataset_config=found.get("dataset_args"),
-                    dataset_split=SPLITS.get(split, split),
-                    metric_type=metric,
-                    metric_value=value,
-                )
-            )
-    tags = ["maxsup", *loss["name"].split("+")] if loss else []
-    tags += found.get("tags") or []
-    is_adapter = model.get("adapter")
-    relation = None
-    if model.get("base_model"):
-        relation = "adapter" if is_adapter else "finetune"
-    metrics = dict.fromkeys(key.partition("_")[2] for key in found.get("results", {}))
-    data = ModelCardData(
-        language=found.get("language"),
-        license=found.get("license"),
-        library_name="peft" if is_adapter else "transformers",
-        pipeline_tag=task,
-        base_model=model.get("base_model"),
-        base_model_relation=relation,
-        datasets=[found["dataset_tags"]] if found.get("dataset_tags") else None,
-        metrics=list(metrics) or None,
-        tags=list(dict.fromkeys(tags)) or None,
-        model_name=_name(found, folder) if results else None,
-        eval_results=results or None,
-    )
-    return {key: value for key, value in data.to_dict().items() if value is not None}
-
-
-def _name(found: dict[str, Any], folder: Path) -> str:
-    return found.get("model_name") or str(found.get("repo_id", folder.absolute().name)).rpartition("/")[2]
-
-
-def _render(folder: Path, found: dict[str, Any]) -> str:
-    values: dict[str, dict[str, str]] = {}
-    for key, value in found.get("results", {}).items():
-        split, _, metric = key.partition("_")
-        values.setdefault(metric, {})[SPLITS.get(split, split)] = f"{value:.4g}"
-    splits = [split for split in SPLITS.values() if any(split in of for of in values.values())]
-    rows = [[get_metric(key).heading, *(of.get(split, "") for split in splits)] for key, of in values.items()]
-    figures = [
-        {"title": path.stem.replace("_", " "), "path": path.relative_to(folder).as_posix()}
-        for path in sorted(folder.glob("figures/*.png"))
-    ]
-    environment = Environment(undefined=ChainableUndefined, keep_trailing_newline=False)
-    template = environment.from_string(files("maxsup_hf.hub").joinpath("card.md.jinja").read_text(encoding="utf-8"))
-    loss = found.get("loss", {})
-    parameters = [[f"`{key}`", value] for key, value in loss.get("kwargs", {}).items()]
-    text = template.render(
-        **found,
-        start=START,
-        end=END,
-        name=_name(found, folder),
-        table=markdown(Table(["metric", *splits], rows)),
-        parameters=markdown(Table(["parameter", "value"], parameters)),
-        class_weights=_weight_table(loss.get("class_weights", {})),
-        training="\n".join(_training(found, _emissions(folder))),
-        figures=figures,
-        usage=_usage(found, folder),
-    )
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def _weight_table(weights: dict[str, float]) -> str:
-    """A table of the class weights, or a sentence with their range and the largest if there are many classes."""
-    if not weights:
-        return ""
-    if len(weights) <= LISTED:
-        return markdown(Table(["class", "weight"], [[name, f"{weight:.4g}"] for name, weight in weights.items()]))
-    largest = sorted(weights.items(), key=lambda entry: -entry[1])[:LARGEST]
-    listed = ", ".join(f"{name} ({weight:.4g})" for name, weight in largest)
-    low, high = min(weights.values()), max(weights.values())
-    return f"From {low:.4g} to {high:.4g} over {len(weights)} classes; the largest: {listed}."
-
-
-def _training(found: dict[str, Any], emissions: str | None) -> Iterator[str]:
-    """Bullet points of the section on training."""
-    if found.get("dataset"):
-        settings = f" ({found['dataset_args']})" if found.get("dataset_args") else ""
-        yield f"- data: {found['dataset']}{settings}"
-    for key, value in found.get("hyperparameters", {}).items():
-        yield f"- {key}: {value}"
-    time = f" in {found['train_seconds']:.0f} s" if "train_seconds" in found else ""
-    yield f"- steps: {found['steps']}{time}"
-    yield f"- device: {found['devices']['count']} x {found['devices']['kind']}"
-    yield "- versions: " + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    if emissions:
-        yield f"- emissions: {emissions} g CO2eq, measured by codecarbon"
-
-
-def _usage(found: dict[str, Any], folder: Path) -> str:
-    """Code that loads the model: from the Hub if it was pushed, else from the folder, relative to the folder's parent."""
-    where, note = found.get("repo_id"), ""
-    if where is None:
-        where, note = folder.name, "  # or the full path of the folder"
-    task, model_class = found.get("tasks"), found["model"]["class"]
-    if found["model"].get("adapter"):
-        return f'from peft import AutoPeftModel\n\nmodel = AutoPeftModel.from_pretrained("{where}"){note}'
-    if task in PIPELINE_REGISTRY.get_supported_tasks():
-        return f'from transformers import pipeline\n\nmodel = pipeline("{task}", model="{where}"){note}'
-    load = f'model = {model_class}.from_pretrained("{where}"){note}'
-    if task == "text2text-generation":  # recent versions of transformers have no pipeline for it
-        return (
-            f"from transformers import AutoTokenizer, {model_class}\n\n{load}\n"
-            f'tokenizer = AutoTokenizer.from_pretrained("{where}")\ninputs = tokenizer("a text", return_tensors="pt")\n'
-            "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))"
-        )
-    return f"from transformers import {model_class}\n\n{load}"
-
-
-def _emissions(folder: Path) -> str | None:
-    """Grams of CO2eq of the last run, if codecarbon measured them."""
-    path = folder / "emissions.csv"
-    if not path.is_file():
-        return None
-    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    return f"{1000 * float(rows[-1]['emissions']):.3g}" if rows else None

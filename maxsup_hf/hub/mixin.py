@@ -54,6 +54,7 @@ class HubMixin(_Base):
 
     hub_model_id: Any
     push_in_progress: Any
+    _pushed_to: str | None = None  # the repository of the last push
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         if not self.is_world_process_zero():
@@ -196,6 +197,7 @@ class HubMixin(_Base):
         tags = _as_list(kwargs.pop("tags", None))
         tags += [tag for tag in _as_list(getattr(self.model, "model_tags", None)) if tag not in tags]
         to = destination(self.args, token, private, revision)
+        self._pushed_to = to.repo_id
         kwargs.setdefault("model_name", to.repo_id.rpartition("/")[2])
         self.create_model_card(tags=tags, **kwargs)
         if self.hub_model_id is not None:

@@ -16,6 +16,7 @@ class Metric:
         title: name in full, for the heading of a row. Default: the label.
         higher_is_better: `None` for a metric that describes a model and has no better end.
         formula: how it is computed, in one line.
+        meaning: what it tells, for readers of a model card who do not know it. Default: the formula.
         paper: where it comes from; empty for what needs no source.
         rank: its place among the columns of a comparison, from left to right. Without one it is only in the table of all
             metrics. The first one that a task reports chooses between settings, if it has a better end.
@@ -30,6 +31,7 @@ class Metric:
     paper: str = ""
     rank: int | None = None
     aliases: tuple[str, ...] = ()
+    meaning: str = ""
 
     @property
     def full_name(self) -> str:

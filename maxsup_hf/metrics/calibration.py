@@ -33,37 +33,52 @@ register_metrics(
     Metric(
         "nll", "NLL", "negative log-likelihood", higher_is_better=False, rank=30,
         formula="mean over rows of −log q_label",
+        meaning="cross-entropy of the probabilities, without any penalty: small if the label gets a high probability",
     ),
     Metric(
         "brier", "Brier", "Brier score", higher_is_better=False, rank=31,
         formula="mean over rows of Σ_k (q_k − [k is the label])²",
         paper="Brier 1950, Monthly Weather Review 78",
+        meaning="squared distance of the probabilities from the label: 0 is perfect, 2 the worst",
     ),
     Metric(
         "ece", "ECE", "expected calibration error (15 bins)", higher_is_better=False, rank=40,
         formula="mean over rows of |accuracy − confidence| in the row's bin of confidence",
         paper=GUO,
+        meaning="average gap between confidence and accuracy; 0 means that of the rows with 80 % confidence, 80 % are right",
     ),
     Metric(
         "adaptive_ece", "adaptive ECE", "ECE of bins with equally many rows", higher_is_better=False,
         formula="ECE whose bins are quantiles of the confidence",
         paper="Mukhoti et al. 2020, arXiv 2002.09437",
+        meaning="the same as ECE, over groups of equally many rows",
     ),
     Metric(
         "classwise_ece", "class-wise ECE", "ECE of each class's own probability", higher_is_better=False,
         formula="mean over classes of the ECE of q_k against [k is the label]",
         paper="Kull et al. 2019, arXiv 1910.12656",
+        meaning="the same as ECE, for the probability of every class and not of the predicted one only",
     ),
     Metric(
         "mce", "MCE", "maximum calibration error", higher_is_better=False,
         formula="greatest |accuracy − confidence| of a bin",
         paper=GUO,
+        meaning="gap between confidence and accuracy in the worst group of rows",
     ),
-    Metric("confidence_when_right", "confidence when right", formula="mean confidence of the rows predicted right"),
-    Metric("confidence_when_wrong", "confidence when wrong", formula="mean confidence of the rows predicted wrong", rank=41),
+    Metric(
+        "confidence_when_right", "confidence when right",
+        formula="mean confidence of the rows predicted right",
+        meaning="average probability of the predicted class, over the rows that are predicted right",
+    ),
+    Metric(
+        "confidence_when_wrong", "confidence when wrong",
+        formula="mean confidence of the rows predicted wrong", rank=41,
+        meaning="average probability of the predicted class, over the rows that are predicted wrong",
+    ),
     Metric(
         "error_auroc", "AUROC of errors", "AUROC of confidence, right against wrong", higher_is_better=True,
         formula="probability that a right prediction is more confident than a wrong one; ties count half",
+        meaning="how well the confidence tells right predictions from wrong ones: 1 is perfect, 0.5 is chance",
     ),
     Metric(
         "ood_auroc", "AUROC of OOD", "AUROC of confidence, in against out of distribution", higher_is_better=True,

@@ -14,8 +14,13 @@ register_metrics(
     Metric(
         "macro_f1", "macro-F1", higher_is_better=True,
         formula="mean over classes of 2·precision·recall / (precision + recall)",
+        meaning="F1 of each class, averaged, so that rare classes count as much as frequent ones",
     ),
-    Metric("balanced_accuracy", "balanced accuracy", higher_is_better=True, formula="mean over classes of the recall"),
+    Metric(
+        "balanced_accuracy", "balanced accuracy", higher_is_better=True,
+        formula="mean over classes of the recall",
+        meaning="accuracy of each class, averaged, so that rare classes count as much as frequent ones",
+    ),
 )  # fmt: skip
 
 

@@ -9,7 +9,12 @@ from maxsup_hf.metrics._rows import check_rows
 
 register_metrics(
     Metric(
-        "accuracy", "accuracy", higher_is_better=True, rank=19, formula="share of rows whose greatest logit is the label's"
+        "accuracy",
+        "accuracy",
+        higher_is_better=True,
+        rank=19,
+        formula="share of rows whose greatest logit is the label's",
+        meaning="share of rows that are predicted right",
     )
 )
 

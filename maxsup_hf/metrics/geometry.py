@@ -34,6 +34,7 @@ register_metrics(
         "d_within", "within-class variation", rank=50, aliases=("feature_within",),
         formula="1 − mean_k ‖μ_k‖², μ_k the mean direction x/‖x‖ of class k",
         paper=KORNBLITH,
+        meaning="how much the features of a class differ from each other: 0 if they have collapsed into one direction",
     ),
     Metric(
         "d_total", "total variation", aliases=("feature_total",),
@@ -44,6 +45,7 @@ register_metrics(
         "r2", "R²", "separability R²", rank=51, aliases=("feature_r2",),
         formula="1 − within-class variation / total variation",
         paper=KORNBLITH,
+        meaning="how well the classes are separated in the features: 1 if each class is one direction",
     ),
 )  # fmt: skip
 

@@ -27,22 +27,33 @@ from maxsup_hf.metrics._rows import (
 MAXSUP = "Zhou et al. 2025, arXiv 2502.15798"
 
 register_metrics(
-    Metric("margin", "margin", "logit margin of the label", formula="mean over rows of z_label − greatest other logit"),
-    Metric("top_margin", "top margin", "logit margin of the top", formula="mean over rows of greatest − second logit"),
+    Metric(
+        "margin", "margin", "logit margin of the label",
+        formula="mean over rows of z_label − greatest other logit",
+        meaning="how far the logit of the label is above the greatest other logit, on average",
+    ),
+    Metric(
+        "top_margin", "top margin", "logit margin of the top",
+        formula="mean over rows of greatest − second logit",
+        meaning="how far the greatest logit is above the second, on average",
+    ),
     Metric(
         "near_zero_share", "near-zero share", "share of logits near zero",
         formula="mean over rows of the share of logits with |z| < 0.01",
         paper=MAXSUP,
+        meaning="share of logits that are almost 0",
     ),
     Metric(
         "ls_regularization", "LS regularization", "regularization term of label smoothing",
         formula="mean over rows of α/K Σ_{z_m < z_label} (z_label − z_m)",
         paper=MAXSUP,
+        meaning="the part of label smoothing that regularises: the logits below the label's",
     ),
     Metric(
         "ls_error_amplification", "LS error amplification", "error-amplification term of label smoothing",
         formula="mean over rows of α/K Σ_{z_n > z_label} (z_label − z_n)",
         paper=MAXSUP,
+        meaning="the part of label smoothing that makes wrong predictions more confident: the logits above the label's",
     ),
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ register_metrics(
     Metric(
         "mean_iou", "mean IoU", higher_is_better=True, rank=10,
         formula="mean over classes of pixels labelled and predicted / pixels labelled or predicted",
+        meaning="overlap of predicted and labelled pixels of each class, averaged: 1 is perfect",
     ),
     Metric("pixel_accuracy", "pixel accuracy", higher_is_better=True, rank=11, formula="share of pixels predicted right"),
 )  # fmt: skip

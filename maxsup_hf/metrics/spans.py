@@ -15,6 +15,7 @@ register_metrics(
         "f1", "F1", higher_is_better=True, rank=12,
         formula="2·right / (predicted + expected), of all entities; for answers of the words, averaged over the questions",
         paper="Tjong Kim Sang & De Meulder 2003, CoNLL; for answers Rajpurkar et al. 2016, arXiv 1606.05250",
+        meaning="balance of precision and recall: 1 is perfect",
     ),
 )  # fmt: skip
 

@@ -24,8 +24,13 @@ register_metrics(
     Metric(
         "loss", "loss", "cross-entropy", higher_is_better=False, rank=20,
         formula="mean cross-entropy of the evaluation, in nats, whatever loss the model is trained with",
+        meaning="cross-entropy without any penalty",
     ),
-    Metric("perplexity", "perplexity", higher_is_better=False, rank=21, formula="exp of the mean cross-entropy"),
+    Metric(
+        "perplexity", "perplexity", higher_is_better=False, rank=21,
+        formula="exp of the mean cross-entropy",
+        meaning="how many tokens the model hesitates between, on average",
+    ),
 )  # fmt: skip
 
 

@@ -5,13 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoModelForImageClassification
+from PIL import Image
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForImageClassification, PreTrainedTokenizerFast, ViTImageProcessorPil
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli, create_loss
 from maxsup_hf.hub.card import START, write_benchmark_result, write_card
@@ -21,12 +24,17 @@ from maxsup_hf.scripts.common.models import build_model, load_config
 from tests import HANGS, tiny
 
 
-def train(folder, name="vit", **kwargs):
+def train(folder, name="vit", processing_class=None, **kwargs):
     torch.manual_seed(0)
     data = tiny.rows(tiny.batch(name, size=16))
     args = MaxSupTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, max_steps=2, save_strategy="no", **kwargs)
     trainer = MaxSupTrainer(
-        tiny.CLASSIFIERS[name](), args, train_dataset=data, eval_dataset=data, compute_metrics=lambda p: {"accuracy": 0.5}
+        tiny.CLASSIFIERS[name](),
+        args,
+        train_dataset=data,
+        eval_dataset=data,
+        compute_metrics=lambda p: {"accuracy": 0.5},
+        processing_class=processing_class,
     )
     trainer.train()
     trainer.evaluate()
@@ -38,6 +46,7 @@ def train(folder, name="vit", **kwargs):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     trainer = train(folder, loss="maxsup+z_loss", loss_kwargs={"maxsup": {"alpha": 0.3}})
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
     trainer.create_model_card(tasks="image-classification", dataset="digits", license="mit", tags="mine")
     return folder
 
@@ -152,12 +161,28 @@ def test_the_recorded_command_has_no_tokens_and_does_not_resume(words, expected,
 
 def test_the_code_in_it_runs(run):
     (code,) = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
-    code += "\nfrom PIL import Image\nprint(len(model(Image.new('RGB', (8, 8)), top_k=9)))"
-    from transformers import ViTImageProcessorPil
-
-    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(run)
     result = subprocess.run([sys.executable, "-c", code], cwd=run.parent, capture_output=True, text=True, timeout=HANGS)
-    assert result.returncode == 0 and result.stdout.strip() == str(tiny.CLASSES), result.stderr
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"(0\.\d\d LABEL_\d\n){3}", result.stdout), "the three likeliest classes"
+
+
+def test_the_code_shows_what_the_model_answers(run, tmp_path, monkeypatch, capsys):
+    """An image is given to the command; a text classifier has a sentence of its own."""
+    images = shutil.copytree(run, tmp_path / "images")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.bmp")
+    cli.main(["card", str(images), "--example", str(tmp_path / "red.bmp")])
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, "[UNK]"))
+    trainer = train(
+        tmp_path / "texts", "bert", processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+    )
+    trainer.create_model_card(tasks="text-classification")
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "texts"):
+        (code,) = re.findall(r"```python\n(.*?)```", Path(name, "README.md").read_text(), re.DOTALL)
+        shown = re.findall("^# (.*)\n", code, re.MULTILINE)
+        capsys.readouterr()
+        exec(code, {})
+        assert capsys.readouterr().out.splitlines() == shown and len(shown) == 3, name
 
 
 def test_writing_again_changes_nothing(run, capsys):
@@ -183,6 +208,7 @@ def test_new_results_and_figures_are_added(run):
     write_card(run)
     text = (run / "README.md").read_text()
     assert "| metric | validation | test |\n| --- | ---: | ---: |\n| accuracy ↑ | 0.75 | 0.7 |" in text
+    assert "\n- accuracy: share of rows that are predicted right\n" in text
     assert "runtime" not in text
     assert "![reliability diagram](figures/reliability_diagram.png)" in text
     assert {r.dataset_split for r in ModelCard.load(run / "README.md").data.eval_results} == {"validation", "test"}

@@ -1,0 +1,78 @@
+"""The command of a run as its card shows it: absolute paths become placeholders, which are explained."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+
+MEANINGS = {
+    "DATA": "the folder of your copy of the data",
+    "MODELS": "the folder of the model that the training starts from",
+    "FOLDER": "a folder of your own",
+}
+OUTPUTS = ("--output_dir", "--logging_dir")
+
+
+def with_placeholders(words: Sequence[str]) -> list[str]:
+    """A command line whose absolute paths begin with a placeholder: `/home/me/train.csv` -> `DATA/train.csv`."""
+    found = []
+    flag = ""  # the flag whose value this word is, if it is one
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name.startswith("--"):
+            found.append(f"{name}={_portable(name, value)}")
+        else:
+            found.append(_portable(flag, word))
+        flag = name if name.startswith("--") and not equals else flag
+    return found
+
+
+def portable(command: str) -> str:
+    """A command as `with_placeholders` shows it; records of version 0.1 have paths."""
+    return shlex.join(with_placeholders(shlex.split(command)))
+
+
+def with_base_model(command: str, base_model: str) -> str:
+    """A command whose `--model_name_or_path` is this model of the Hub, instead of a placeholder."""
+    return re.sub(r"(?<=--model_name_or_path[ =])MODELS/\S*", base_model, command)
+
+
+def placeholders(command: str) -> dict[str, str]:
+    """Placeholder -> meaning, of those in a command."""
+    return {name: meaning for name, meaning in MEANINGS.items() if re.search(rf"(?<![\w./-]){name}/", command)}
+
+
+def in_lines(command: str, width: int = 100) -> str:
+    """A command, continued on a new line before the flag that would make it too wide."""
+    lines = [""]
+    for word in shlex.split(command):
+        quoted = shlex.quote(word)
+        if word.startswith("--") and len(lines[-1]) + len(quoted) > width:
+            lines.append(f"    {quoted}")
+        else:
+            lines[-1] += f" {quoted}" if lines[-1] else quoted
+    return " \\\n".join(lines)
+
+
+def _portable(flag: str, value: str) -> str:
+    """The value of a flag, which may be several paths, comma-separated."""
+    return ",".join(_portable_path(flag, path) for path in value.split(","))
+
+
+def _portable_path(flag: str, path: str) -> str:
+    """An absolute path without its folders; any other text as it is."""
+    if PureWindowsPath(path).is_absolute():
+        name = PureWindowsPath(path).name
+    elif path.startswith(("/", "~", "file:/")):
+        name = PurePosixPath(path).name
+    else:
+        return path
+    return name if flag in OUTPUTS else f"{_placeholder(flag)}/{name}"
+
+
+def _placeholder(flag: str) -> str:
+    if flag.endswith(("_file", "_dir", "--dataset_name")):
+        return "DATA"
+    return "MODELS" if flag in ("--model_name_or_path", "--config_name", "--tokenizer_name") else "FOLDER"
