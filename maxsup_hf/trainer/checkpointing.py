@@ -1,35 +1,46 @@
 """Checkpoints: only complete ones are resumed, and a run that receives SIGTERM leaves one.
 
-A checkpoint is complete when its `trainer_state.json` is, because the main process writes that file last, after every rank
-has written its part and all of it is on the disk. Layout and names are those of transformers, which can resume these
-checkpoints too.
+A checkpoint is complete when all of its files are what its manifest says. The main process writes the manifest last, after
+every rank has written its part and all of it is on the disk. Layout and names are those of transformers, which can resume
+these checkpoints too, and theirs can be resumed here.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import os
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Sized
+from collections.abc import Callable, Mapping, Sized
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_jit_checkpoint import CheckpointManager, JITCheckpointCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from maxsup_hf.data.seeded_fetching import RestoringCollator, SeededFetching
+from maxsup_hf.hub.push import PushError
+from maxsup_hf.trainer.complete import damage, last_checkpoint, on_main_process, safetensors_error, what_is_safe
+from maxsup_hf.trainer.continuation import (
+    cannot_be_verified,
+    changes_on_resume,
+    settings_given_here,
+    settings_of,
+    what_holds,
+)
+from maxsup_hf.trainer.manifest import renew_manifest, write_manifest
+from maxsup_hf.trainer.preemption import StopAtSigterm
 
-INCOMPLETE = "checkpoint-is-incomplete.txt"  # transformers' own marker, while it saves a checkpoint after SIGTERM
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors wrap an OSError in the other two
 
 logger = logging.getLogger(__name__)
 
@@ -41,46 +52,6 @@ else:
 
 class CheckpointError(OSError):
     """A checkpoint could not be written. Earlier checkpoints are unchanged."""
-
-
-def damage(checkpoint: str | Path) -> str | None:
-    """Why a checkpoint cannot be resumed: it, or a file in it, was not written to the end. `None` if it is complete."""
-    folder = Path(checkpoint)
-    if (folder / INCOMPLETE).exists():
-        return f"it holds {INCOMPLETE}"
-    try:
-        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except OSError:
-        return f"it has no {TRAINER_STATE_NAME}, which is written last"
-    except ValueError:
-        return f"its {TRAINER_STATE_NAME}, which is written last, is truncated"
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):  # compares the file's length with its header
-                pass
-        except (SafetensorError, OSError) as error:
-            return f"{path.name} is damaged ({error})"
-    for path in sorted([*folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("pytorch_model*.bin")]):
-        if not zipfile.is_zipfile(path):  # a zip archive, which torch.save writes, ends with its index
-            return f"{path.name} is truncated"
-    return None
-
-
-def last_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest complete checkpoint in a folder, or `None`. Logs which ones were skipped, and why."""
-    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
-    folders = {path.name.removeprefix(prefix): path for path in Path(output_dir).glob(f"{prefix}*")}
-    skipped: list[str] = []
-    for step in sorted((step for step in folders if step.isdigit()), key=int, reverse=True):
-        reason = damage(folders[step])
-        if reason is None:
-            if skipped:
-                logger.warning("resuming %s, the newest complete checkpoint. Skipped: %s", folders[step], "; ".join(skipped))
-            return str(folders[step])
-        skipped.append(f"{folders[step].name} ({reason})")
-    if skipped:
-        logger.warning("%s has no complete checkpoint. Skipped: %s", output_dir, "; ".join(skipped))
-    return None
 
 
 def check_writable(folder: str | Path) -> None:
@@ -103,18 +74,24 @@ class CheckpointMixin(_TrainerBase):
     """The part of `MaxSupMixin` that deals with checkpoints.
 
     `resume_from_checkpoint=True` takes the newest complete checkpoint, and logs which newer ones it skips. A checkpoint that
-    is given by name must be complete. With `enable_jit_checkpoint` a run that receives SIGTERM finishes its current step,
-    saves, and returns from `train()` with `preempted` set, on every rank after the same step.
+    is given by name must be complete. A finished run that is resumed trains no further. With `enable_jit_checkpoint` a run
+    that receives SIGTERM finishes its current step, saves, and returns from `train()` with `preempted` set, on every rank
+    after the same step.
 
     Attributes:
         preempted: whether the last `train()` ended early because of SIGTERM.
+        already_finished: whether the last `train()` resumed a finished run, and so trained nothing.
 
     Raises:
         CheckpointError: (from `train`) output_dir is not writable, or a checkpoint could not be written.
-        ValueError: (from `train`) the checkpoint to resume is incomplete, or there is none.
+        ValueError: (from `train`) the checkpoint to resume is incomplete, or there is none, or a setting that decides the
+            continuation differs (`args.resume_anyway` allows that).
     """
 
     preempted: bool = False
+    already_finished: bool = False
+    _changes_on_resume: Mapping[str, str] = {}
+    _saved: Path | None = None
     _fetching: Any = None
     _sampler: Any = None
     _misses_weights: bool
@@ -122,10 +99,10 @@ class CheckpointMixin(_TrainerBase):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.add_callback(_SeedEpochs(self))
+        self.add_callback(_FollowTraining(self))
         stock: Any = self.pop_callback(JITCheckpointCallback)
         if stock is not None and stock.jit_manager is not None:
-            self.add_callback(_StopAtSigterm(self, stock.jit_manager))
+            self.add_callback(StopAtSigterm(self, stock.jit_manager))
 
     def check_output(self) -> None:
         """Raise CheckpointError if this run will save checkpoints but output_dir is not writable."""
@@ -133,19 +110,68 @@ class CheckpointMixin(_TrainerBase):
             check_writable(str(self.args.output_dir))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        self.preempted = False
+        self.preempted = self.already_finished = False
+        self._changes_on_resume = {}
+        if resume_from_checkpoint:
+            found = on_main_process(partial(self._resumed, resume_from_checkpoint))
+            resume_from_checkpoint, self._changes_on_resume = found
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        # What the stock Trainer measured was the end of a training without steps.
+        return output._replace(training_loss=math.nan, metrics={}) if self.already_finished else output
+
+    def _resumed(self, resume_from_checkpoint: str | bool) -> tuple[str, dict[str, str]]:
+        """The checkpoint to resume, and what differs from the run that wrote it."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
-            if resume_from_checkpoint is None:
+            checkpoint = last_checkpoint(str(self.args.output_dir))
+            if checkpoint is None:
                 raise ValueError(f"resume_from_checkpoint: there is no complete checkpoint in {str(self.args.output_dir)!r}")
-        elif resume_from_checkpoint:
-            reason = damage(resume_from_checkpoint)
+        else:
+            checkpoint = str(resume_from_checkpoint)
+            reason = damage(checkpoint)
             if reason is not None:
                 raise ValueError(
-                    f"resume_from_checkpoint: {resume_from_checkpoint!r} is not a complete checkpoint: {reason}. Use "
+                    f"resume_from_checkpoint: {checkpoint!r} is not a complete checkpoint: {reason}. Use "
                     "resume_from_checkpoint=True for the newest complete one in output_dir"
                 )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        unknown = cannot_be_verified(checkpoint)
+        if unknown is not None:
+            logger.warning(unknown)
+        changes = changes_on_resume(checkpoint, self.args, self._rows())
+        if changes:
+            held = what_holds(changes, self.is_deepspeed_enabled)
+            logger.warning("resuming %s with other settings (%s): %s", checkpoint, "; ".join(changes.values()), held)
+        return checkpoint, changes
+
+    def _rows(self) -> int | None:
+        return len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
+
+    # ---- a finished run ----
+
+    def begin_training(self) -> None:
+        """Find out whether the run that is resumed was finished: it has all of its steps, or was stopped early."""
+        stopping = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        states: Any = self.state.stateful_callbacks
+        for callback in stopping:
+            saved = states.get(type(callback).__name__)
+            if isinstance(saved, dict):
+                callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+        self.already_finished = self.state.global_step > 0 and (
+            self.state.global_step >= self.state.max_steps
+            or any(each.early_stopping_patience_counter >= each.early_stopping_patience for each in stopping)
+        )
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The stock Trainer looks at the number of steps after a step, and so adds one to a finished run.
+        if self.already_finished:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if not (self.already_finished and "train_runtime" in logs):
+            super().log(logs, *args, **kwargs)
+
+    # ---- data ----
 
     def _get_dataloader(
         self, dataset: Any, *args: Any, sampler_fn: Any = None, is_training: bool = False, **kwargs: Any
@@ -180,15 +206,20 @@ class CheckpointMixin(_TrainerBase):
         if isinstance(self._sampler, LengthGroupedSampler):  # otherwise draws from torch's global generator
             self._sampler.generator = torch.Generator().manual_seed(self._fetching.seed + epoch)
 
+    # ---- saving ----
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        # The stock Trainer deletes old checkpoints right after it saved the state. Before that, this one must be complete.
+        state = self.state
+        state.save_to_json = partial(self._complete, folder, state.save_to_json)  # type: ignore[method-assign]
         try:
             if self.args.should_save:
-                # A trainer_state.json left by an earlier run would make this checkpoint look complete from the start.
+                # A manifest left by an earlier run would describe files that are overwritten now.
                 shutil.rmtree(folder, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap an OSError in these
+        except WRITE_ERRORS as error:
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
             raise CheckpointError(
@@ -196,13 +227,73 @@ class CheckpointMixin(_TrainerBase):
                 f"{' '.join(str(error).split())}. Earlier checkpoints are unchanged: free some space and continue with "
                 "--resume_from_checkpoint true"
             ) from error
+        finally:
+            del vars(state)["save_to_json"]
+
+    def _complete(self, folder: Path, save_state: Callable[[str], None], path: str) -> None:
+        save_state(path)
+        write_manifest(
+            folder,
+            {
+                "step": self.state.global_step,
+                "finished": self.state.global_step >= self.state.max_steps,
+                "save_only_model": self.args.save_only_model,
+                "settings": settings_of(self.args, self._rows()),
+            },
+        )
+        self._saved = folder
+
+    def after_saving(self) -> None:
+        """Accept what callbacks did to the last checkpoint when they were told of it, such as deleting weights."""
+        if self._saved is not None and self._saved.is_dir():
+            renew_manifest(self._saved)
+
+    # The last files that every rank writes into a checkpoint, with and without save_only_model. Once all ranks are here, the
+    # main process may complete it.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None:
+            self.accelerator.wait_for_everyone()
 
     def _save_rng_state(self, output_dir: str) -> None:
-        # The last file that every rank writes. Once all ranks are here, trainer_state.json may follow.
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            _flush(Path(output_dir))
+
+    def save_result(self) -> None:
+        """Save the model and `trainer_state.json` to output_dir, at the end of a training.
+
+        Raises:
+            CheckpointError: names the checkpoint that is complete.
+        """
+        folder = str(self.args.output_dir)
+        try:
+            self.save_model()
+            self.save_state()
+        except PushError:
+            raise
+        except WRITE_ERRORS as error:
+            if self.args.should_save:
+                for path in Path(folder).glob("*.safetensors"):
+                    if safetensors_error(path) is not None:
+                        path.unlink()
+            raise CheckpointError(
+                f"the trained model could not be written to {folder!r}: {' '.join(str(error).split())}. "
+                f"{what_is_safe(folder)}"
+            ) from error
+
+    # ---- loading ----
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self._changes_on_resume or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        with settings_given_here(self.optimizer, self.lr_scheduler):
+            if "optim" in self._changes_on_resume:  # the state is that of another optimizer
+                state = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+                self.lr_scheduler.load_state_dict(state)  # type: ignore[union-attr]
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
 
     # Weights are saved under their names on the Hub, which differ from the module names for many models (ViT among them).
     # The stock Trainer reads them back without converting the names: it warns and continues with weights that were never
@@ -215,6 +306,13 @@ class CheckpointMixin(_TrainerBase):
             self._load_converted_weights(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        reason = on_main_process(partial(damage, best))
+        if reason is not None:
+            raise CheckpointError(
+                f"load_best_model_at_end: the best checkpoint {best!r} is damaged: {reason}. To keep the weights of the "
+                "last step, resume with --resume_from_checkpoint true --load_best_model_at_end false"
+            )
         self._misses_weights = False
         super()._load_best_model()
         if self._misses_weights:
@@ -231,58 +329,17 @@ class CheckpointMixin(_TrainerBase):
         self.model.load_state_dict(saved.state_dict())
 
 
-def _flush(folder: Path) -> None:
-    """Wait until the files of a folder are on the disk, so that even a power cut leaves no state without weights."""
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-class _SeedEpochs(TrainerCallback):
-    """Seeds order and augmentation of the training data at the beginning of each epoch."""
+class _FollowTraining(TrainerCallback):
+    """Tells the trainer when a training begins, when its epochs do, and when a checkpoint has been saved."""
 
     def __init__(self, trainer: CheckpointMixin):
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin_training()
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.begin_epoch(int((state.epoch or 0) + 1e-6))
 
-
-class _StopAtSigterm(JITCheckpointCallback):
-    """Replaces the stock callback for SIGTERM, whose signal handler it keeps.
-
-    The stock one saves wherever a rank happens to be, possibly between the backward and the optimizer's step, when the
-    random number generators are already in the state of the next step. And ranks receive the signal one by one, so they
-    save at different steps and wait for each other forever. Here all ranks agree at the end of a step, and the training loop
-    saves as usual.
-    """
-
-    trainer: Any
-    jit_manager: Any
-
-    def __init__(self, trainer: CheckpointMixin, manager: CheckpointManager):
-        self.trainer, self.jit_manager = trainer, manager
-        # By default it delays saving, in case SIGKILL follows at once. An incomplete checkpoint does no harm here.
-        manager.kill_wait = 0
-
-    def _any_rank_is_signalled(self) -> bool:
-        signalled = torch.tensor(float(self.jit_manager.is_checkpoint_requested), device=self.trainer.args.device)
-        return bool(self.trainer.accelerator.reduce(signalled, "sum"))
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The stock callback would save here."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The stock callback would save here."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._any_rank_is_signalled() and state.global_step < state.max_steps:
-            self.trainer.preempted = control.should_save = control.should_training_stop = True
-            control.should_evaluate = False  # SIGKILL may follow soon
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.preempted:  # the loop treats the early stop as the end of an epoch
-            control.should_save = control.should_evaluate = False
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.after_saving()

@@ -15,9 +15,10 @@ from maxsup_hf.hub.mixin import HubMixin
 from maxsup_hf.losses import Loss
 from maxsup_hf.trainer.checkpointing import CheckpointMixin
 from maxsup_hf.trainer.class_weights import weights_for_training
+from maxsup_hf.trainer.continuation import changes_on_resume
 from maxsup_hf.trainer.learning_rate import step_schedule
 from maxsup_hf.trainer.lm_head_patch import output_embedding
-from maxsup_hf.trainer.loss_state import load_loss, save_loss
+from maxsup_hf.trainer.loss_state import load_loss, loss_changes, save_loss
 from maxsup_hf.trainer.one_training import OneTraining
 from maxsup_hf.trainer.sft import check_trl, check_trl_args
 from maxsup_hf.trainer.training_args import (
@@ -139,6 +140,16 @@ class MaxSupMixin(TrainingStepMixin, HubMixin, CheckpointMixin):
                 "its threads do not share that state: start one process for each GPU with `accelerate launch` or torchrun"
             )
 
+    def check_resumed(self, checkpoint: str) -> None:
+        """Check that a complete checkpoint can be continued with the loss, the data and the settings of this training.
+
+        Raises:
+            ValueError: names what differs.
+        """
+        changes_on_resume(checkpoint, self.args, self._rows())
+        weights = weights_for_training(self.args.class_weights, self.model, self.train_dataset, self.label_names)
+        loss_changes(checkpoint, self.args.make_loss(), self.args.resume_with_other_loss, class_weights=weights)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`, after `check`."""
         check_trl(type(self), MaxSupMixin)  # before `train` of a TRL trainer that overrides it
@@ -248,7 +259,7 @@ class MaxSupMixin(TrainingStepMixin, HubMixin, CheckpointMixin):
         main = self.args.process_index == 0
         weights = None if self._training is None else self._training.class_weights
         if load_loss(checkpoint, self.loss_function, self.args.resume_with_other_loss, main, weights):
-            self.trained_loss = self.loss_function
+            self.trained_loss, self.trained_class_weights = self.loss_function, weights
 
 
 def _check_arguments(trainer_class: type, args: TrainingArguments) -> None:

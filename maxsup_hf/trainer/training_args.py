@@ -124,6 +124,14 @@ class MaxSupArgumentsMixin:
         default=False,
         metadata={"help": "Allow resume_from_checkpoint with a loss or loss_kwargs other than those of the checkpoint."},
     )
+    resume_anyway: bool = field(
+        default=False,
+        metadata={
+            "help": "Allow resume_from_checkpoint with another seed, number of rows, batch size, accumulation, schedule, "
+            "optimizer or learning rate. Weights, state of the optimizer and step are then those of the checkpoint, and the "
+            "settings those given here, so the result is not that of an uninterrupted run."
+        },
+    )
     lr_milestones: list[float] | str | None = field(
         default=None,
         metadata={
@@ -203,6 +211,8 @@ class MaxSupTrainingArguments(MaxSupArgumentsMixin, TrainingArguments):
         fused_linear_loss: train a language model without materializing the logits of a whole batch, see
             `maxsup_hf.trainer.lm_head_patch`. Models that it does not support are rejected. Default False.
         resume_with_other_loss: allow resuming a checkpoint with another loss or other loss_kwargs. Default False.
+        resume_anyway: allow resuming a checkpoint with other settings that decide the continuation, see
+            `maxsup_hf.trainer.continuation`. Default False.
         lr_milestones: rising shares of the training at which the learning rate is multiplied by `lr_gamma`, in place of
             `lr_scheduler_type`. Default `None`.
         lr_gamma: in (0, 1]. Default 0.1.

@@ -1,6 +1,8 @@
 """Image classification, from input to saved model."""
 
+import errno
 import re
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -127,6 +129,33 @@ def test_same_seed_same_model_and_resume_continues():
     assert results("resumed")["eval_nll"] == pytest.approx(results("whole")["eval_nll"], rel=1e-5)
 
 
+def test_a_finished_run_that_is_resumed(capsys, monkeypatch):
+    flags = ["--max_train_samples", "64", "--save_strategy", "steps", "--save_steps", "1", "--output_dir", "run"]
+    run(*flags)
+    kept = {name: Path("run", name).read_bytes() for name in ("model.safetensors", "trainer_state.json", "run.json")}
+    run(*flags, "--resume_from_checkpoint", "auto")
+    assert "finished before, at step 2 of 2: nothing was trained" in capsys.readouterr().out
+    assert {name: Path("run", name).read_bytes() for name in kept} == kept
+    Path("run/run.json").unlink()
+    Path("run/model.safetensors").unlink()  # as if it had been killed right after its last checkpoint
+    run(*flags, "--resume_from_checkpoint", "auto")
+    assert Path("run/model.safetensors").read_bytes() == kept["model.safetensors"] and Path("run/run.json").exists()
+
+    refused(["--max_train_samples", "60"], "rows: 64 there, 60 here", flags, capsys)
+    refused(["--class_weights", "balanced"], r"class_weights: None there, \[", flags, capsys)
+    monkeypatch.setattr(image_classification, "load_splits", None)  # the others are refused before data are read
+    refused(["--loss", "z_loss"], "was trained with another loss .loss: 'maxsup' there, 'z_loss' here", flags, capsys)
+    refused(["--seed", "7"], "seed: 42 there, 7 here.*--resume_anyway", flags, capsys)
+
+
+def refused(other, message, flags, capsys):
+    """The run in `flags`, resumed with other flags, ends with one line."""
+    with pytest.raises(SystemExit) as end:
+        run(*flags, *other, "--resume_from_checkpoint", "auto")
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and line.startswith("error: ") and re.search(message, line)
+
+
 @pytest.mark.parametrize(
     ("rows", "argv", "error", "message"),
     [
@@ -184,16 +213,29 @@ def test_a_dry_run_counts_the_classes(tmp_path, capsys):
     assert re.search(r"^2 classes: cat \(\d+\), dog \(\d+\)$", capsys.readouterr().out, re.M)
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: continue from out/checkpoint-2 with --resume_from_checkpoint true"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "eval_results.json"),
+            1,
+            "error: [Errno 28] No space left on device: 'eval_results.json'. out/checkpoint-2 is complete: free some space "
+            "and repeat the command with --resume_from_checkpoint true",
+        ),
+    ],
+    ids=["ctrl-c", "disk full"],
+)
+def test_an_interruption_says_how_to_go_on(error, code, message, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr("maxsup_hf.trainer.trainer.MaxSupTrainer.evaluate", interrupt)  # once, after the first epoch's steps
     flags = ["--max_train_samples", "64", "--output_dir", "out", "--save_strategy", "steps", "--save_steps", "1"]
     with pytest.raises(SystemExit) as end:
         image_classification.main([*flags, "--max_steps", "2", "--eval_strategy", "no"])
-    assert end.value.code == 130
-    assert "interrupted: continue from out/checkpoint-2 with --resume_from_checkpoint true" in capsys.readouterr().err
+    assert end.value.code == code
+    assert message in capsys.readouterr().err
 
 
 def test_bad_folders(tmp_path):
@@ -204,7 +246,7 @@ def test_bad_folders(tmp_path):
     for argv, error, message in (
         (["--train_dir", "nowhere"], FileNotFoundError, "train_dir: there is no folder 'nowhere'"),
         (["--train_dir", "none"], ValueError, "train_dir: 'none' has no subfolders; put the images of each class"),
-        (["--train_dir", "half"], ValueError, "1 of the 2 in 'half' have none that can be read \(zebra: no files\)"),
+        (["--train_dir", "half"], ValueError, r"1 of the 2 in 'half' have none that can be read \(zebra: no files\)"),
         (["--train_dir", image_folder(tmp_path / "one", ("cat",))], ValueError, "single class, 'cat'"),
     ):
         with pytest.raises(error, match=message):

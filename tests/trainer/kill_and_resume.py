@@ -1,13 +1,16 @@
-"""Kills training with SIGKILL at random moments, resumes it, and compares the end with an uninterrupted run, bit by bit.
+"""Kills training with SIGKILL at random moments, damages what it left, resumes it, and compares the end with an
+uninterrupted run, bit by bit.
 
 python tests/trainer/kill_and_resume.py [--kills 20] [--processes 2] [--accumulation 3] [--loss maxsup] [--signal TERM]
     [--seed 0]
 
 A small BERT with dropout learns from shuffled texts of different lengths, whose tokens are masked at random, and saves after
-every second step; many kills fall into the saving. After a kill the run goes on from the newest complete checkpoint
-(`--resume_from_checkpoint auto` of the scripts); when it comes to its end, its weights must be those of the uninterrupted
-run, and the next run begins, until there were enough kills. With `--signal TERM` every rank, one after the other, is asked
-to end, and must do so with a checkpoint. Ends with status 1 if a run could not be resumed, or ended elsewhere.
+every second step; many kills fall into the saving. After three of four kills a random file of the newest complete checkpoint
+is deleted or truncated, or bits of it are flipped, and that must be noticed. The run goes on from the newest complete
+checkpoint (`--resume_from_checkpoint auto` of the scripts); when it comes to its end, its weights must be those of the
+uninterrupted run, and the next run begins, until there were enough kills. With `--signal TERM` every rank, one after the
+other, is asked to end, and must do so with a checkpoint. Ends with status 1 if a run could not be resumed, or ended
+elsewhere.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from maxsup_hf.trainer.checkpointing import damage, last_checkpoint
 
 STEPS, ROWS, BATCH = 18, 96, 4
 ASKED = 128 + signal.SIGTERM
+FAULTS = ("none", "flip", "delete", "truncate")
 fork = multiprocessing.get_context("fork")  # everything is imported once
 
 
@@ -138,6 +142,21 @@ def run(folder, given, delay=None):
     return None if killed else time.monotonic() - at
 
 
+def inject(fault, checkpoint, generator):
+    """Damage a random file of a complete checkpoint. Returns its name."""
+    path = generator.choice(sorted(path for path in checkpoint.rglob("*") if path.is_file()))
+    content = bytearray(path.read_bytes())
+    if fault == "delete" or not content:
+        path.unlink()
+    elif fault == "truncate":
+        path.write_bytes(content[: generator.randrange(len(content))])
+    else:
+        for place in generator.sample(range(len(content)), min(len(content), generator.randint(1, 64))):
+            content[place] ^= 0x40  # in JSON, what was white space is none any more
+        path.write_bytes(content)
+    return path.name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
@@ -149,10 +168,12 @@ def main() -> None:
     given = parser.parse_args()
     generator = random.Random(given.seed)
     folder = Path(tempfile.mkdtemp(prefix="kill_and_resume-"))
+    run(folder / "first", given)  # compiles kernels, so its time is not that of the others
     seconds = run(folder / "whole", given)
     expected = load_file(folder / "whole" / "model.safetensors")
 
     kills = half_written = runs = 0
+    faults = dict.fromkeys(FAULTS, 0)
     killed = False
     while killed or kills < given.kills:
         output = folder / f"run-{runs}"
@@ -163,9 +184,13 @@ def main() -> None:
             broken = [path.name for path in output.glob("checkpoint-*") if damage(path)]
             half_written += bool(broken)
             newest = last_checkpoint(output)
-            print(
-                f"kill {kills}: run {runs}, {Path(newest).name if newest else 'nothing'} is complete, half-written: {broken}"
-            )
+            fault = generator.choice(FAULTS) if newest else "none"
+            faults[fault] += 1
+            damaged = "" if fault == "none" else f", then {fault} {inject(fault, Path(newest), generator)}"
+            complete = Path(newest).name if newest else "nothing"
+            print(f"kill {kills}: run {runs}, {complete} is complete, half-written: {broken}{damaged}", flush=True)
+            if fault != "none" and damage(newest) is None:
+                raise SystemExit(f"{newest} is damaged, and was taken for complete")
             continue
         found = load_file(output / "model.safetensors")
         differing = [name for name in expected if not torch.equal(found[name], expected[name])]
@@ -174,8 +199,10 @@ def main() -> None:
         print(f"run {runs} ended with the weights of the uninterrupted one")
         runs += 1
     print(
-        f"{kills} SIG{given.signal} survived ({half_written} left a half-written checkpoint) in {runs} runs of "
-        f"{given.processes} process(es), accumulation {given.accumulation}, {given.loss}: all weights bit-identical"
+        f"{kills} of {given.kills} SIG{given.signal} survived ({half_written} left a half-written checkpoint; damaged "
+        f"afterwards: {faults['flip']} by flipped bits, {faults['delete']} by a deleted file, {faults['truncate']} by a "
+        f"truncated one) in {runs} runs of {given.processes} process(es), accumulation {given.accumulation}, {given.loss}: "
+        "all weights bit-identical"
     )
     shutil.rmtree(folder)
 

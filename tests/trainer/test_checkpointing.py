@@ -1,10 +1,10 @@
 """Nothing is lost: kills, full disks and SIGTERM leave checkpoints that are resumed."""
 
 import errno
+import json
 import multiprocessing
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,70 +17,145 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
 from maxsup_hf.trainer.checkpointing import CheckpointError, check_writable, damage, last_checkpoint
+from maxsup_hf.trainer.manifest import changed_files, read_manifest, write_manifest
 from tests import HANGS, tiny
+from tests.trainer.trainings import flip, saving
 
 SCRIPT = Path(__file__).with_name("kill_and_resume.py")
-
-
-def trainer(folder, callbacks=(), **kwargs):
-    torch.manual_seed(0)
-    kwargs = {"max_steps": 6, "save_steps": 2, **kwargs}
-    args = MaxSupTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, report_to="none", **kwargs)
-    return MaxSupTrainer(tiny.vit(), args, train_dataset=tiny.rows(tiny.batch("vit", size=16)), callbacks=list(callbacks))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished")
-    trainer(folder).train()
-    return folder
-
-
-@pytest.fixture
-def output(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
 # ---- complete ones ----
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-30])
+def delete(path):
+    path.unlink()
 
 
-DAMAGE = {
-    "no state": (lambda folder: (folder / "trainer_state.json").unlink(), "has no trainer_state.json"),
-    "half a state": (lambda folder: cut(folder / "trainer_state.json"), "_state.json, which is written last, is truncated"),
-    "half the weights": (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is damaged"),
-    "half an optimizer": (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt is truncated"),
-    "no rng": (lambda folder: (folder / "rng_state.pth").write_bytes(b""), "rng_state.pth is truncated"),
-    "a mark of transformers": (lambda folder: (folder / "checkpoint-is-incomplete.txt").touch(), "checkpoint-is-incomplete"),
-}
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("name", DAMAGE)
-def test_the_newest_complete_checkpoint_is_resumed_and_the_message_says_so(name, output, caplog):
-    destroy, reason = DAMAGE[name]
-    assert all(damage(path) is None for path in output.glob("checkpoint-*"))
-    destroy(output / "checkpoint-6")
-    assert reason in damage(output / "checkpoint-6")
-    again = trainer(output, max_steps=8)
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+FILES = (
+    "checkpoint-manifest.json", "config.json", "loss_state.safetensors", "model.safetensors", "optimizer.pt",
+    "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("destroy", [delete, truncate, empty, flip])
+@pytest.mark.parametrize("name", FILES)
+def test_any_damage_to_any_file_is_noticed_and_named(name, destroy, output):
+    checkpoint = output / "checkpoint-6"
+    assert damage(checkpoint) is None
+    destroy(checkpoint / name)
+    assert name in damage(checkpoint)
+    assert last_checkpoint(output) == str(output / "checkpoint-4")
+
+
+def test_every_file_of_a_checkpoint_is_in_its_manifest(finished):
+    assert sorted(path.name for path in (finished / "checkpoint-6").iterdir()) == sorted(FILES)
+
+
+def test_callbacks_may_change_a_checkpoint_when_they_are_told_of_it(tmp_path):
+    class Changes(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            checkpoint = tmp_path / f"checkpoint-{state.global_step}"
+            (checkpoint / "training_args.bin").unlink()
+            (checkpoint / "config.json").write_text("{}")
+
+    saving(tmp_path, [Changes()]).train()
+    assert damage(tmp_path / "checkpoint-6") is None
+    flip(tmp_path / "checkpoint-6" / "config.json")
+    assert "config.json" in damage(tmp_path / "checkpoint-6")
+
+
+def test_folders_of_sharded_checkpoints_are_verified_too(tmp_path):
+    shards = [f"{folder}/{name}" for folder in ("global_step4", "pytorch_model_fsdp_0") for name in (".metadata", "0.pt")]
+    for name in shards:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode() * 100_000)
+    write_manifest(tmp_path, {})
+    assert changed_files(tmp_path, read_manifest(tmp_path)) == []
+    for name in shards:
+        flip(tmp_path / name)
+    assert [each.split()[0] for each in changed_files(tmp_path, read_manifest(tmp_path))] == sorted(shards)
+
+
+def test_the_newest_complete_checkpoint_is_resumed_and_the_message_says_so(output, caplog):
+    flip(output / "checkpoint-6" / "optimizer.pt")
+    again = saving(output, max_steps=8)
     again.train(resume_from_checkpoint=True)
-    assert f"resuming {output}/checkpoint-4, the newest complete checkpoint. Skipped: checkpoint-6 (" in caplog.text
-    assert reason in caplog.text
+    reason = "checkpoint-6 (optimizer.pt has changed since it was written (its hash differs))"
+    assert f"resuming {output}/checkpoint-4, the newest complete checkpoint. Skipped: {reason}" in caplog.text
     assert damage(output / "checkpoint-6") is None and again.state.global_step == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "destroy", "reason"),
+    [
+        ("trainer_state.json", delete, "has no trainer_state.json"),
+        ("trainer_state.json", halve, "its trainer_state.json is truncated"),
+        ("model.safetensors", truncate, "model.safetensors is damaged"),
+        ("model.safetensors", delete, "it has no weights"),
+        ("optimizer.pt", truncate, "optimizer.pt is truncated"),
+        ("rng_state.pth", empty, "rng_state.pth is truncated"),
+    ],
+)
+def test_damage_to_a_checkpoint_without_a_manifest(name, destroy, reason, output):
+    checkpoint = output / "checkpoint-6"
+    (checkpoint / "checkpoint-manifest.json").unlink()
+    (checkpoint / "loss_state.safetensors").unlink()
+    (checkpoint / "training_args.bin").unlink()
+    assert damage(checkpoint) is None
+    destroy(checkpoint / name)
+    assert reason in damage(checkpoint)
+
+
+def test_a_shard_that_is_missing(output):
+    checkpoint = output / "checkpoint-6"
+    (checkpoint / "checkpoint-manifest.json").unlink()
+    (checkpoint / "loss_state.safetensors").unlink()
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert damage(checkpoint) == "model-1.safetensors of model.safetensors.index.json is missing"
+
+
+def test_a_best_model_that_is_damaged_is_not_loaded(tmp_path):
+    class Damages(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                flip(tmp_path / "checkpoint-2" / "model.safetensors")
+
+    kwargs = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "learning_rate": 0.0}
+    with pytest.raises(
+        CheckpointError, match=r"the best checkpoint .*checkpoint-2' is damaged: model.safetensors has changed"
+    ):
+        saving(tmp_path, [Damages()], **kwargs).train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+
+
+def test_a_checkpoint_that_transformers_marks_as_incomplete(output):
+    (output / "checkpoint-6" / "checkpoint-is-incomplete.txt").touch()
+    assert "checkpoint-is-incomplete.txt" in damage(output / "checkpoint-6")
 
 
 def test_a_broken_checkpoint_is_refused_by_name(output):
     (output / "checkpoint-6" / "trainer_state.json").unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-6' is not a complete checkpoint: it has no trainer_state.json"):
-        trainer(output).train(resume_from_checkpoint=str(output / "checkpoint-6"))
+    with pytest.raises(ValueError, match=r"checkpoint-6' is not a complete checkpoint: trainer_state.json is missing"):
+        saving(output).train(resume_from_checkpoint=str(output / "checkpoint-6"))
 
 
 def test_no_checkpoint_at_all(tmp_path):
     assert last_checkpoint(tmp_path / "nowhere") is None
     with pytest.raises(ValueError, match="there is no complete checkpoint in"):
-        trainer(tmp_path).train(resume_from_checkpoint=True)
+        saving(tmp_path).train(resume_from_checkpoint=True)
 
 
 def test_a_stock_trainer_resumes_them(tmp_path):
@@ -92,36 +167,79 @@ def test_a_stock_trainer_resumes_them(tmp_path):
     assert stock.train(resume_from_checkpoint=True).global_step == 6
 
 
+def test_a_checkpoint_of_a_stock_trainer_is_resumed_with_one_line_that_it_cannot_be_verified(tmp_path, caplog):
+    data, steps = tiny.rows(tiny.batch("bert", size=16)), {"use_cpu": True, "disable_tqdm": True, "save_steps": 2}
+    Trainer(tiny.bert(), TrainingArguments(str(tmp_path), max_steps=2, **steps), train_dataset=data).train()
+    ours = MaxSupTrainer(tiny.bert(), MaxSupTrainingArguments(str(tmp_path), max_steps=4, **steps), train_dataset=data)
+    ours.train(resume_from_checkpoint=True)
+    assert ours.state.global_step == 4
+    (line,) = [record.message for record in caplog.records if "cannot be verified" in record.message]
+    assert "checkpoint-2 has no checkpoint-manifest.json" in line
+
+
 # ---- nothing to write to ----
 
 
 class Limit(TrainerCallback):
-    """From the second step on, files may not be longer than 1 kB: as on a full disk, and real."""
+    """From the end of a step on, files may not be longer than 1 kB: as on a full disk, and real."""
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 2:
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.step == state.global_step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.on_train_end(args, state, control)
 
-def on_a_full_disk(folder, result):
+
+def on_a_full_disk(folder, step, result):
     try:
-        trainer(folder, [Limit()]).train()
+        training = saving(folder, [Limit(step)])
+        training.train()
+        training.save_result()
     except CheckpointError as error:
         result.put(str(error))
     result.put("saved")
 
 
-def test_disk_full(tmp_path):
+@pytest.mark.parametrize(
+    ("step", "message", "safe", "complete"),
+    [
+        (
+            2,
+            "the checkpoint of step 4 could not be written to '{0}/checkpoint-4': ",
+            "Earlier checkpoints are unchanged",
+            {2},
+        ),
+        (6, "the trained model could not be written to '{0}': ", "{0}/checkpoint-6 is complete: free some space", {2, 4, 6}),
+    ],
+    ids=["a checkpoint", "the end"],
+)
+def test_disk_full(step, message, safe, complete, tmp_path):
     fork = multiprocessing.get_context("fork")
     result = fork.Queue()
-    process = fork.Process(target=on_a_full_disk, args=(tmp_path, result))
+    process = fork.Process(target=on_a_full_disk, args=(tmp_path, step, result))
     process.start()
-    message = result.get(timeout=HANGS)
+    found = result.get(timeout=HANGS)
     process.join()
-    assert message.startswith(f"the checkpoint of step 4 could not be written to '{tmp_path}/checkpoint-4': ")
-    assert "Earlier checkpoints are unchanged" in message
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
-    assert trainer(tmp_path).train(resume_from_checkpoint=True).global_step == 6
+    assert found.startswith(message.format(tmp_path)) and safe.format(tmp_path) in found and "\n" not in found
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in complete}
+    assert not (tmp_path / "model.safetensors").exists()
+    assert saving(tmp_path).train(resume_from_checkpoint=True).global_step == 6
+
+
+def test_an_old_checkpoint_is_deleted_only_once_the_new_one_is_complete(tmp_path, monkeypatch):
+    def fail(folder, contents):
+        if contents["step"] == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_manifest(folder, contents)
+
+    monkeypatch.setattr("maxsup_hf.trainer.checkpointing.write_manifest", fail)
+    with pytest.raises(CheckpointError, match="No space left on device. Earlier checkpoints are unchanged"):
+        saving(tmp_path, save_total_limit=1).train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
 
 
 def test_a_read_only_folder_is_found_before_training(tmp_path, monkeypatch):
@@ -132,8 +250,8 @@ def test_a_read_only_folder_is_found_before_training(tmp_path, monkeypatch):
     with pytest.raises(
         CheckpointError, match=r"output_dir: '.*' cannot be written to .*Read-only file system.*--output_dir"
     ):
-        trainer(tmp_path).train()
-    trainer(tmp_path, save_strategy="no").train()  # nothing to write
+        saving(tmp_path).train()
+    saving(tmp_path, save_strategy="no").train()  # nothing to write
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc, where not even root writes files")

@@ -34,3 +34,18 @@ def build(head):
 
 def ours(model, tmp_path, loss):
     return MaxSupTrainer(model, MaxSupTrainingArguments(str(tmp_path), use_cpu=True, loss=loss))
+
+
+def saving(folder, callbacks=(), **kwargs):
+    """A Trainer of six steps that saves every second one."""
+    torch.manual_seed(0)
+    kwargs = {"max_steps": 6, "save_steps": 2, **kwargs}
+    args = MaxSupTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, report_to="none", **kwargs)
+    rows = tiny.rows(tiny.batch("vit", size=16))
+    return MaxSupTrainer(tiny.vit(), args, train_dataset=rows, eval_dataset=rows, callbacks=list(callbacks))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

@@ -27,6 +27,7 @@ from maxsup_hf.scripts.common.export import check_export
 from maxsup_hf.scripts.common.help import short_help
 from maxsup_hf.scripts.common.output_dir import choose_output_dir
 from maxsup_hf.scripts.common.recipes import Recipes
+from maxsup_hf.scripts.common.resuming import checkpoint_to_resume
 from maxsup_hf.trainer.training_args import MaxSupTrainingArguments
 
 
@@ -80,7 +81,9 @@ LEAST = {
     "dataloader_num_workers": 0,
 }
 
-NOT_REPEATED = ("config", "output_dir", "resume_from_checkpoint", "dry_run", "hub_token", "help", "help_all")
+NOT_REPEATED = (
+    "config", "output_dir", "resume_from_checkpoint", "resume_anyway", "dry_run", "hub_token", "help", "help_all",
+)  # fmt: skip
 # Names from other tools, and ours.
 ALIASES = {
     "lr": "learning_rate",
@@ -144,7 +147,7 @@ def parse(
     given, unknown = parser.parse_known_args(without_help)
     if unknown:
         _raise_unknown("argument", unknown[0], parser._option_string_actions)
-    output_dir, checkpoint = choose_output_dir(given.output_dir, given.resume_from_checkpoint, f"outputs/{task}")
+    output_dir = choose_output_dir(given.output_dir, given.resume_from_checkpoint, f"outputs/{task}")
     parser.set_defaults(**{**_recipe(recipes, given), **config, "output_dir": output_dir})
     if given.early_stopping_patience is not None:
         parser.set_defaults(load_best_model_at_end=True)
@@ -162,10 +165,10 @@ def parse(
     args.settings = _settings(parser, argv, config, final)
     if training_args.metric_for_best_model and "greater_is_better" not in args.settings:
         training_args.greater_is_better = _greater_is_better(training_args.metric_for_best_model)
-    training_args.resume_from_checkpoint = checkpoint
     if training_args.class_weights is not None and not classifies:
         raise ValueError(f"class_weights are for tasks that classify, and {task} does not; leave class_weights out")
     _set_up_logging(training_args)
+    training_args.resume_from_checkpoint = checkpoint_to_resume(given.resume_from_checkpoint, training_args)
     if training_args.disable_tqdm:
         disable_library_bars()
     if training_args.push_to_hub and not constants.is_offline_mode() and training_args.process_index == 0:

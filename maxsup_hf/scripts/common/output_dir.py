@@ -1,44 +1,29 @@
-"""The folder that a run writes to, and the checkpoint that it resumes from."""
+"""The folder that a run writes to."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from maxsup_hf.trainer.checkpointing import damage, last_checkpoint
+from maxsup_hf.scripts.common.resuming import NEWEST, resumes
 
 
-def choose_output_dir(given: str | None, resume: str | None, default: str) -> tuple[str, str | None]:
-    """The folder to write to, and the checkpoint to resume from. A run never writes into the folder of another one.
-
-    With `auto`, a job that is restarted by the same command resumes from its last checkpoint, or starts if there is none.
+def choose_output_dir(given: str | None, resume: str | None, default: str) -> str:
+    """The folder to write to. A run never writes into the folder of another one.
 
     Without `--output_dir`, the folder is the first free one. All ranks choose the same: constructing the training arguments
     waits for every rank, so that all have chosen before any of them writes.
     """
-    if resume is None or resume.lower() in ("", "false", "no", "none"):
-        return _new_folder(given, default), None
-    if resume.lower() in ("true", "yes", "last", "auto"):
-        folder = default if given is None else given
-        checkpoint = last_checkpoint(folder)
-        if checkpoint is None and resume.lower() != "auto":
-            raise FileNotFoundError(
-                f"resume_from_checkpoint: there is no complete checkpoint in {folder!r}; set --output_dir to the folder of "
-                "the run, or name a checkpoint"
-            )
-        return folder, checkpoint
-    reason = damage(resume)
-    if reason is not None:
-        raise FileNotFoundError(
-            "resume_from_checkpoint: expected the folder of a complete checkpoint, true, or auto (start if there is none), "
-            f"got {resume!r}: {reason}"
-        )
+    if not resumes(resume):
+        return _new_folder(given, default)
+    if resume.lower() in NEWEST:
+        return default if given is None else given
     parent = os.path.dirname(os.path.abspath(resume))
     if given is not None and os.path.abspath(given) != parent and in_use(given):
         raise FileExistsError(
             f"output_dir: {given!r} is not empty and not the folder of the checkpoint {resume!r}; name another folder"
         )
-    return os.path.relpath(parent) if given is None else given, resume
+    return os.path.relpath(parent) if given is None else given
 
 
 def _new_folder(given: str | None, default: str) -> str:

@@ -27,9 +27,11 @@ from maxsup_hf.scripts.common.evaluation import LastEvaluation, evaluate, save_m
 from maxsup_hf.scripts.common.export import ExportError, check_source, export
 from maxsup_hf.scripts.common.job import Job, RowsToPredict
 from maxsup_hf.scripts.common.rehearsal import rehearse
+from maxsup_hf.scripts.common.resuming import disk_is_full, is_recorded
 from maxsup_hf.scripts.common.summary import describe
-from maxsup_hf.trainer.checkpointing import CheckpointError, last_checkpoint
+from maxsup_hf.trainer.checkpointing import CheckpointError
 from maxsup_hf.trainer.class_weights import weights_for_training
+from maxsup_hf.trainer.complete import last_checkpoint, what_is_safe
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +142,8 @@ def _prepare(
         if job.trainer.args.do_train:
             _resolve_class_weights(job.trainer)
             job.trainer.check()
+            if job.trainer.args.resume_from_checkpoint:
+                job.trainer.check_resumed(job.trainer.args.resume_from_checkpoint)
             job.trainer.needs_check = False  # nothing changes from here on
             rehearse(job.trainer)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
@@ -152,7 +156,7 @@ def _prepare(
 
 
 def _act(job: Job, act: Callable[[Job], None]) -> None:
-    """Run a prepared job; an interruption, or a failure to save, push or export, ends the program."""
+    """Run a prepared job; an interruption, or a failure to save, push or export, ends the program with one line."""
     try:
         act(job)
     except KeyboardInterrupt:
@@ -165,6 +169,11 @@ def _act(job: Job, act: Callable[[Job], None]) -> None:
         raise SystemExit(128 + signal.SIGINT) from None
     except (PushError, CheckpointError, ExportError) as error:
         print("error:", error, file=sys.stderr)
+        raise SystemExit(1) from error
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        print(f"error: {error}. {what_is_safe(job.trainer.args.output_dir)}", file=sys.stderr)
         raise SystemExit(1) from error
 
 
@@ -227,7 +236,7 @@ def run(job: Job) -> None:
         job.predict()
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**job.card)
-    elif trainer.args.do_train:
+    elif trainer.args.do_train and not is_recorded(trainer):
         trainer.create_model_card(**job.card)
     if job.export is not None and trainer.is_world_process_zero():
         export(job)
@@ -255,10 +264,15 @@ def _train(trainer: Any) -> bool:
             step, last = trainer.state.global_step, trainer.state.max_steps
             print(f"ended by SIGTERM after step {step} of {last}, saved: continue with --resume_from_checkpoint true")
         return False
+    if trainer.already_finished:
+        if trainer.is_world_process_zero():
+            print(f"finished before, at step {trainer.state.global_step} of {trainer.state.max_steps}: nothing was trained")
+        if not is_recorded(trainer):  # interrupted between the last checkpoint and the end
+            trainer.save_result()
+        return True
     if trainer.is_world_process_zero():
         _say_what_is_kept(trainer.args, trainer.state)
-    trainer.save_model()
-    trainer.save_state()
+    trainer.save_result()
     save_metrics(trainer, "train", metrics, trainer.train_dataset)
     return True
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from maxsup_hf import cli
 from maxsup_hf.scripts import text_classification
@@ -130,6 +131,7 @@ def test_resume_writes_to_the_folder_of_the_checkpoint(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint-5"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
+    save_file({}, checkpoint / "model.safetensors")
     for argv in (
         ["--resume_from_checkpoint", "run/checkpoint-5"],
         ["--resume_from_checkpoint", "true", "--output_dir", "run"],

@@ -1,0 +1,117 @@
+"""The manifest of a checkpoint: its files with their sizes and hashes, and the settings of the run that wrote it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from maxsup_hf.output.files import plain, replacing
+
+MANIFEST = "checkpoint-manifest.json"  # NOT_PUSHED of maxsup_hf.hub.push keeps checkpoint-* out of a published model
+BUFFER = 1 << 18  # fits into the cache of a core
+THREADS = 8  # half of them wait for the disk
+
+
+def write_manifest(folder: str | Path, contents: Mapping[str, Any]) -> None:
+    """Write the manifest of a folder, once all of its files are on the disk.
+
+    Files are hashed while others are flushed. The manifest takes its name last, so that a folder that has one is complete,
+    even after a power cut.
+
+    Args:
+        folder: in which every process has written its files.
+        contents: JSON values that are kept beside the files.
+    """
+    folder = Path(folder)
+    paths = _files(folder)
+    with ThreadPoolExecutor(THREADS) as pool:
+        flushed = pool.map(_flush, [*paths, *(path for path in folder.rglob("*") if path.is_dir())])
+        hashes = list(pool.map(_hash, paths))
+        list(flushed)  # raises what a flush raised
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "xxh3_128": digest}
+        for path, digest in zip(paths, hashes, strict=True)
+    }
+    manifest = plain({**contents, "files": files})
+    with replacing(folder / MANIFEST) as unfinished:
+        unfinished.write_text(json.dumps({**manifest, "xxh3_128": _hash_of_json(manifest)}, indent=1), encoding="utf-8")
+        _flush(unfinished)
+    _flush(folder)
+
+
+def renew_manifest(folder: Path) -> None:
+    """Write the manifest of a folder again if files were added, deleted or written since."""
+    manifest, written = read_manifest(folder), (folder / MANIFEST).stat().st_mtime_ns
+    paths = _files(folder)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    if manifest and (set(names) != set(manifest["files"]) or any(path.stat().st_mtime_ns >= written for path in paths)):
+        write_manifest(folder, manifest)
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """The manifest of a folder, or `None` if it has none.
+
+    Raises:
+        ValueError: the manifest is not what was written.
+    """
+    try:
+        manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.pop("xxh3_128") != _hash_of_json(manifest):
+            raise ValueError("its own hash differs")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
+        raise ValueError(f"{MANIFEST} is damaged ({error})") from error
+    return manifest
+
+
+def changed_files(folder: str | Path, manifest: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the files of a folder, one phrase each: missing, of another size, or of another content."""
+    folder = Path(folder)
+    files = manifest["files"]
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda name: _change(folder / name, **files[name]), files)
+        return [f"{name} {change}" for name, change in zip(files, found, strict=True) if change]
+
+
+def _change(path: Path, size: int, xxh3_128: str) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return f"has {found:,} bytes, and {size:,} were written"
+        return None if _hash(path) == xxh3_128 else "has changed since it was written (its hash differs)"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error})"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def _hash(path: Path) -> str:
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(BUFFER))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def _hash_of_json(value: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
