@@ -13,7 +13,7 @@ To add a metric of classifiers, change the file that computes it, say `calibrati
 2. Add its record to `register_metrics` in the same file. With a `rank` it becomes a column of comparisons, with a figure and
    paired tests; without one it stands in their table of all metrics.
 3. Add its value, under the name of the record, to `compute` of the class in that file that takes batches (in `logits.py`,
-   whose metrics are means over rows, to `update`).
+   whose metrics are means over rows, to `add`).
 
 Training then reports it as `eval_NAME`; model cards, `maxsup-hf compare` and `maxsup-hf analyze` show it. A test is due in
 `tests/metrics`. A metric of your own `compute_metrics` needs a record only: `register_metrics(Metric("top5", "top-5"))`.
