@@ -43,7 +43,7 @@ from maxsup_hf.metrics.probe import ProbeResult, knn_accuracy, linear_probe
 from maxsup_hf.metrics.reliability import ReliabilityCurve
 from maxsup_hf.metrics.robustness import CORRUPTIONS, corrupt, long_tailed_counts, long_tailed_subset, shot_accuracy
 from maxsup_hf.metrics.segmentation import confusion_matrix, mean_iou, pixel_accuracy
-from maxsup_hf.metrics.spans import entities, entity_f1, is_bio
+from maxsup_hf.metrics.spans import entities, entity_f1, is_bio, per_entity
 from maxsup_hf.metrics.spectrum import effective_rank
 from maxsup_hf.metrics.temperature import apply_temperature, fit_temperature
 from maxsup_hf.metrics.texts import chrf, perplexity
@@ -93,6 +93,7 @@ __all__ = [
     "normalize_answer",
     "ood_auroc",
     "per_class",
+    "per_entity",
     "perplexity",
     "pixel_accuracy",
     "register_metrics",

@@ -20,7 +20,7 @@ register_metrics(
 
 
 class ClassScores(NamedTuple):
-    """One class.
+    """One class, or one kind of entity, whose rows are entities.
 
     Attributes:
         name: of the class.
