@@ -33,6 +33,7 @@ class Data:
         columns: input columns of the models.
         classes: names of the classes that have a row.
         declared: names of all classes that the data set declares, in its order.
+        split: name of the split that the rows are of.
         text: description for the report.
     """
 
@@ -40,6 +41,7 @@ class Data:
     columns: list[str]
     classes: list[str]
     declared: list[str]
+    split: str
     text: str
 
 
@@ -84,7 +86,7 @@ def load_data(task: str, args: argparse.Namespace) -> tuple[Data, list[str]]:
         )
     part = "" if len(dataset) == rows else f" of {rows:,}"
     text = f"{name}, split {split}: {len(dataset):,}{part} rows, {len(classes)} classes."
-    return Data(dataset, columns, classes, declared, text), notes
+    return Data(dataset, columns, classes, declared, split, text), notes
 
 
 def _inputs(

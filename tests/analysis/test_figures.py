@@ -14,17 +14,16 @@ pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-
 
 from matplotlib.colors import to_rgb
 
-from maxsup_hf.analysis import figures, style
+from maxsup_hf.analysis import figures, model_figures, style
 
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 NAMES, LOSSES = ["a", "b"], ["maxsup", "label_smoothing"]
 
 
-def curve():
-    edges = np.linspace(0, 1, 5)
-    return ReliabilityCurve(
-        edges, np.array([0, 2, 0, 6]), np.array([np.nan, 0.3, np.nan, 0.9]), np.array([np.nan, 0.5, np.nan, 1])
-    )
+def curve(rows=(0, 20, 0, 60, 9)):
+    edges = np.linspace(0, 1, 6)
+    confidence, accuracy = [np.nan, 0.3, np.nan, 0.7, 0.9], [np.nan, 0.5, np.nan, 1, 2 / 3]
+    return ReliabilityCurve(edges, np.array(rows), np.array(confidence), np.array(accuracy))
 
 
 def lines(axes, label=None):
@@ -64,41 +63,63 @@ def test_models_with_the_same_loss_share_its_colour_and_nothing_else():
     assert len(style.styles([None] * 40)) == 40
 
 
-def test_reliability_leaves_empty_bins_out():
-    figure = figures.reliability([curve()], ["a"], ["maxsup"])
-    (line,) = lines(figure.axes[0], "a")
-    assert line.get_xdata().tolist() == [0.3, 0.9] and line.get_ydata().tolist() == [0.5, 1.0]
+def test_reliability_leaves_empty_bins_out_and_fades_small_ones():
+    axes = figures.reliability([curve()], ["a"], ["maxsup"]).axes[0]
+    (line,) = lines(axes, "a")
+    assert line.get_xdata().tolist() == [0.3, 0.7] and line.get_ydata().tolist() == [0.5, 1.0]
     assert line.get_color() == style.LOSS_STYLES["maxsup"].color
-    (stairs,) = figure.axes[0].child_axes[0].patches
-    assert stairs.get_data().values.tolist() == [0, 0.25, 0, 0.75]
+    (faded,) = [other for other in lines(axes) if other.get_alpha()]
+    assert faded.get_xdata().tolist() == [0.9] and faded.get_alpha() < 0.5
+    bars = [segment for drawn in axes.collections for segment in drawn.get_segments()]
+    wilson = [(0.2993, 0.7007), (0.9398, 1.0), (0.3542, 0.8794)]  # of 10 of 20, 60 of 60 and 6 of 9
+    assert [tuple(segment[:, 1]) for segment in bars] == [pytest.approx(each, abs=1e-3) for each in wilson]
+    (stairs,) = axes.child_axes[0].patches
+    assert stairs.get_data().values.tolist() == [0, 20, 0, 60, 9]
 
 
-def test_within_class_names_each_class_and_many_become_curves():
+def test_within_class_names_each_class_and_of_many_the_ends():
     values = [[0.3, np.nan, 0.1], [0.5, np.nan, 0.2]]
     (axes,) = figures.within_class(values, NAMES, LOSSES, ["x", "absent", "y"]).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["y", "x", "absent"]
     assert lines(axes, "b")[0].get_xdata()[:2].tolist() == [0.2, 0.5]
     many = np.linspace(1, 0, 40)
     many[3] = np.nan
-    (axes,) = figures.within_class([many, many / 2], NAMES, LOSSES, [str(i) for i in range(40)]).axes
-    (line,) = lines(axes, "a")
-    np.testing.assert_array_equal(line.get_ydata(), np.sort(many[~np.isnan(many)]))
+    (axes,) = figures.within_class([many, many / 2], NAMES, LOSSES, [str(i) for i in range(40)], most=6).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["39", "38", "37", "… 34 more …", "2", "1", "0"]
+    np.testing.assert_array_equal(lines(axes, "b")[0].get_xdata(), [*many[[39, 38, 37]] / 2, np.nan, *many[[2, 1, 0]] / 2])
 
 
 def test_histograms_are_shares_of_their_own_rows():
     values, right = np.array([0.1, 0.2, 0.9, 0.9, 5.0]), np.array([False, False, True, True, True])
-    (axes,) = figures.outcome_histogram(values, right, "confidence", limits=(0, 1)).axes
+    shared = model_figures.histogram_axes([values, np.full(5, 0.5)], [right, right], limits=(0, 1))
+    assert shared.highest == 1 and shared.edges.tolist() == pytest.approx(np.arange(11) / 10)
+    (axes,) = model_figures.outcome_histogram(values, right, "confidence", shared=shared).axes
+    assert axes.get_ylim() == (0, 1.05) and axes.get_xlim() == (0, 1)
     heights = [patch.get_data().values for patch in axes.patches]
     assert [h.sum() for h in heights] == pytest.approx([1, 1])
-    assert heights[0][-1] == pytest.approx(1 / 3) and np.flatnonzero(heights[1]).tolist() == [3, 6]  # 5 is put into the last
+    assert heights[0][-1] == pytest.approx(1) and np.flatnonzero(heights[1]).tolist() == [1, 2]  # 5 is put into the last
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["right (3)", "wrong (2)"]
-    (axes,) = figures.outcome_histogram(values, np.ones(5), "x").axes
+    (axes,) = model_figures.outcome_histogram(values, np.ones(5), "x").axes
     assert "wrong: none" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize(("wrong", "bins"), [(5, 10), (400, 20), (10**5, 30)])
+def test_a_few_rows_are_not_spread_over_many_bins(wrong, bins):
+    right = np.arange(10**5 + wrong) >= wrong
+    assert len(model_figures.histogram_axes([right * 0.5], [right]).edges) == bins + 1
+
+
+def test_confusions_are_counts():
+    (axes,) = model_figures.confusion([[8, 2], [0, 5]], ["cat", "dog"], "m").axes
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2], [0, 1]])
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "8", (1, 0): "2", (1, 1): "5"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
 
 
 def test_planes_show_each_class_with_its_own_marker():
     points, labels = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 2, 1, 0])
-    (axes,) = figures.class_plane(points, labels, ["x", "y", "z"], templates=points[:3], title="m").axes
+    (axes,) = model_figures.class_plane(points, labels, ["x", "y", "z"], templates=points[:3], title="m").axes
     for k, drawn in enumerate(axes.collections):
         np.testing.assert_array_equal(drawn.get_offsets(), points[labels == k])
     assert len({tuple(map(tuple, drawn.get_paths()[0].vertices)) for drawn in axes.collections}) == 3
@@ -108,13 +129,16 @@ def test_planes_show_each_class_with_its_own_marker():
 def test_panels_for_an_image_and_each_model():
     image = np.random.default_rng(0).random((6, 8, 3))
     heat = np.array([[0.0, 2.0], [0.0, 0.0]])
-    figure = figures.heat_panels(image, [heat, None, np.zeros((3, 3))], ["image", "a\nb", "c", "d"])
+    figure = model_figures.heat_panels(image, [heat, None, np.zeros((3, 3))], ["image", "a\nb", "c", "d"])
     panels = figure.axes
     assert [axes.get_title() for axes in panels][:4] == ["image", "a\nb", "c", "d"]
     np.testing.assert_array_equal(panels[0].images[0].get_array(), image)
     np.testing.assert_array_equal(panels[1].images[1].get_array(), heat / 2)
     assert len(panels[2].images) == 1
     assert all(tuple(shown.get_extent()) == (0, 8, 6, 0) for axes in panels for shown in axes.images)
+    placed = model_figures.heat_panels(image, [heat], ["image", "a"], [(1, 9, 5, -1)]).axes[1]
+    assert tuple(placed.images[1].get_extent()) == (1, 9, 5, -1)
+    assert placed.get_xlim() == (0, 8) and placed.get_ylim() == (6, 0)
 
 
 def test_files_are_both_kinds_and_the_same_each_time(tmp_path):
@@ -129,7 +153,7 @@ def test_files_are_both_kinds_and_the_same_each_time(tmp_path):
 
 
 def test_titles_are_not_cut_off():
-    figure = figures.heat_panels(np.zeros((8, 8, 3)), [np.ones((2, 2))] * 2, ["x", "one\ntwo", "three\nfour"])
+    figure = model_figures.heat_panels(np.zeros((8, 8, 3)), [np.ones((2, 2))] * 2, ["x", "one\ntwo", "three\nfour"])
     figure.savefig(io.BytesIO(), format="png")
     top = max(axes.title.get_window_extent().y1 for axes in figure.axes)
     assert top <= figure.bbox.y1
