@@ -64,7 +64,7 @@ def class_section(
     text.append(_worst_and_best(order, f1, classes))
     rows = [_row(k, scores, counts, classes) for k in order]
     if len(seen) == 1:
-        header = ["class", "rows", "precision", "recall", "F1", "most often taken for"]
+        header = ["class", "rows", "F1", "precision", "recall", "most often taken for"]
     else:
         header = ["class", "rows", *(f"F1, {each.subject.name}" for each in seen)]
     if len(rows) <= LISTED:
@@ -109,7 +109,7 @@ def _row(
     others = counts[0][k].copy()
     others[k] = 0
     taken_for = f"{classes[int(others.argmax())]} ({others.max():,})" if others.any() else "–"
-    return [first.name, f"{first.support:,}", *(f"{v:.3f}" for v in (first.precision, first.recall, first.f1)), taken_for]
+    return [first.name, f"{first.support:,}", *(f"{v:.3f}" for v in (first.f1, first.precision, first.recall)), taken_for]
 
 
 def _worst_and_best(order: Sequence[int], f1: NDArray[np.float64], classes: Sequence[str]) -> str:

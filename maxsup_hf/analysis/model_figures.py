@@ -22,6 +22,7 @@ from maxsup_hf.analysis.style import (
     shortened,
 )
 
+OVER_PHOTOS = "#808080"  # of text without a background, on a white page or a dark one
 FIT_A_PHONE, WIDE = 10, 6.6  # classes of a confusion matrix of ordinary width, and the width in inches of larger ones
 
 
@@ -82,7 +83,9 @@ def outcome_histogram(
         face = "none" if style.hatch else style.color + "40"
         ax.stairs(_shares(chosen, edges), edges, fill=True, facecolor=face, label=f"{name} ({len(chosen):,})", **look)
         ax.axvline(chosen.mean(), color=style.color, linestyle=style.linestyle, linewidth=1)
-    ax.set(xlabel=label, ylabel="share of these rows", xlim=edges[[0, -1]], ylim=(0, 1.05 * highest))
+    margin = 0.02 * (edges[-1] - edges[0])
+    limits = (edges[0] - margin, edges[-1] + margin)
+    ax.set(xlabel=label, ylabel="share of these rows", xlim=limits, ylim=(0, 1.05 * highest))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, title=title, title_fontproperties={"size": 9})
 
 
@@ -97,16 +100,18 @@ def confusion(ax: Axes, counts: ArrayLike, names: Sequence[str], title: str = ""
     """
     table = np.asarray(counts)
     width = WIDTH if len(names) <= FIT_A_PHONE else WIDE
-    figure_of(ax).set_size_inches(width, width)
+    figure_of(ax).set_size_inches(width, min(width, 1.2 + 0.4 * len(names)))
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    # The square root makes a few wrong rows visible.
+    ax.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, j in zip(*table.nonzero(), strict=True):
         ax.text(
-            j, i, f"{table[i, j]}", ha="center", va="center", fontsize=7, color="white" if shares[i, j] > 0.6 else "black"
+            j, i, f"{table[i, j]}", ha="center", va="center", fontsize=7, color="white" if shares[i, j] > 0.4 else "black"
         )
     places, labels = np.arange(len(names)), [shortened(name, 16) for name in names]
     ax.set(xticks=places, yticks=places, yticklabels=labels, xlabel="prediction", ylabel="label", title=title)
-    ax.set_xticklabels(labels, rotation=90 if max(map(len, labels)) > 2 else 0)
+    beside = max(map(len, labels)) * len(labels) < 8 * width
+    ax.set_xticklabels(labels, rotation=0 if beside else 90)
     ax.tick_params(length=0)
 
 
@@ -161,11 +166,12 @@ def heat_panels(
     height, width = pixels.shape[:2]
     whole = (0, width, height, 0)
     with rc_context(LOOK):
-        columns = min(len(titles), 3)
+        columns = min(len(titles), 2)
         rows = -(-len(titles) // columns)
         lines = 1 + max(title.count("\n") for title in titles)
         panel = WIDTH / columns * min(max(height / width, 0.4), 2)
-        fig = Figure(figsize=(WIDTH, rows * (panel + 0.15 + 0.15 * lines)))
+        # No background: photographs keep their colours on a dark page.
+        fig = Figure(figsize=(WIDTH, rows * (panel + 0.15 + 0.15 * lines)), facecolor="none")
         axes = np.atleast_1d(fig.subplots(rows, columns)).ravel()
         for ax in axes:
             ax.set_axis_off()
@@ -174,7 +180,7 @@ def heat_panels(
         for ax, heat, title, place in zip(
             axes, [None, *heats], titles, [None, *(places or [None] * len(heats))], strict=False
         ):
-            ax.set_title(title, fontsize=7.5)
+            ax.set_title(title, fontsize=7.5, color=OVER_PHOTOS)
             ax.imshow(pixels if heat is None else grey, extent=whole, interpolation="nearest")
             if heat is not None:
                 h = np.asarray(heat, dtype=np.float64)
@@ -182,6 +188,10 @@ def heat_panels(
                 ax.imshow(h, cmap="cividis", alpha=0.6, vmin=0, vmax=1, extent=place or whole, interpolation="bilinear")
             ax.set(xlim=(0, width), ylim=(height, 0))
         return fig
+
+
+def _count(rows: int) -> str:
+    return f"{rows}" if rows < 10_000 else f"{rows / 1000:.0f}k"
 
 
 def _shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -76,7 +76,7 @@ def analyze(
         title: of the report.
         data: paragraphs on the data, for the report.
         notes: what a reader must not miss, in addition to what is found here.
-        split: name of the rows' split, for the report.
+        split: name of the split that the rows are of, if it is known.
 
     Raises:
         ValueError: no subjects, duplicate names, classes that do not match, models that saw different rows, a single class
@@ -147,7 +147,7 @@ def analyze(
     }
     write_json(output_dir / "analysis.json", found)
     write_scores(output_dir / "per_class.csv", seen, scores)
-    summary = verdict(wrong, [each.subject.name for each in seen], f"{split or ''} rows".strip(), split == "train")
+    summary = verdict(wrong, [each.subject.name for each in seen], split)
     shown = [section for section in content if section.figures or section.tables]
     write_report(output_dir / "report.html", title, shown, summary=summary, notes=notes)
     return result

@@ -139,13 +139,17 @@ def _tested(models: int, rows: int, any_bold: bool) -> str:
 
 
 def _differences_table(names: Sequence[str], found: Sequence[Difference]) -> Table:
+    """A row for each metric and pair of models; a single pair is named above the table."""
+    pairs = [f"{names[each.first]} − {names[each.second]}" for each in found]
+    is_one = len(set(pairs)) == 1
     rows = []
-    for each in found:
+    for each, pair in zip(found, pairs, strict=True):
         p = "< 0.001" if each.p < 0.001 else f"{each.p:.3f}"
-        pair = f"{names[each.first]} − {names[each.second]}"
         interval = f"{each.low:+.4f} to {each.high:+.4f}"
-        rows.append([get_metric(each.metric).heading, pair, f"{each.value:+.4f}", interval, p])
-    return Table(["metric", "models", "difference", "95 % interval", "p"], rows, "Differences")
+        cells = [f"{each.value:+.4f}".replace("-", "−"), interval.replace("-", "−"), p]
+        rows.append([get_metric(each.metric).heading, *([] if is_one else [pair]), *cells])
+    header = ["metric", *([] if is_one else ["models"]), "difference", "95 % interval", "p"]
+    return Table(header, rows, f"Differences: {pairs[0]}" if is_one else "Differences")
 
 
 def _scalars(each: Seen) -> dict[str, float]:

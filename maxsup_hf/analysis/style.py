@@ -27,6 +27,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
 GREY = "#777777"
 WIDTH, HEIGHT = 4.2, 3.1  # inches
 LOOK: Any = {
+    "figure.facecolor": "white",
     "font.size": 9,
     "axes.titlesize": 9,
     "legend.fontsize": 8,
@@ -138,8 +139,8 @@ def save(fig: Figure, folder: str | Path, name: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with rc_context(LOOK):
-        fig.savefig(folder / f"{name}.png", dpi=200, facecolor="white")
-        fig.savefig(folder / f"{name}.svg", dpi=200, facecolor="white", metadata={"Date": None})
+        fig.savefig(folder / f"{name}.png", dpi=200, facecolor="auto")
+        fig.savefig(folder / f"{name}.svg", dpi=200, facecolor="auto", metadata={"Date": None})
     return folder / f"{name}.svg"
 
 

@@ -40,15 +40,15 @@ def wrong_rows(measured: Measured) -> WrongRows:
     return WrongRows(wrong, rows, wrong / rows, *binomial_interval(wrong, rows), gap)
 
 
-def verdict(found: Sequence[WrongRows], names: Sequence[str], kind: str, trained_on: bool) -> list[str]:
+def verdict(found: Sequence[WrongRows], names: Sequence[str], split: str | None = None) -> list[str]:
     """Whether MaxSup may change anything for these models, in plain sentences.
 
     Args:
         found: of each model, on the same rows.
         names: of the models.
-        kind: of the rows, such as "validation rows".
-        trained_on: whether these are rows that the models were trained on.
+        split: of the data that the rows are, if it is known.
     """
+    kind = {None: "rows", "train": "training rows"}.get(split, f"{split} rows")
     shares = [f"{100 * each.share:.1f} % ({100 * each.low:.1f} to {100 * each.high:.1f} %)" for each in found]
     if len(found) > 1:
         shares = [f"{name} {share}" for name, share in zip(names, shares, strict=True)]
@@ -64,11 +64,8 @@ def verdict(found: Sequence[WrongRows], names: Sequence[str], kind: str, trained
             f" On the wrong rows MaxSup's penalty is greater than that of label smoothing by α times {', '.join(gaps)}: the "
             "mean distance from the label's logit to the top one."
         )
-    if not trained_on:
-        more += (
-            " A loss sees training rows only, of which a model usually gets fewer wrong; --split train counts those, where "
-            "the data have them."
-        )
+    if split not in (None, "train"):
+        more += " Only training rows count in the end, and a model usually gets fewer of them wrong: see --split train."
     return [line, more]
 
 

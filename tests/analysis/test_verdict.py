@@ -42,7 +42,9 @@ def wrong(count, rows=1000, gap=2.0):
     ],
 )
 def test_the_verdict(counts, words):
-    line, more = verdict([wrong(count) for count in counts], ["a", "b"][: len(counts)], "test rows", False)
+    line, more = verdict([wrong(count) for count in counts], ["a", "b"][: len(counts)], "test")
     assert line.startswith("Will MaxSup help?") and words in line
     assert ("α times" in more) == any(counts) and "--split train" in more
-    assert "--split" not in verdict([wrong(5)], ["a"], "train rows", True)[1]
+    for split, kind in (("train", "1,000 training rows"), (None, "1,000 rows")):
+        line, more = verdict([wrong(5)], ["a"], split)
+        assert kind in line and "--split" not in more
