@@ -38,7 +38,9 @@ def reliability(ax: Axes, curves: Sequence[ReliabilityCurve], names: Sequence[st
         names: of the models.
         losses: as in `styles`.
     """
-    below = ax.inset_axes((0, -0.46, 1, 0.3))
+    grid = figure_of(ax).add_gridspec(2, 1, height_ratios=(5, 2))
+    ax.set_subplotspec(grid[0])
+    below = figure_of(ax).add_subplot(grid[1], sharex=ax)
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (1, 1)), zorder=0)
     for curve, name, style in zip(curves, names, styles(losses), strict=True):
         line: dict[str, Any] = {"color": style.color, "linestyle": style.linestyle}
@@ -51,11 +53,12 @@ def reliability(ax: Axes, curves: Sequence[ReliabilityCurve], names: Sequence[st
             if chosen is not many:
                 ax.plot(x, y, marker=style.marker, linestyle="none", color=style.color, alpha=strength)
         below.stairs(curve.rows, curve.edges, baseline=LEAST_BAR, **line)
-    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), ylabel="accuracy", xticklabels=[])
+    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), ylabel="accuracy")
+    ax.tick_params(labelbottom=False)
     most = max(int(curve.rows.max()) for curve in curves)
-    below.set(xlim=(-0.03, 1.03), yscale="log", ylim=(LEAST_BAR, 2 * most), xlabel="confidence", ylabel="rows")
+    below.set(yscale="log", ylim=(LEAST_BAR, 2 * most), xlabel="confidence", ylabel="rows")
     below.axhline(FEW, color=GREY, linewidth=0.8, linestyle=(0, (1, 1)), zorder=0)
-    below.locator_params(axis="y", numticks=4)
+    below.locator_params(axis="y", numticks=3)
     below.minorticks_off()
     legend_above(ax, len(names))
 
@@ -91,6 +94,7 @@ def within_class(
         shown = np.where(order == GAP, np.nan, v[order])
         ax.plot(shown, places, color=style.color, marker=style.marker, linestyle="none", label=name, clip_on=False)
     ax.set(yticks=places, yticklabels=labels, xlabel="within-class variation", xlim=(0, None))
+    ax.locator_params(axis="x", nbins=6)
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
     legend_above(ax, len(names))
 

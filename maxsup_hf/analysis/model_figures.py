@@ -86,6 +86,7 @@ def outcome_histogram(
     margin = 0.02 * (edges[-1] - edges[0])
     limits = (edges[0] - margin, edges[-1] + margin)
     ax.set(xlabel=label, ylabel="share of these rows", xlim=limits, ylim=(0, 1.05 * highest))
+    ax.locator_params(axis="x", nbins=6)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, title=title, title_fontproperties={"size": 9})
 
 
@@ -106,7 +107,7 @@ def confusion(ax: Axes, counts: ArrayLike, names: Sequence[str], title: str = ""
     ax.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, j in zip(*table.nonzero(), strict=True):
         ax.text(
-            j, i, f"{table[i, j]}", ha="center", va="center", fontsize=7, color="white" if shares[i, j] > 0.4 else "black"
+            j, i, _count(table[i, j]), ha="center", va="center", fontsize=7, color="white" if shares[i, j] > 0.4 else "black"
         )
     places, labels = np.arange(len(names)), [shortened(name, 16) for name in names]
     ax.set(xticks=places, yticks=places, yticklabels=labels, xlabel="prediction", ylabel="label", title=title)
@@ -137,7 +138,7 @@ def class_plane(
     for k, (name, style) in enumerate(zip(classes, CLASS_STYLES, strict=True)):
         look: dict[str, Any] = {"s": 12, "alpha": 0.8, "linewidths": 0.7, "edgecolors": style.color, "rasterized": True}
         face = style.color if k == 0 else "none"
-        ax.scatter(*xy[y == k].T, marker=style.marker, facecolors=face, label=shortened(name), **look)
+        ax.scatter(*xy[y == k].T, marker=style.marker, facecolors=face, label=shortened(name, 16), **look)
     if templates is not None:
         for place, style in zip(np.asarray(templates), CLASS_STYLES, strict=True):
             ax.plot(*place, marker=style.marker, color=style.color, markersize=9, markeredgecolor="white", zorder=3)
@@ -145,7 +146,7 @@ def class_plane(
     ax.set_aspect("equal", adjustable="datalim")
     for spine in ax.spines.values():
         spine.set(visible=True, color="#bbbbbb")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, handletextpad=0.1, columnspacing=0.8)
+    figure_of(ax).legend(loc="outside lower center", ncols=3, handletextpad=0.1, columnspacing=0.8)
 
 
 def heat_panels(
@@ -191,7 +192,9 @@ def heat_panels(
 
 
 def _count(rows: int) -> str:
-    return f"{rows}" if rows < 10_000 else f"{rows / 1000:.0f}k"
+    if rows < 10_000:
+        return str(rows)
+    return f"{rows / 1000:.0f}k" if rows < 10**6 else f"{rows / 10**6:.0f}M"
 
 
 def _shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -149,10 +149,15 @@ def figure_of(ax: Axes) -> Figure:
 
 
 def legend_above(ax: Axes, count: int) -> None:
-    """A legend of `count` entries above the axes."""
+    """A legend of `count` entries above the axes, in the middle of the figure: labels of ticks may take half of it."""
     if count:
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(count, 2))
+        handles, labels = ax.get_legend_handles_labels()
+        figure_of(ax).legend(handles, map(shortened, labels), loc="outside upper center", ncols=min(count, 2))
 
 
 def shortened(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    """A name of at most so many characters: of a longer one the beginning and the end, in which similar names differ."""
+    if len(name) <= most:
+        return name
+    end = most // 3
+    return f"{name[: most - 1 - end]}…{name[-end:]}"

@@ -48,7 +48,7 @@ def verdict(found: Sequence[WrongRows], names: Sequence[str], split: str | None 
         names: of the models.
         split: of the data that the rows are, if it is known.
     """
-    kind = {None: "rows", "train": "training rows"}.get(split, f"{split} rows")
+    kind = "rows" if split is None else f"rows of the {split} split"
     shares = [f"{100 * each.share:.1f} % ({100 * each.low:.1f} to {100 * each.high:.1f} %)" for each in found]
     if len(found) > 1:
         shares = [f"{name} {share}" for name, share in zip(names, shares, strict=True)]

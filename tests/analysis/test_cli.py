@@ -98,7 +98,7 @@ def test_installed_command(report):
     shares = [model["wrong_rows"]["share"] for model in found["models"]]
     assert shares == pytest.approx([1 - model["metrics"]["accuracy"] for model in found["models"]])
     for name, share in zip(("smoothed", "with_maxsup"), shares, strict=True):
-        assert f"{name} {100 * share:.1f} % (" in first and "of the 100 validation rows" in first
+        assert f"{name} {100 * share:.1f} % (" in first and "of the 100 rows of the validation split" in first
     assert "McNemar&#39;s exact test" in page and [each["metric"] for each in found["differences"]] == [
         "accuracy", "nll", "brier", "ece",
     ]  # fmt: skip

@@ -64,7 +64,7 @@ def test_models_with_the_same_loss_share_its_colour_and_nothing_else():
 
 
 def test_reliability_leaves_empty_bins_out_and_fades_small_ones():
-    axes = figures.reliability([curve()], ["a"], ["maxsup"]).axes[0]
+    axes, below = figures.reliability([curve()], ["a"], ["maxsup"]).axes
     (line,) = lines(axes, "a")
     assert line.get_xdata().tolist() == [0.3, 0.7] and line.get_ydata().tolist() == [0.5, 1.0]
     assert line.get_color() == style.LOSS_STYLES["maxsup"].color
@@ -73,7 +73,7 @@ def test_reliability_leaves_empty_bins_out_and_fades_small_ones():
     bars = [segment for drawn in axes.collections for segment in drawn.get_segments()]
     wilson = [(0.2993, 0.7007), (0.9398, 1.0), (0.3542, 0.8794)]  # of 10 of 20, 60 of 60 and 6 of 9
     assert [tuple(segment[:, 1]) for segment in bars] == [pytest.approx(each, abs=1e-3) for each in wilson]
-    (stairs,) = axes.child_axes[0].patches
+    (stairs,) = below.patches
     assert stairs.get_data().values.tolist() == [0, 20, 0, 60, 9]
 
 
@@ -150,6 +150,59 @@ def test_files_are_both_kinds_and_the_same_each_time(tmp_path):
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert texts[0] == texts[1] and path.suffix == ".svg"
     assert re.search(r'width="3\d\d(\.\d+)?pt"', texts[0]), "4.2 inches of 72 points"
+
+
+LONG = [f"a class with a long name {i}" for i in range(40)]
+MODELS = ["a model with a rather long name", *"bcdef"]
+
+
+def awkward():
+    """Name -> a figure of data that are hard to draw: long names, extremes, large values, empty bins."""
+    generator = np.random.default_rng(0)
+    extreme = ReliabilityCurve(np.linspace(0, 1, 3), np.array([10**6, 3]), np.array([0.0, 1.0]), np.array([1.0, 0.0]))
+    few_bins = ReliabilityCurve(np.linspace(0, 1, 3), np.array([1, 0]), np.array([0.001, np.nan]), np.array([0.0, np.nan]))
+    within = [generator.random(40) * scale for scale in (1e-3, 1, 1, 1, 1, 1)]
+    large, right = generator.normal(size=500) * 1e5, np.arange(500) > 3
+    return {
+        "reliability": figures.reliability([extreme] * 5 + [few_bins], MODELS, [None] * 6),
+        "within many": figures.within_class(within, MODELS, [None] * 6, LONG),
+        "within two": figures.within_class([np.array([0.0, 1e-7])], ["m"], [None], LONG[:2]),
+        "histogram": model_figures.outcome_histogram(large, right, "top logit − mean logit", MODELS[0]),
+        "confusion 2": model_figures.confusion([[10**6, 5], [0, 1]], LONG[:2], MODELS[0]),
+        "confusion 10": model_figures.confusion(np.full((10, 10), 9999), LONG[:10], MODELS[0]),
+        "confusion 21": model_figures.confusion(np.full((21, 21), 123456), LONG[:21], MODELS[0]),
+        "plane": model_figures.class_plane(large[:30].reshape(15, 2), np.arange(15) % 3, LONG[:3], large[:6].reshape(3, 2)),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["reliability", "within many", "within two", "histogram", "confusion 2", "confusion 10", "confusion 21", "plane"]
+)
+def test_nothing_is_cut_and_no_ticks_overlap(name):
+    figure = awkward()[name]
+    figure.savefig(io.BytesIO(), format="png", dpi=100)
+    inside = figure.bbox.padded(2)
+    for axes in figure.axes:
+        frame = axes.get_window_extent().padded(4)
+        for line in axes.get_lines():
+            if line.get_marker() not in ("None", "", None):
+                points = axes.transData.transform(np.column_stack(line.get_data()).astype(float))
+                assert all(frame.contains(*point) for point in points if np.isfinite(point).all()), "a mark is cut"
+        for axis in (axes.xaxis, axes.yaxis):
+            shown = axis.get_view_interval()
+            ticks = [tick for tick in axis.get_major_ticks() if min(shown) <= tick.get_loc() <= max(shown)]
+            ticks = [tick for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
+            labels = [tick.label1.get_window_extent() for tick in ticks]
+            assert not any(a.overlaps(b) for a, b in combinations(labels, 2)), "ticks overlap"
+            if name.startswith("confusion"):
+                cell = abs(np.diff(axes.transData.transform([(0, 0), (1, 1)]), axis=0)[0, 0])
+                assert all(text.get_window_extent().width < cell for text in axes.texts), "numbers overlap"
+            texts = [axis.label, axes.title, *(tick.label1 for tick in ticks), *axes.texts]
+            boxes = [text.get_window_extent() for text in texts if text.get_text()]
+            assert all(inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1) for box in boxes), "text is cut"
+    legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
+    for box in (legend.get_window_extent() for legend in legends):
+        assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), "the legend is cut"
 
 
 def test_titles_are_not_cut_off():

@@ -32,12 +32,12 @@ def wrong(count, rows=1000, gap=2.0):
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
-        ([0], "0.0 % (0.0 to 0.4 %) of the 1,000 test rows. On so few rows"),
-        ([3], "0.3 % (0.1 to 0.9 %) of the 1,000 test rows. On so few rows"),
-        ([10], "1.0 % (0.5 to 1.8 %) of the 1,000 test rows. Whether that makes a difference is undecided"),
+        ([0], "0.0 % (0.0 to 0.4 %) of the 1,000 rows of the test split. On so few rows"),
+        ([3], "0.3 % (0.1 to 0.9 %) of the 1,000 rows of the test split. On so few rows"),
+        ([10], "1.0 % (0.5 to 1.8 %) of the 1,000 rows of the test split. Whether that makes a difference is undecided"),
         ([60], "Whether that makes a difference is undecided"),  # 4.7 to 7.6 %
-        ([200], "20.0 % (17.6 to 22.6 %) of the 1,000 test rows. The two are different losses for you"),
-        ([200, 3], "a 20.0 % (17.6 to 22.6 %), b 0.3 % (0.1 to 0.9 %) of the 1,000 test rows. Whether that"),
+        ([200], "20.0 % (17.6 to 22.6 %) of the 1,000 rows of the test split. The two are different losses for you"),
+        ([200, 3], "a 20.0 % (17.6 to 22.6 %), b 0.3 % (0.1 to 0.9 %) of the 1,000 rows of the test split. Whether that"),
         ([200, 300], "The two are different losses for you"),
     ],
 )
@@ -45,6 +45,6 @@ def test_the_verdict(counts, words):
     line, more = verdict([wrong(count) for count in counts], ["a", "b"][: len(counts)], "test")
     assert line.startswith("Will MaxSup help?") and words in line
     assert ("α times" in more) == any(counts) and "--split train" in more
-    for split, kind in (("train", "1,000 training rows"), (None, "1,000 rows")):
+    for split, kind in (("train", "1,000 rows of the train split."), (None, "1,000 rows.")):
         line, more = verdict([wrong(5)], ["a"], split)
         assert kind in line and "--split" not in more
