@@ -42,10 +42,10 @@ def histogram_axes(
         values, right: (N,) of each model, as in `outcome_histogram`.
         limits: of the values. Default: their least and greatest.
     """
-    groups = [
-        np.asarray(v)[np.asarray(r, bool) == which] for v, r in zip(values, right, strict=True) for which in (True, False)
-    ]
-    groups = [group for group in groups if len(group)]
+    groups = []
+    for v, r in zip(map(np.asarray, values), right, strict=True):
+        is_right = np.asarray(r, dtype=bool)
+        groups += [group for group in (v[is_right], v[~is_right]) if len(group)]
     low, high = limits or (min(float(group.min()) for group in groups), max(float(group.max()) for group in groups))
     # As many bins as the smallest histogram can fill: a few wrong rows in many bins look like noise.
     bins = int(np.clip(min(len(group) for group in groups) ** 0.5, 10, 30))
@@ -106,9 +106,8 @@ def confusion(ax: Axes, counts: ArrayLike, names: Sequence[str], title: str = ""
     # The square root makes a few wrong rows visible.
     ax.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, j in zip(*table.nonzero(), strict=True):
-        ax.text(
-            j, i, _count(table[i, j]), ha="center", va="center", fontsize=7, color="white" if shares[i, j] > 0.4 else "black"
-        )
+        color = "white" if shares[i, j] > 0.4 else "black"
+        ax.text(j, i, _count(table[i, j]), ha="center", va="center", fontsize=7, color=color)
     places, labels = np.arange(len(names)), [shortened(name, 16) for name in names]
     ax.set(xticks=places, yticks=places, yticklabels=labels, xlabel="prediction", ylabel="label", title=title)
     beside = max(map(len, labels)) * len(labels) < 8 * width
@@ -178,9 +177,8 @@ def heat_panels(
             ax.set_axis_off()
         # A grey image under a map that is lighter where it is greater, so that it reads in greyscale print too.
         grey = np.repeat(pixels.mean(-1, keepdims=True), 3, axis=-1)
-        for ax, heat, title, place in zip(
-            axes, [None, *heats], titles, [None, *(places or [None] * len(heats))], strict=False
-        ):
+        places = places or [None] * len(heats)
+        for ax, heat, title, place in zip(axes, [None, *heats], titles, [None, *places], strict=False):
             ax.set_title(title, fontsize=7.5, color=OVER_PHOTOS)
             ax.imshow(pixels if heat is None else grey, extent=whole, interpolation="nearest")
             if heat is not None:
