@@ -159,7 +159,7 @@ def ood_auroc(logits: ArrayLike, ood_logits: ArrayLike) -> float:
         ood_logits: (M, K) of rows that do not.
 
     Raises:
-        ValueError: no rows, wrong shapes, NaN or infinite logits.
+        ValueError: no rows, wrong shapes, NaN or infinite logits, or probabilities in place of logits.
     """
     known, unknown = (as_logits(x) for x in (logits, ood_logits))
     if known.ndim != 2 or unknown.ndim != 2 or known.shape[1] != unknown.shape[1]:

@@ -46,7 +46,7 @@ def near_zero_share(logits: ArrayLike, threshold: float = 0.01) -> NDArray[np.fl
         threshold: positive. Default 0.01.
 
     Raises:
-        ValueError: a wrong shape, no rows, NaN or infinite logits, or a threshold that is not positive.
+        ValueError: a wrong shape, no rows, NaN or infinite logits, probabilities, or a threshold that is not positive.
     """
     return _near_zero_share(_check(logits), threshold)
 

@@ -156,30 +156,30 @@ LONG = [f"a class with a long name {i}" for i in range(40)]
 MODELS = ["a model with a rather long name", *"bcdef"]
 
 
-def awkward():
-    """Name -> a figure of data that are hard to draw: long names, extremes, large values, empty bins."""
-    generator = np.random.default_rng(0)
-    extreme = ReliabilityCurve(np.linspace(0, 1, 3), np.array([10**6, 3]), np.array([0.0, 1.0]), np.array([1.0, 0.0]))
-    few_bins = ReliabilityCurve(np.linspace(0, 1, 3), np.array([1, 0]), np.array([0.001, np.nan]), np.array([0.0, np.nan]))
-    within = [generator.random(40) * scale for scale in (1e-3, 1, 1, 1, 1, 1)]
-    large, right = generator.normal(size=500) * 1e5, np.arange(500) > 3
-    return {
-        "reliability": figures.reliability([extreme] * 5 + [few_bins], MODELS, [None] * 6),
-        "within many": figures.within_class(within, MODELS, [None] * 6, LONG),
-        "within two": figures.within_class([np.array([0.0, 1e-7])], ["m"], [None], LONG[:2]),
-        "histogram": model_figures.outcome_histogram(large, right, "top logit − mean logit", MODELS[0]),
-        "confusion 2": model_figures.confusion([[10**6, 5], [0, 1]], LONG[:2], MODELS[0]),
-        "confusion 10": model_figures.confusion(np.full((10, 10), 9999), LONG[:10], MODELS[0]),
-        "confusion 21": model_figures.confusion(np.full((21, 21), 123456), LONG[:21], MODELS[0]),
-        "plane": model_figures.class_plane(large[:30].reshape(15, 2), np.arange(15) % 3, LONG[:3], large[:6].reshape(3, 2)),
-    }
+GENERATOR = np.random.default_rng(0)
+LARGE = GENERATOR.normal(size=500) * 1e5
+WITHIN = [GENERATOR.random(40) * scale for scale in (1e-3, 1, 1, 1, 1, 1)]
+HALVES = np.linspace(0, 1, 3)
+EXTREME = ReliabilityCurve(HALVES, np.array([10**6, 3]), np.array([0.0, 1.0]), np.array([1.0, 0.0]))
+ONE_ROW = ReliabilityCurve(HALVES, np.array([1, 0]), np.array([0.001, np.nan]), np.array([0.0, np.nan]))
+# what is hard to draw: long names, extremes, large values, empty bins
+AWKWARD = {
+    "reliability": lambda: figures.reliability([EXTREME] * 5 + [ONE_ROW], MODELS, [None] * 6),
+    "within many": lambda: figures.within_class(WITHIN, MODELS, [None] * 6, LONG),
+    "within two": lambda: figures.within_class([np.array([0.0, 1e-7])], ["m"], [None], LONG[:2]),
+    "histogram": lambda: model_figures.outcome_histogram(LARGE, np.arange(500) > 3, "top logit − mean logit", MODELS[0]),
+    "confusion 2": lambda: model_figures.confusion([[10**6, 5], [0, 1]], LONG[:2], MODELS[0]),
+    "confusion 10": lambda: model_figures.confusion(np.full((10, 10), 9999), LONG[:10], MODELS[0]),
+    "confusion 21": lambda: model_figures.confusion(np.full((21, 21), 123456), LONG[:21], MODELS[0]),
+    "plane": lambda: model_figures.class_plane(
+        LARGE[:30].reshape(15, 2), np.arange(15) % 3, LONG[:3], LARGE[:6].reshape(3, 2)
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    "name", ["reliability", "within many", "within two", "histogram", "confusion 2", "confusion 10", "confusion 21", "plane"]
-)
+@pytest.mark.parametrize("name", AWKWARD)
 def test_nothing_is_cut_and_no_ticks_overlap(name):
-    figure = awkward()[name]
+    figure = AWKWARD[name]()
     figure.savefig(io.BytesIO(), format="png", dpi=100)
     inside = figure.bbox.padded(2)
     for axes in figure.axes:
