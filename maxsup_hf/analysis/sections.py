@@ -13,6 +13,7 @@ from maxsup_hf.analysis.measure import plane, project, rows_of
 from maxsup_hf.analysis.paired import LEVEL, TESTED, Difference, best_model, resamples
 from maxsup_hf.analysis.report import Picture, Section, file_name
 from maxsup_hf.analysis.seen import Seen
+from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.metrics import get_metric
 from maxsup_hf.output.tables import Table
 
@@ -96,7 +97,7 @@ def summary(seen: Sequence[Seen], data: Sequence[str]) -> Section:
     header = ["", *(each.subject.name for each in seen)]
     facts = dict.fromkeys(key for each in seen for key in each.subject.about)
     models = [
-        ["loss", *(style.loss_label(each.subject.loss) if each.subject.loss else "not known" for each in seen)],
+        ["loss", *(loss_label(each.subject.loss) if each.subject.loss else "not known" for each in seen)],
         *([key, *(str(each.subject.about.get(key, "")) for each in seen)] for key in facts),
         ["classifier layer", *(each.layer for each in seen)],
         ["features", *(f"{each.weight.shape[1]:,}" for each in seen)],

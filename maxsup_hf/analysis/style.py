@@ -12,8 +12,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, cast
 
-from maxsup_hf.losses._labels import loss_label as loss_label
-
 try:
     from matplotlib import rc_context
     from matplotlib.axes import Axes
