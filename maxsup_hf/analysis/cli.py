@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> Path:
         title=f"{', '.join(subject.name for subject in subjects)} on {args.dataset or 'the built-in data set'}",
         data=[data.text],
         notes=notes,
+        split=data.split,
     )
     return analysis.folder
 

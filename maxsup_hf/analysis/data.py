@@ -33,6 +33,7 @@ class Data:
         columns: input columns of the models.
         classes: names of the classes that have a row.
         declared: names of all classes that the data set declares, in its order.
+        split: name of the split that the rows are of; `None` for a file, whose rows may be of any.
         text: description for the report.
     """
 
@@ -40,6 +41,7 @@ class Data:
     columns: list[str]
     classes: list[str]
     declared: list[str]
+    split: str | None
     text: str
 
 
@@ -80,11 +82,12 @@ def load_data(task: str, args: argparse.Namespace) -> tuple[Data, list[str]]:
     if split == "train" and args.dataset is not None:
         notes.append(
             "These are all rows of the split train. If the models were trained on them, all results here are on data that "
-            "they have seen: --split validation selects the rows that `maxsup-hf train` holds out."
+            "they have seen: --split validation selects the rows that maxsup-hf train holds out."
         )
     part = "" if len(dataset) == rows else f" of {rows:,}"
     text = f"{name}, split {split}: {len(dataset):,}{part} rows, {len(classes)} classes."
-    return Data(dataset, columns, classes, declared, text), notes
+    known_split = None if _is_file(args.dataset) else split
+    return Data(dataset, columns, classes, declared, known_split, text), notes
 
 
 def _inputs(
@@ -107,10 +110,13 @@ def _load_splits(task: str, args: argparse.Namespace) -> tuple[Splits, str]:
     """All splits of the data set, and its name."""
     if args.dataset is None:
         return {"train": BUILTIN[task]()}, f"The built-in data set of {task}"
-    extension = Path(args.dataset).suffix.lower()
-    if extension in FORMATS or os.path.isfile(args.dataset):
+    if _is_file(args.dataset):
         return {"train": load_file("dataset", args.dataset)}, args.dataset
     return dict(load_named("dataset", args.dataset, args.dataset_config_name)), args.dataset
+
+
+def _is_file(dataset: str | None) -> bool:
+    return dataset is not None and (Path(dataset).suffix.lower() in FORMATS or os.path.isfile(dataset))
 
 
 def _choose_split(splits: Splits, label_column: str, args: argparse.Namespace) -> tuple[str, Dataset]:

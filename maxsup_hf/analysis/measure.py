@@ -25,7 +25,10 @@ class Measured:
         curve: the reliability curve.
         labels, predicted: (N,) classes.
         confidence: (N,) greatest probabilities.
+        nll, brier: (N,) scores of the rows, whose means are the metrics.
         top: (N,) greatest logit minus the mean of all logits: what MaxSup penalizes. Shifts of the logits do not change it.
+        gap: (N,) greatest logit minus the label's: what MaxSup penalizes in addition to label smoothing, 0 where a row is
+            predicted right.
         confusion: (K, K) mean probability of each class over the rows of each label; NaN rows for classes without a sample.
     """
 
@@ -35,7 +38,10 @@ class Measured:
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
+    nll: NDArray[np.float64]
+    brier: NDArray[np.float64]
     top: NDArray[np.float64]
+    gap: NDArray[np.float64]
     confusion: NDArray[np.float64]
 
     @property
@@ -46,7 +52,7 @@ class Measured:
 def measure(rows: Callable[[], Iterator[FeatureRows]], weight: Tensor, missing: str = "raise") -> Measured:
     """All metrics and per-row statistics that are reported of a model.
 
-    Features are never in memory all at once; of each row's logits four statistics are kept.
+    Features are never in memory all at once; of each row's logits a few statistics are kept.
 
     Args:
         rows: returns the batches; it is called twice.
@@ -67,7 +73,12 @@ def measure(rows: Callable[[], Iterator[FeatureRows]], weight: Tensor, missing: 
         z = logits.double()
         q = z.softmax(1)
         confusion.index_add_(0, labels, q)
-        kept.append((labels, z.argmax(1), q.amax(1), z.amax(1) - z.mean(1)))
+        top, of_label = z.amax(1), z.gather(1, labels[:, None]).squeeze(1)
+        q_label = q.gather(1, labels[:, None]).squeeze(1)
+        brier = q.square().sum(1) - 2 * q_label + 1
+        kept.append((
+            labels, z.argmax(1), q.amax(1), z.logsumexp(1) - of_label, brier, top - z.mean(1), top - of_label,
+        ))  # fmt: skip
     found = geometry.compute(classifier=weight, missing=missing)
     nearest = NearestCentre(geometry.class_means())
     for features, logits, _ in rows():
@@ -82,7 +93,10 @@ def measure(rows: Callable[[], Iterator[FeatureRows]], weight: Tensor, missing: 
         labels=of_rows[0],
         predicted=of_rows[1],
         confidence=of_rows[2],
-        top=of_rows[3],
+        nll=of_rows[3],
+        brier=of_rows[4],
+        top=of_rows[5],
+        gap=of_rows[6],
         confusion=mean_confusion,
     )
 

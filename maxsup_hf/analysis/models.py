@@ -24,9 +24,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from maxsup_hf.analysis.data import IMAGE, TEXT, Data
+from maxsup_hf.analysis.photos import Photos
 from maxsup_hf.analysis.store import data_fingerprint
 from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.files import loading
+from maxsup_hf.data.images import to_rgb
 from maxsup_hf.hub.record import RECORD
 from maxsup_hf.scripts.common.models import hub_options, load_config
 from maxsup_hf.scripts.common.tokenizers import build_tokenizer, max_length
@@ -118,5 +120,12 @@ def model_inputs(task: str, model: Any, source: str, data: Data, args: argparse.
     columns = ((name, read_column(data.dataset, name)) for name in data.dataset.column_names)
     key = data_fingerprint(columns, type(processor).__name__, processor.to_json_string())
     scale = (processor.image_mean, processor.image_std) if getattr(processor, "do_normalize", False) else None
-    dataset = data.dataset.with_transform(partial(to_pixels, column=data.columns[0], processor=processor))
-    return {"dataset": dataset, "collate": default_data_collator, "data_key": key, "pixel_scale": scale}
+    column = data.columns[0]
+    photos = Photos(
+        image=lambda row: to_rgb(data.dataset[row][column]),
+        pixels=lambda image: processor([image], return_tensors="pt")["pixel_values"][0],
+    )
+    return {
+        "dataset": data.dataset.with_transform(partial(to_pixels, column=column, processor=processor)),
+        "collate": default_data_collator, "data_key": key, "pixel_scale": scale, "photos": photos,
+    }  # fmt: skip

@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 
 from maxsup_hf.analysis import sections
+from maxsup_hf.analysis.class_section import class_section, scores_of_classes, write_scores
 from maxsup_hf.analysis.classes import match_classes
+from maxsup_hf.analysis.maps import attribute_images, maps_section
 from maxsup_hf.analysis.measure import Measured, choose_triples
+from maxsup_hf.analysis.paired import Difference, differences
 from maxsup_hf.analysis.report import PACKAGES, Section, write_report
 from maxsup_hf.analysis.seen import Seen, Subject, cache_name, look, names_of, whose
 from maxsup_hf.analysis.style import LOSS_STYLES
+from maxsup_hf.analysis.verdict import WrongRows, verdict, wrong_rows
+from maxsup_hf.metrics import ClassScores
 from maxsup_hf.output.files import write_json
 from maxsup_hf.output.versions import versions
 
@@ -25,7 +30,7 @@ class Analysis:
     """The result of `analyze`.
 
     Attributes:
-        folder: with `analysis.json`, `report.html` and `figures`.
+        folder: with `analysis.json`, `per_class.csv`, `report.html` and `figures`.
         subjects: in the order of the report, which is that of their losses.
         classes: K names, in the order of all (K,) arrays.
         measured: of each subject.
@@ -53,6 +58,7 @@ def analyze(
     title: str = "Analysis",
     data: Sequence[str] = (),
     notes: Sequence[str] = (),
+    split: str | None = None,
 ) -> Analysis:
     """Measure models on the same rows, and write the results.
 
@@ -70,6 +76,7 @@ def analyze(
         title: of the report.
         data: paragraphs on the data, for the report.
         notes: what a reader must not miss, in addition to what is found here.
+        split: name of the split that the rows are of, if it is known.
 
     Raises:
         ValueError: no subjects, duplicate names, classes that do not match, models that saw different rows, a single class
@@ -110,15 +117,20 @@ def analyze(
         chosen = given_triples
         if chosen is None:
             chosen = choose_triples(np.mean([m.confusion for m in measured], axis=0))
-        maps = sections.attribute_images(seen, images)
+        wrong = [wrong_rows(m) for m in measured]
+        paired = differences(measured)
+        scores = scores_of_classes(seen, common)
+        maps = attribute_images(seen, images)
         output_dir = Path(output_dir)  # nothing is written before this point, and nothing should fail after it
         drawing = output_dir / "figures"
         content = [
             sections.summary(seen, data),
+            sections.metrics_section(seen, paired),
+            class_section(seen, scores, common, drawing),
             Section("Calibration", [sections.CALIBRATION], figures=sections.compared(seen, common, drawing)),
             *sections.histograms(seen, drawing),
             *sections.planes(seen, chosen, common, drawing, notes),
-            sections.maps_section(seen, maps, common, drawing),
+            maps_section(seen, maps, common, drawing),
         ]
     pictures = [picture for section in content for picture in section.figures]
     result = Analysis(output_dir, subjects, common, measured, chosen, notes)
@@ -127,13 +139,17 @@ def analyze(
         "data": list(data),
         "classes": common,
         "triples": [[common[c] for c in triple] for triple in chosen],
-        "models": [_model_entry(each) for each in seen],
+        "models": [_model_entry(*each) for each in zip(seen, wrong, scores, strict=True)],
+        "differences": _difference_entries(paired, seen),
         "notes": notes,
         "figures": [str(picture.path.relative_to(output_dir)) for picture in pictures],
         "versions": versions(*PACKAGES),
     }
     write_json(output_dir / "analysis.json", found)
-    write_report(output_dir / "report.html", title, [s for s in content if s.figures or s.tables], notes=notes)
+    write_scores(output_dir / "per_class.csv", seen, scores)
+    summary = verdict(wrong, [each.subject.name for each in seen], split)
+    shown = [section for section in content if section.figures or section.tables]
+    write_report(output_dir / "report.html", title, shown, summary=summary, notes=notes)
     return result
 
 
@@ -159,7 +175,12 @@ def _absent_classes_note(measured: Measured, classes: Sequence[str]) -> list[str
     ]
 
 
-def _model_entry(each: Seen) -> dict[str, Any]:
+def _difference_entries(found: Sequence[Difference], seen: Sequence[Seen]) -> list[dict[str, Any]]:
+    names = [each.subject.name for each in seen]
+    return [{**each._asdict(), "first": names[each.first], "second": names[each.second]} for each in found]
+
+
+def _model_entry(each: Seen, wrong: WrongRows, scores: Sequence[ClassScores]) -> dict[str, Any]:
     m, subject = each.measured, each.subject
     return {
         "name": subject.name,
@@ -169,4 +190,6 @@ def _model_entry(each: Seen) -> dict[str, Any]:
         "metrics": m.metrics,
         "geometry": m.geometry,
         "reliability": m.curve._asdict(),
+        "wrong_rows": wrong._asdict(),
+        "per_class": [of_class._asdict() for of_class in scores],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -25,11 +26,15 @@ class Picture:
         path: of the file.
         caption: below the picture.
         alt: text for readers who cannot see the picture. Default: the caption.
+        wide: two columns wide; on a phone it scrolls.
+        photo: its colours stay as they are in dark mode, in which those of other figures are inverted.
     """
 
     path: Path
     caption: str
     alt: str = ""
+    wide: bool = False
+    photo: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Section:
         text: paragraphs.
         tables, figures: in this order after the text.
         files: name -> text that unfolds on a click: configurations, logs.
+        folded: tables that unfold on a click on their caption.
     """
 
     title: str
@@ -48,6 +54,7 @@ class Section:
     tables: Sequence[Table] = ()
     figures: Sequence[Picture] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    folded: Sequence[Table] = ()
 
 
 def write_report(
@@ -65,7 +72,7 @@ def write_report(
         path: of the HTML file.
         title: heading and window title.
         sections: the content.
-        summary: paragraphs below the title.
+        summary: paragraphs below the title; the first one says what a reader wants to know.
         notes: what a reader must not miss, highlighted.
         footer: last paragraphs. Default: the versions of the packages.
 
@@ -75,7 +82,7 @@ def write_report(
     Raises:
         ValueError: a table whose rows differ in length from its header, or a picture that is neither svg nor png.
     """
-    for table in (table for section in sections for table in section.tables):
+    for table in (table for section in sections for table in (*section.tables, *section.folded)):
         if any(len(row) != len(table.header) for row in table.rows):
             raise ValueError(f"table {table.caption!r}: every row needs {len(table.header)} cells, as many as its header")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
@@ -91,6 +98,11 @@ def write_report(
     path = Path(path)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def file_name(i: int, name: str) -> str:
+    """A name for the file of the i-th of several things, counted from 0."""
+    return f"{i + 1}-" + re.sub(r"[^\w.-]+", "-", name)
 
 
 def data_uri(path: Path) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from maxsup_hf.analysis.measure import Measured, measure
+from maxsup_hf.analysis.photos import Photos
 from maxsup_hf.analysis.store import has_rows, load_rows, model_fingerprint, save_rows
 from maxsup_hf.trainer.features import Classifier, FeatureRows, extract, find_classifier
 
@@ -36,6 +37,7 @@ class Subject:
         about: what else a reader should know: name -> value.
         data_key: identifies everything that the inputs depend on, see `store.data_fingerprint`. Default: nothing is cached.
         pixel_scale: mean and standard deviation (of each channel) that images were normalized with, to show them.
+        photos: the images as the data have them, to show them instead of what the model is given.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Subject:
     about: Mapping[str, str] = field(default_factory=dict)
     data_key: str | None = None
     pixel_scale: tuple[Sequence[float], Sequence[float]] | None = None
+    photos: Photos | None = None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, cast
 
-from maxsup_hf.losses._labels import loss_label as loss_label
-
 try:
     from matplotlib import rc_context
     from matplotlib.axes import Axes
@@ -27,6 +25,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
 GREY = "#777777"
 WIDTH, HEIGHT = 4.2, 3.1  # inches
 LOOK: Any = {
+    "figure.facecolor": "white",
     "font.size": 9,
     "axes.titlesize": 9,
     "legend.fontsize": 8,
@@ -138,8 +137,8 @@ def save(fig: Figure, folder: str | Path, name: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with rc_context(LOOK):
-        fig.savefig(folder / f"{name}.png", dpi=200, facecolor="white")
-        fig.savefig(folder / f"{name}.svg", dpi=200, facecolor="white", metadata={"Date": None})
+        fig.savefig(folder / f"{name}.png", dpi=200, facecolor="auto")
+        fig.savefig(folder / f"{name}.svg", dpi=200, facecolor="auto", metadata={"Date": None})
     return folder / f"{name}.svg"
 
 
@@ -148,10 +147,15 @@ def figure_of(ax: Axes) -> Figure:
 
 
 def legend_above(ax: Axes, count: int) -> None:
-    """A legend of `count` entries above the axes."""
+    """A legend of `count` entries above the axes, in the middle of the figure: labels of ticks may take half of it."""
     if count:
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(count, 2))
+        handles, labels = ax.get_legend_handles_labels()
+        figure_of(ax).legend(handles, map(shortened, labels), loc="outside upper center", ncols=min(count, 2))
 
 
 def shortened(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    """A name of at most so many characters: of a longer one the beginning and the end, in which similar names differ."""
+    if len(name) <= most:
+        return name
+    end = most // 3
+    return f"{name[: most - 1 - end]}…{name[-end:]}"

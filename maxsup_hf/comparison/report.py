@@ -31,8 +31,9 @@ ARROWS = (
     "features, margins, confidences."
 )
 CALIBRATION = (
-    "On the dotted diagonal a model is right as often as its confidence says. Within-class variation is 1 − ‖mean "
-    "direction‖²: 0 if all features of a class point the same way, as they do when features have collapsed."
+    "On the dotted diagonal a model is right as often as its confidence says. Bars are 95 % intervals over the rows; bins "
+    "of fewer than 10 rows are faded. Within-class variation is 1 − ‖mean direction‖²: 0 if all features of a class point "
+    "the same way, as they do when features have collapsed."
 )
 CHECKED = (
     "Each run recorded a fingerprint of its weights before the first step, and of its batches: the labels of all batches, "

@@ -13,7 +13,7 @@ To add a metric of classifiers, change the file that computes it, say `calibrati
 2. Add its record to `register_metrics` in the same file. With a `rank` it becomes a column of comparisons, with a figure and
    paired tests; without one it stands in their table of all metrics.
 3. Add its value, under the name of the record, to `compute` of the class in that file that takes batches (in `logits.py`,
-   whose metrics are means over rows, to `update`).
+   whose metrics are means over rows, to `add`).
 
 Training then reports it as `eval_NAME`; model cards, `maxsup-hf compare` and `maxsup-hf analyze` show it. A test is due in
 `tests/metrics`. A metric of your own `compute_metrics` needs a record only: `register_metrics(Metric("top5", "top-5"))`.
@@ -43,7 +43,7 @@ from maxsup_hf.metrics.probe import ProbeResult, knn_accuracy, linear_probe
 from maxsup_hf.metrics.reliability import ReliabilityCurve
 from maxsup_hf.metrics.robustness import CORRUPTIONS, corrupt, long_tailed_counts, long_tailed_subset, shot_accuracy
 from maxsup_hf.metrics.segmentation import confusion_matrix, mean_iou, pixel_accuracy
-from maxsup_hf.metrics.spans import entities, entity_f1, is_bio
+from maxsup_hf.metrics.spans import entities, entity_f1, is_bio, per_entity
 from maxsup_hf.metrics.spectrum import effective_rank
 from maxsup_hf.metrics.temperature import apply_temperature, fit_temperature
 from maxsup_hf.metrics.texts import chrf, perplexity
@@ -93,6 +93,7 @@ __all__ = [
     "normalize_answer",
     "ood_auroc",
     "per_class",
+    "per_entity",
     "perplexity",
     "pixel_accuracy",
     "register_metrics",

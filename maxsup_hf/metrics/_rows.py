@@ -1,8 +1,7 @@
-"""What all metrics of rows share: reading logits and labels, working through them in chunks, accumulating batches."""
+"""What all metrics of rows share: reading logits and labels, refusing probabilities, working through rows in chunks."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 CHUNK = 2**20  # elements that are worked on at a time: 8 MiB in float64
+# How far the sum of a row of probabilities may be from 1: the rounding error of float32, and that of bfloat16. A single row
+# of two bfloat16 logits may well sum to 1, several ones do not.
+ROUNDING, HALF_ROUNDING = 1e-5, 2**-8
+ROWS_FOR_HALF = 8
 
 
 # ---- what comes in ----
@@ -40,6 +43,17 @@ def as_logits(values: Any) -> NDArray[np.float64]:
 
 
 def check_rows(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
+    """`read_rows` of a complete set.
+
+    Raises:
+        ValueError: as in `read_rows`, or the rows are probabilities.
+    """
+    z, y = read_rows(logits, labels)
+    refuse_probabilities(z)
+    return z, y
+
+
+def read_rows(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
     """Logits (N, K) in float64 and integer labels (N,), with N at least 1.
 
     Raises:
@@ -63,6 +77,38 @@ def check_logits(z: NDArray[np.float64]) -> None:
             f"the logits of {int(broken.sum())} rows are NaN, infinite or all masked, the first in row {row}: "
             f"{z[row, :5]}…; has the model diverged?"
         )
+
+
+class RowSums:
+    """Whether rows, which may come in batches, are probabilities: all of them non-negative and with the sum 1."""
+
+    def __init__(self) -> None:
+        self._rows, self._lowest, self._error = 0, np.inf, 0.0
+
+    def update(self, z: NDArray[np.float64]) -> None:
+        """Take in rows (N, K), K at least 1."""
+        if len(z) and self._lowest >= 0:
+            self._rows += len(z)
+            self._lowest = min(self._lowest, float(z.min()))
+            self._error = max(self._error, float(np.abs(z.sum(1) - 1).max()))
+            if z.shape[1] == 1:  # a class of its own has the probability 1, but a logit of 1 may be just that
+                self._error = np.inf
+
+    def refuse_probabilities(self) -> None:
+        """Raises ValueError if all rows so far are probabilities."""
+        tolerance = HALF_ROUNDING if self._rows >= ROWS_FOR_HALF else ROUNDING
+        if self._rows and self._lowest >= 0 and self._error <= tolerance:
+            raise ValueError(
+                f"expected logits, got probabilities: all {self._rows} rows are non-negative and sum to 1. Pass the logits, "
+                "or the logarithm of the probabilities"
+            )
+
+
+def refuse_probabilities(z: NDArray[np.float64]) -> None:
+    """Raises ValueError if logits (N, K) are probabilities."""
+    sums = RowSums()
+    sums.update(z)
+    sums.refuse_probabilities()
 
 
 def check_class_indices(values: Any, num_classes: int, name: str = "labels") -> None:
@@ -142,39 +188,3 @@ def float64_chunks(features: Any, labels: Any, device: torch.device, width: int 
                 "model diverged?"
             )
         yield x, y
-
-
-class Accumulator(ABC):
-    """A metric that sees one batch after the other: `update` each, then `compute`, then `reset` before the next data set.
-
-    It is also a `compute_metrics` for the Trainer, with and without `batch_eval_metrics=True`.
-    """
-
-    @abstractmethod
-    def update(self, values: Any, labels: Any) -> None: ...
-
-    @abstractmethod
-    def compute(self) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def reset(self) -> None: ...
-
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """What the Trainer calls.
-
-        Args:
-            prediction: `transformers.EvalPrediction`. Of several predictions the first counts: the logits.
-            compute_result: whether this is the last batch.
-
-        Returns:
-            The scalars of `compute()` that are defined on these rows (not NaN). Empty before the last batch.
-        """
-        values, labels = prediction.predictions, prediction.label_ids
-        self.update(values[0] if isinstance(values, tuple) else values, labels)
-        if not compute_result:
-            return {}
-        try:
-            found = self.compute()
-        finally:
-            self.reset()
-        return {name: value for name, value in found.items() if isinstance(value, float) and value == value}

@@ -9,21 +9,18 @@ exact result.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maxsup_hf.metrics._accumulator import LogitAccumulator
 from maxsup_hf.metrics._records import Metric, register_metrics
 from maxsup_hf.metrics._rows import (
-    Accumulator,
     as_logits,
     check_logits,
     check_rows,
     chunks,
-    counted_rows,
     log_softmax,
-    require_rows,
+    refuse_probabilities,
 )
 from maxsup_hf.metrics.reliability import ReliabilityCurve, bin_confidences, check_bins, class_gaps, classwise_error
 
@@ -177,7 +174,7 @@ def ood_auroc(logits: ArrayLike, ood_logits: ArrayLike) -> float:
         ood_logits: (M, K) of rows that do not.
 
     Raises:
-        ValueError: no rows, wrong shapes, NaN or infinite logits.
+        ValueError: no rows, wrong shapes, NaN or infinite logits, or probabilities in place of logits.
     """
     known, unknown = (as_logits(x) for x in (logits, ood_logits))
     if known.ndim != 2 or unknown.ndim != 2 or known.shape[1] != unknown.shape[1]:
@@ -186,13 +183,14 @@ def ood_auroc(logits: ArrayLike, ood_logits: ArrayLike) -> float:
         raise ValueError(f"both sets need rows, got {len(known)} of the task and {len(unknown)} others")
     for z in (known, unknown):
         check_logits(z)
+        refuse_probabilities(z)
     return _auroc(*(np.exp(log_softmax(z).max(1)) for z in (known, unknown)))
 
 
 # ---- batches ----
 
 
-class CalibrationMetrics(Accumulator):
+class CalibrationMetrics(LogitAccumulator):
     """Accuracy and the metrics above, of logits that come in batches: `compute_metrics=CalibrationMetrics()`.
 
     Two values are kept of each row, not its K logits. The results are those of the functions on the complete set.
@@ -200,42 +198,39 @@ class CalibrationMetrics(Accumulator):
     Args:
         bins: as in `reliability_curve`.
         ignore_index: label of ignored rows. Default −100.
+        next_token: in the Trainer, whether the logits at position t belong to the label at t + 1, as in causal language
+            models. Default: set by `MaxSupTrainer`; elsewhere they belong to the label at t.
     """
 
-    def __init__(self, bins: int = 15, ignore_index: int = -100):
+    def __init__(self, bins: int = 15, ignore_index: int = -100, next_token: bool | None = None):
         check_bins(bins)
-        self.bins, self.ignore_index = bins, ignore_index
-        self.reset()
+        self.bins = bins
+        super().__init__(ignore_index, next_token)
 
     def reset(self) -> None:
+        super().reset()
         self._confidence: list[NDArray[np.float64]] = []
         self._right: list[NDArray[np.bool_]] = []
         self._nll = self._brier = 0.0
         self._class_gaps: NDArray[np.float64] | None = None
 
-    def update(self, values: Any, labels: Any) -> None:
-        """Take in logits (…, K) and integer labels (…). Errors as in `accuracy`; K must stay the same."""
-        logits, labels = counted_rows(values, labels, self.ignore_index)
-        if self._class_gaps is not None and logits.shape[1] != len(self._class_gaps):
-            raise ValueError(f"logits had {len(self._class_gaps)} classes so far, now {logits.shape[1]}")
-        for i in chunks(*logits.shape):
-            z, y = check_rows(logits[i], labels[i])
-            log_q = log_softmax(z)
-            q = np.exp(log_q)
-            self._confidence.append(q.max(1))
-            self._right.append(z.argmax(1) == y)
-            self._nll += float(_nll(log_q, y).sum())
-            self._brier += float(_brier(q, y).sum())
-            gaps = class_gaps(q, y, self.bins)
-            self._class_gaps = gaps if self._class_gaps is None else self._class_gaps + gaps
+    def add(self, z: NDArray[np.float64], y: NDArray[np.integer]) -> None:
+        log_q = log_softmax(z)
+        q = np.exp(log_q)
+        self._confidence.append(q.max(1))
+        self._right.append(z.argmax(1) == y)
+        self._nll += float(_nll(log_q, y).sum())
+        self._brier += float(_brier(q, y).sum())
+        gaps = class_gaps(q, y, self.bins)
+        self._class_gaps = gaps if self._class_gaps is None else self._class_gaps + gaps
 
     def compute(self) -> dict[str, float]:
         """Name -> value; NaN where the value is undefined, as in the functions.
 
         Raises:
-            ValueError: no rows so far.
+            ValueError: no rows so far, or they are probabilities.
         """
-        require_rows(len(self._right))
+        self.check_rows()
         confidence, right = np.concatenate(self._confidence), np.concatenate(self._right)
         curve = bin_confidences(confidence, right, self.bins, adaptive=False)
         rows = len(right)
@@ -254,7 +249,7 @@ class CalibrationMetrics(Accumulator):
 
     def curve(self, adaptive: bool = False) -> ReliabilityCurve:
         """The reliability curve of the rows so far."""
-        require_rows(len(self._right))
+        self.check_rows()
         return bin_confidences(np.concatenate(self._confidence), np.concatenate(self._right), self.bins, adaptive)
 
 

@@ -25,7 +25,7 @@ register_metrics(
 
 
 class ClassScores(NamedTuple):
-    """One class.
+    """One class, or one kind of entity, whose rows are entities.
 
     Attributes:
         name: of the class.

@@ -28,7 +28,7 @@ def accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
         labels: (N,) integers in [0, K).
 
     Raises:
-        ValueError: no rows, wrong shapes, a label outside [0, K), NaN or infinite logits.
+        ValueError: no rows, wrong shapes, a label outside [0, K), NaN or infinite logits, or probabilities.
     """
     z, y = check_rows(logits, labels)
     return float((z.argmax(1) == y).mean())

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maxsup_hf.metrics._accumulator import Accumulator
 from maxsup_hf.metrics._records import Metric, register_metrics
 from maxsup_hf.metrics._rows import (
-    Accumulator,
     as_array,
     check_class_indices,
     counted_rows,
@@ -70,16 +70,17 @@ class FeatureGeometry(Accumulator):
         scatter: also keep the scatter matrix, which neural collapse and effective rank need: D² values, and 2·N·D²
             operations. Without it only the separability is computed.
         ignore_index: label of ignored rows. Default −100.
+        next_token: as in `CalibrationMetrics`.
 
     Raises:
         ValueError: fewer than two classes.
     """
 
-    def __init__(self, num_classes: int, *, scatter: bool = True, ignore_index: int = -100):
+    def __init__(self, num_classes: int, *, scatter: bool = True, ignore_index: int = -100, next_token: bool | None = None):
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}: geometry compares classes with each other")
-        self.num_classes, self.scatter, self.ignore_index = num_classes, scatter, ignore_index
-        self.reset()
+        self.num_classes, self.scatter = num_classes, scatter
+        super().__init__(ignore_index, next_token)
 
     def reset(self) -> None:
         self._counts: Tensor | None = None

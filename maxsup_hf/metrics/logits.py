@@ -6,23 +6,14 @@ to add a metric.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from maxsup_hf.losses import ls_decomposition
+from maxsup_hf.metrics._accumulator import LogitAccumulator
 from maxsup_hf.metrics._records import Metric, register_metrics
-from maxsup_hf.metrics._rows import (
-    Accumulator,
-    as_logits,
-    check_logits,
-    check_rows,
-    chunks,
-    counted_rows,
-    require_rows,
-)
+from maxsup_hf.metrics._rows import as_logits, check_logits, check_rows, refuse_probabilities
 
 MAXSUP = "Zhou et al. 2025, arXiv 2502.15798"
 
@@ -66,12 +57,9 @@ def near_zero_share(logits: ArrayLike, threshold: float = 0.01) -> NDArray[np.fl
         threshold: positive. Default 0.01.
 
     Raises:
-        ValueError: a wrong shape, no rows, NaN or infinite logits, or a threshold that is not positive.
+        ValueError: a wrong shape, no rows, NaN or infinite logits, probabilities, or a threshold that is not positive.
     """
-    if not threshold > 0:
-        raise ValueError(f"threshold must be positive, got {threshold!r}")
-    z = _check(logits)
-    return (np.abs(z) < threshold).sum(1) / _classes(z)
+    return _near_zero_share(_check(logits), threshold)
 
 
 def margin(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
@@ -79,7 +67,66 @@ def margin(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
 
     Arguments and errors as in `accuracy`; needs at least two classes.
     """
-    z, y = check_rows(logits, labels)
+    return _margin(*check_rows(logits, labels))
+
+
+def top_margin(logits: ArrayLike) -> NDArray[np.float64]:
+    """Greatest logit minus the second greatest, (N,), at least 0. Errors as in `near_zero_share`; needs two classes."""
+    return _top_margin(_check(logits))
+
+
+class LogitMetrics(LogitAccumulator):
+    """Means over an evaluation set that comes in batches: `compute_metrics=LogitMetrics()`.
+
+    Args:
+        alpha: of `ls_decomposition`.
+        threshold: of `near_zero_share`.
+        ignore_index: label of ignored rows. Default −100.
+        next_token: in the Trainer, whether the logits at position t belong to the label at t + 1, as in causal language
+            models. Default: set by `MaxSupTrainer`; elsewhere they belong to the label at t.
+    """
+
+    def __init__(
+        self, alpha: float = 0.1, threshold: float = 0.01, ignore_index: int = -100, next_token: bool | None = None
+    ):
+        self.alpha, self.threshold = alpha, threshold
+        super().__init__(ignore_index, next_token)
+
+    def reset(self) -> None:
+        super().reset()
+        self._totals: dict[str, float] = {}
+
+    def add(self, z: NDArray[np.float64], y: NDArray[np.integer]) -> None:
+        parts = ls_decomposition(torch.from_numpy(z), torch.from_numpy(y), self.alpha, reduction="none")
+        batch = {
+            "margin": _margin(z, y),
+            "top_margin": _top_margin(z),
+            "near_zero_share": _near_zero_share(z, self.threshold),
+            "ls_regularization": parts.regularization.numpy(),
+            "ls_error_amplification": parts.error_amplification.numpy(),
+        }
+        self._totals = {name: self._totals.get(name, 0.0) + float(x.sum()) for name, x in batch.items()}
+
+    def compute(self) -> dict[str, float]:
+        """`margin`, `top_margin`, `near_zero_share`, `ls_regularization`, `ls_error_amplification`: means over the rows.
+
+        Raises:
+            ValueError: no rows so far, or they are probabilities.
+        """
+        self.check_rows()
+        return {name: total / self._rows for name, total in self._totals.items()}
+
+
+# ---- per-row statistics of logits that were checked ----
+
+
+def _near_zero_share(z: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+    if not threshold > 0:
+        raise ValueError(f"threshold must be positive, got {threshold!r}")
+    return (np.abs(z) < threshold).sum(1) / (~np.isneginf(z)).sum(1)
+
+
+def _margin(z: NDArray[np.float64], y: NDArray[np.integer]) -> NDArray[np.float64]:
     _at_least_two(z)
     rows = np.arange(len(y))
     others = z.copy()
@@ -87,55 +134,10 @@ def margin(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
     return z[rows, y] - others.max(1)
 
 
-def top_margin(logits: ArrayLike) -> NDArray[np.float64]:
-    """Greatest logit minus the second greatest, (N,), at least 0. Errors as in `near_zero_share`; needs two classes."""
-    z = _check(logits)
+def _top_margin(z: NDArray[np.float64]) -> NDArray[np.float64]:
     _at_least_two(z)
     second, first = np.partition(z, -2, axis=1)[:, -2:].T
     return first - second
-
-
-class LogitMetrics(Accumulator):
-    """Means over an evaluation set that comes in batches: `compute_metrics=LogitMetrics()`.
-
-    Args:
-        alpha: of `ls_decomposition`.
-        threshold: of `near_zero_share`.
-        ignore_index: label of ignored rows. Default −100.
-    """
-
-    def __init__(self, alpha: float = 0.1, threshold: float = 0.01, ignore_index: int = -100):
-        self.alpha, self.threshold, self.ignore_index = alpha, threshold, ignore_index
-        self.reset()
-
-    def reset(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._rows = 0
-
-    def update(self, values: Any, labels: Any) -> None:
-        """Take in logits (…, K) and integer labels (…). Errors as in the functions."""
-        logits, labels = counted_rows(values, labels, self.ignore_index)
-        for i in chunks(*logits.shape):
-            z, y = check_rows(logits[i], labels[i])
-            parts = ls_decomposition(torch.from_numpy(z), torch.from_numpy(y), self.alpha, reduction="none")
-            batch = {
-                "margin": margin(z, y),
-                "top_margin": top_margin(z),
-                "near_zero_share": near_zero_share(z, self.threshold),
-                "ls_regularization": parts.regularization.numpy(),
-                "ls_error_amplification": parts.error_amplification.numpy(),
-            }
-            self._sums = {name: self._sums.get(name, 0.0) + float(x.sum()) for name, x in batch.items()}
-            self._rows += len(y)
-
-    def compute(self) -> dict[str, float]:
-        """`margin`, `top_margin`, `near_zero_share`, `ls_regularization`, `ls_error_amplification`: means over the rows.
-
-        Raises:
-            ValueError: no rows so far.
-        """
-        require_rows(self._rows)
-        return {name: total / self._rows for name, total in self._sums.items()}
 
 
 def _check(logits: ArrayLike) -> NDArray[np.float64]:
@@ -143,11 +145,8 @@ def _check(logits: ArrayLike) -> NDArray[np.float64]:
     if z.ndim != 2 or 0 in z.shape:
         raise ValueError(f"expected logits (N, K) with at least one row, got {z.shape}")
     check_logits(z)
+    refuse_probabilities(z)
     return z
-
-
-def _classes(z: NDArray[np.float64]) -> NDArray[np.int64]:
-    return (~np.isneginf(z)).sum(1)
 
 
 def _at_least_two(z: NDArray[np.float64]) -> None:

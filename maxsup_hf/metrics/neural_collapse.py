@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maxsup_hf.metrics._accumulator import Accumulator
 from maxsup_hf.metrics._records import Metric, register_metrics
 from maxsup_hf.metrics._rows import (
-    Accumulator,
     check_class_indices,
     chunks,
     counted_rows,
@@ -119,8 +119,7 @@ class NearestCentre(Accumulator):
         centres = centres.to(float64_device(centres), torch.float64)
         self._origin = centres[self._known].mean(0)  # this keeps the digits of the distances
         self._centres = (centres - self._origin).nan_to_num()
-        self.ignore_index = ignore_index
-        self.reset()
+        super().__init__(ignore_index)
 
     def reset(self) -> None:
         self._rows = self._agree = 0

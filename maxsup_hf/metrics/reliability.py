@@ -52,7 +52,7 @@ def bin_confidences(
     """
     shares = np.linspace(0, 1, bins + 1, dtype=np.float64)
     edges = np.asarray(np.quantile(confidence, shares) if adaptive else shares, np.float64)
-    which = _bin_of(confidence, edges)
+    which = bin_of(confidence, edges)
     count = np.bincount(which, minlength=bins)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN in an empty bin, as promised
         means = (np.bincount(which, x, minlength=bins) / count for x in (confidence, right))
@@ -62,7 +62,7 @@ def bin_confidences(
 def class_gaps(q: NDArray[np.float64], y: NDArray[np.integer], bins: int) -> NDArray[np.float64]:
     """(K, B) sums over the rows whose q_k lies in the bin: Σ ([k is the label] − q_k). Those of batches add up."""
     classes = q.shape[1]
-    which = np.arange(classes) * bins + _bin_of(q, np.linspace(0, 1, bins + 1, dtype=np.float64))
+    which = np.arange(classes) * bins + bin_of(q, np.linspace(0, 1, bins + 1, dtype=np.float64))
     of_label = np.bincount(which[np.arange(len(y)), y], minlength=classes * bins)
     of_all = np.bincount(which.ravel(), q.ravel(), minlength=classes * bins)
     return np.subtract(of_label, of_all, dtype=np.float64).reshape(classes, bins)
@@ -73,5 +73,6 @@ def classwise_error(gaps: Any, rows: int) -> float:
     return float(np.abs(gaps).sum() / len(gaps) / rows)
 
 
-def _bin_of(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.intp]:
+def bin_of(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.intp]:
+    """(N,) the bin of each value; what lies outside the edges goes into the first bin or the last."""
     return np.clip(np.searchsorted(edges, values, side="left") - 1, 0, len(edges) - 2)

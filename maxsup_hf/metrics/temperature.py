@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maxsup_hf.metrics._rows import as_array, check_rows, log_softmax
+from maxsup_hf.metrics._rows import as_array, check_rows, log_softmax, refuse_probabilities
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
@@ -52,11 +52,14 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def apply_temperature(logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
-    """Logits of any shape divided by `temperature`, in float64.
+    """Logits (…, K) divided by `temperature`, in float64.
 
     Raises:
-        ValueError: a temperature that is not positive and finite.
+        ValueError: a temperature that is not positive and finite, or probabilities in place of logits.
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
-    return as_array(logits).astype(np.float64) / temperature
+    z = as_array(logits).astype(np.float64)
+    if z.ndim > 1:
+        refuse_probabilities(z.reshape(-1, z.shape[-1]))
+    return z / temperature

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -31,7 +30,7 @@ from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.data.tags import CONLL_FORMATS, encode_tags, find_tag_columns
 from maxsup_hf.losses import IGNORE_INDEX
-from maxsup_hf.metrics import entity_f1, is_bio
+from maxsup_hf.metrics import ClassScores, entity_f1, is_bio, per_class, per_entity
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
@@ -76,7 +75,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         eval_dataset=splits["validation"],
         processing_class=tokenizer,
         data_collator=DataCollatorForTokenClassification(tokenizer),
-        compute_metrics=partial(metrics, names=names),
+        compute_metrics=TagMetrics(names),
         preprocess_logits_for_metrics=run.only_logits,
     )
     return run.make_job(
@@ -131,15 +130,32 @@ def _align(tags: Sequence[int], words: Sequence[int | None]) -> list[int]:
     return [IGNORE_INDEX if word is None or word == previous[i] else tags[word] for i, word in enumerate(words)]
 
 
-def metrics(prediction: EvalPrediction, names: Sequence[str]) -> dict[str, float]:
-    """`compute_metrics`: those of classification over the words, and of entities if the tags are BIO tags."""
-    logits: Any = prediction.predictions
-    labels: Any = prediction.label_ids
-    counted = labels != IGNORE_INDEX
-    found = run.classification_metrics(EvalPrediction(logits[counted], labels[counted]))
-    if is_bio(names):
-        found |= entity_f1(_tags(logits.argmax(-1), counted, names), _tags(labels, counted, names))
-    return found
+class TagMetrics:
+    """`compute_metrics`: those of classification over the words, and of entities if the tags are BIO tags.
+
+    Args:
+        names: of the tags.
+
+    Attributes:
+        scores: of each kind of entity in the last evaluation, or of each tag if they are not BIO tags.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = names
+        self.kinds = sorted({name[2:] for name in names if name != "O"}) if is_bio(names) else []
+        self.scores: list[ClassScores] = []
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        logits: Any = prediction.predictions
+        labels: Any = prediction.label_ids
+        counted, predicted = labels != IGNORE_INDEX, logits.argmax(-1)
+        found = run.classification_metrics(EvalPrediction(logits[counted], labels[counted]))
+        if not self.kinds:
+            self.scores = per_class(labels[counted], predicted[counted], self.names)
+            return found
+        guesses, truths = _tags(predicted, counted, self.names), _tags(labels, counted, self.names)
+        self.scores = per_entity(guesses, truths, self.kinds)
+        return found | entity_f1(guesses, truths)
 
 
 def _tags(rows: NDArray, counted: NDArray, names: Sequence[str]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArgum
 from maxsup_hf.data.mixup import MixupCollator
 from maxsup_hf.hub.mixin import HubMixin
 from maxsup_hf.losses import Loss
+from maxsup_hf.metrics._accumulator import Accumulator
 from maxsup_hf.trainer.checkpointing import CheckpointMixin
 from maxsup_hf.trainer.class_weights import weights_for_training
 from maxsup_hf.trainer.continuation import changes_on_resume
@@ -28,7 +29,7 @@ from maxsup_hf.trainer.training_args import (
     check_epochs,
 )
 from maxsup_hf.trainer.training_step import TrainingStepMixin
-from maxsup_hf.trainer.validation import check_fused, check_head, check_liger, check_train_dataset
+from maxsup_hf.trainer.validation import check_fused, check_head, check_liger, check_train_dataset, predicts_next_token
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class MaxSupMixin(TrainingStepMixin, HubMixin, CheckpointMixin):
                 "out, or pass it to a stock Trainer (maxsup_hf.compute_loss_func makes one of a registered loss)"
             )
         self._disable_stock_scaling()
+        if isinstance(self.compute_metrics, Accumulator) and self.compute_metrics.next_token is None:
+            self.compute_metrics.next_token = predicts_next_token(self.model)
         self.loss_function = self.args.make_loss()
         self.add_callback(_EndLossEpochs(self))
         self.add_callback(_CheckStepRan(self))

@@ -70,6 +70,12 @@ def shifts_labels(model: Any) -> bool:
     return function is ForCausalLMLoss and code is not None and "loss_function" in code.co_names
 
 
+def predicts_next_token(model: Any) -> bool:
+    """Whether the logits at a position are for the next position's label, whichever code of the head shifts them."""
+    code = code_of(type(unwrap_peft_model(model)).forward)
+    return shifts_labels(model) or (code is not None and "shift_logits" in code.co_varnames)
+
+
 def code_of(function: Callable[..., Any]) -> CodeType | None:
     """Code of a function or method, inside its decorators."""
     return getattr(inspect.unwrap(function), "__code__", None)

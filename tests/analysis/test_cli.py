@@ -91,8 +91,23 @@ def test_installed_command(report):
     ]  # fmt: skip
     assert found["models"][0]["about"]["parameters of the loss"] == "alpha=0.1" and found["classes"] == DIGITS
     assert found["data"] == ["The built-in data set of image-classification, split validation: 100 of 270 rows, 10 classes."]
-    assert found["notes"] == [] and len(found["figures"]) == 2 + 4 + 4 + 4
+    assert found["notes"] == [] and len(found["figures"]) == 2 + 6 + 4 + 4
     assert len(list((report.parents[1] / "cache").iterdir())) == 2
+    page = (report / "report.html").read_text(encoding="utf-8")
+    first = re.search(r"<p[^>]*>(.*?)</p>", page)[1]
+    shares = [model["wrong_rows"]["share"] for model in found["models"]]
+    assert shares == pytest.approx([1 - model["metrics"]["accuracy"] for model in found["models"]])
+    for name, share in zip(("smoothed", "with_maxsup"), shares, strict=True):
+        assert f"{name} {100 * share:.1f} % (" in first and "of the 100 rows of the validation split" in first
+    assert "McNemar&#39;s exact test" in page and [each["metric"] for each in found["differences"]] == [
+        "accuracy", "nll", "brier", "ece",
+    ]  # fmt: skip
+    with open(report / "per_class.csv", encoding="utf-8") as file:
+        rows = [line.split(",") for line in file.read().split()]
+    assert rows[0] == ["model", "name", "support", "precision", "recall", "f1"] and len(rows) == 21
+    assert sum(int(row[2]) for row in rows[1:]) == 200
+    shown = re.sub(r"<[^>]+>", " ", page)
+    assert not re.search(r"label_smoothing|\b(Ece|Nll|d_within)\b", shown)
 
 
 PROBE = """<script>addEventListener('load', () => {
@@ -139,7 +154,7 @@ def test_the_report_in_chromium(width, report, tmp_path):
     page = (report / "report.html").read_text(encoding="utf-8")
     found, console = look(page, width, tmp_path / "seen")
     assert not console
-    assert len(found["images"]) == 14 and all(image["alt"] for image in found["images"])
+    assert len(found["images"]) == 16 and all(image["alt"] for image in found["images"])
     for image in found["images"]:
         assert image["natural"] > 0 and image["ink"] > 50, f"{image['alt']}: not drawn"
         scale = (image["right"] - image["left"]) / image["natural"]
@@ -180,6 +195,7 @@ def test_texts_of_a_file(tmp_path):
     assert metrics["nll"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
     assert metrics["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert found["classes"] == ["good", "bad"] and found["triples"] == []
+    assert "%) of the 14 rows." in (tmp_path / "outputs" / "analysis" / "report.html").read_text(encoding="utf-8")
     assert (
         found["data"] == ["data.csv, split train: 14 rows, 2 classes."]
         and "all rows of the split train" in found["notes"][0]

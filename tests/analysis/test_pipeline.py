@@ -13,9 +13,9 @@ pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-
 pytest.importorskip("captum", reason="needs captum (pip install 'maxsup-hf[analysis]')")
 
 from maxsup_hf.analysis import seen, style
+from maxsup_hf.analysis.maps import choose_rows
 from maxsup_hf.analysis.measure import measure
 from maxsup_hf.analysis.pipeline import analyze
-from maxsup_hf.analysis.sections import choose_rows
 from maxsup_hf.analysis.seen import Subject
 from maxsup_hf.trainer.features import FeatureRows, extract
 from tests import tiny
@@ -68,8 +68,14 @@ def test_what_is_written_is_what_was_measured(tmp_path):
     assert (report["title"], report["data"], report["classes"], report["notes"]) == ("T", ["forty rows"], CLASSES, ["mind"])
     assert report["models"][1]["about"] == {"from": "here"}
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
-    assert files == {"analysis.json", "report.html", *report["figures"], *(f[:-3] + "png" for f in report["figures"])}
-    assert len(report["figures"]) == 2 + 2 * 2 + 2 * len(found.triples) + 4 and len(found.triples) == 2
+    assert files == {
+        "analysis.json",
+        "per_class.csv",
+        "report.html",
+        *report["figures"],
+        *(f[:-3] + "png" for f in report["figures"]),
+    }
+    assert len(report["figures"]) == 2 + 3 * 2 + 2 * len(found.triples) + 4 and len(found.triples) == 2
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert page.count("<img") == len(report["figures"])
     pictures = [base64.b64decode(data) for data in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)]

@@ -105,9 +105,10 @@ def test_bands_are_of_the_steps_that_all_runs_have():
 
 def test_curves_are_means_in_bands():
     two, one = figures.band([1, 2], [[3, 4], [5, 8]]), figures.band([1, 2], [[5, 6]])
-    (axes,) = figures.curves({"maxsup": two, "cross_entropy": one}, ("step", "R²"), least=4).axes
+    figure = figures.curves({"maxsup": two, "cross_entropy": one}, ("step", "R²"), least=4)
+    (axes,) = figure.axes
     assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[5, 6], [4, 6]]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cross-entropy", "MaxSup"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cross-entropy", "MaxSup"]
     edges = axes.collections[1].get_paths()[0].vertices
     assert edges[:, 1].max() == pytest.approx(6 + 8**0.5) and edges[:, 1].min() == 4
     assert not axes.collections[0].get_paths()  # a single run has no deviation

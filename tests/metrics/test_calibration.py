@@ -1,6 +1,7 @@
 """Scores and calibration errors against scikit-learn, torchmetrics and plain loops; batches against the complete set."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,17 +14,23 @@ from transformers import EvalPrediction
 
 from maxsup_hf.metrics import (
     CalibrationMetrics,
+    LogitMetrics,
     accuracy,
     adaptive_ece,
+    apply_temperature,
     brier,
     classwise_ece,
     confidence_when_wrong,
     ece,
     error_auroc,
+    fit_temperature,
+    margin,
     mce,
+    near_zero_share,
     nll,
     ood_auroc,
     reliability_curve,
+    top_margin,
 )
 
 FUNCTIONS = (accuracy, nll, brier, ece, adaptive_ece, classwise_ece, mce, confidence_when_wrong, error_auroc)
@@ -178,7 +185,7 @@ def test_compute_metrics_of_the_trainer():
         assert metrics(EvalPrediction(torch.tensor(logits[:30]), torch.tensor(labels[:30])), compute_result=False) == {}
         last = EvalPrediction((torch.tensor(logits[30:]), "hidden states"), torch.tensor(labels[30:]))
         assert metrics(last, compute_result=True) == pytest.approx(whole)
-    assert "confidence_when_wrong" not in metrics(EvalPrediction(np.eye(3), np.arange(3)))  # there are none
+    assert "confidence_when_wrong" not in metrics(EvalPrediction(2 * np.eye(3), np.arange(3)))  # there are none
 
 
 def test_ignored_labels():
@@ -207,11 +214,57 @@ def test_ignored_labels():
         (lambda: ood_auroc(np.ones((2, 3)), np.ones((2, 4))), r"ood_logits \(M, K\)"),
         (lambda: ood_auroc(np.ones((2, 3)), np.ones((0, 3))), "both sets need rows"),
         (lambda: ood_auroc(np.ones((2, 3)), np.full((2, 3), np.nan)), "NaN"),
+        (lambda: ood_auroc(np.ones((2, 3)), np.full((2, 4), 0.25)[:, :3] * 4 / 3), "got probabilities: all 2 rows"),
     ],
 )
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def streamed(metrics):
+    def compute(logits, labels):
+        metrics.reset()
+        for i in range(0, len(labels), 3):  # no batch is large
+            metrics.update(logits[i : i + 3], labels[i : i + 3])
+        return metrics.compute()
+
+    return compute
+
+
+def without_labels(function):
+    return lambda logits, labels: function(logits)
+
+
+OF_LOGITS = [
+    *FUNCTIONS, fit_temperature, reliability_curve, margin, streamed(CalibrationMetrics()), streamed(LogitMetrics()),
+    *(without_labels(f) for f in (top_margin, near_zero_share, partial(apply_temperature, temperature=2.0))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", OF_LOGITS)
+@pytest.mark.parametrize("cast", [np.float64, np.float32, np.float16, lambda q: torch.tensor(q).bfloat16()])
+def test_probabilities_are_refused(function, cast):
+    logits, labels = rows(0, n=1000, k=10, scale=3.0)
+    with pytest.raises(ValueError, match="expected logits, got probabilities: all 1000 rows .* Pass the logits, or the log"):
+        function(cast(softmax(logits)), labels)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [[0.5, 0.4], [0.3, 0.2]],  # non-negative, but no row sums to 1
+        [[0.5, 0.5], [1.5, -0.5]],  # a negative one
+        [[0.5, 0.5], [0.5, 0.25]],  # only one row sums to 1
+        [[1.0], [1.0]],
+        [[0.25, 0.7495]],  # a single row whose sum happens to be near 1
+    ],
+)
+def test_logits_that_resemble_probabilities_are_not_refused(logits):
+    labels = [0] * len(logits)
+    expected = log_loss(labels, softmax(np.array(logits)), labels=[0, 1]) if len(logits[0]) > 1 else 0
+    assert nll(logits, labels) == streamed(CalibrationMetrics())(np.array(logits), np.array(labels))["nll"]
+    assert nll(logits, labels) == pytest.approx(expected)
 
 
 def test_classes_must_stay():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maxsup_hf.metrics import entities, entity_f1, is_bio
+from maxsup_hf.metrics import entities, entity_f1, is_bio, per_entity
 
 TAGS = st.sampled_from(["O", "B-x", "I-x", "B-y", "I-y"])
 
@@ -38,6 +38,21 @@ def test_f1_agrees_with_the_reference_implementation(pairs):
     recall = len(guessed & expected) / len(expected) if expected else 0
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0
     assert found == pytest.approx({"precision": precision, "recall": recall, "f1": f1})
+    for kind, scores in zip("xy", per_entity(guesses, truths, "xy"), strict=True):
+        only = [[[tag if tag[2:] == kind else "O" for tag in row] for row in rows] for rows in (guesses, truths)]
+        assert entity_f1(*only) == {name: getattr(scores, name) for name in ("precision", "recall", "f1")}
+        assert scores.support == sum(entity[1] == kind for entity in expected)
+
+
+def test_agrees_with_seqeval():
+    """The figures are those of seqeval 1.2.2, `classification_report`."""
+    truths = ["B-PER I-PER O B-LOC", "B-ORG I-ORG I-ORG O B-PER", "I-LOC I-LOC O B-LOC B-LOC", "B-PER I-LOC"]
+    guesses = ["B-PER I-PER O B-ORG", "B-ORG I-ORG O O B-PER", "B-LOC I-LOC O B-LOC I-LOC", "B-PER B-LOC"]
+    rows = [[row.split() for row in each] for each in (guesses, truths)]
+    assert per_entity(*rows, ["LOC", "ORG", "PER", "MISC"]) == [
+        ("LOC", 5, 2 / 3, 2 / 5, 1 / 2), ("ORG", 1, 0, 0, 0), ("PER", 3, 1, 1, 1), ("MISC", 0, 0, 0, 0),
+    ]  # fmt: skip
+    assert entity_f1(*rows) == pytest.approx({"precision": 0.625, "recall": 5 / 9, "f1": 10 / 17})
 
 
 def test_by_hand():

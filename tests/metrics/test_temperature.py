@@ -43,8 +43,8 @@ def test_masked_classes():
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        (np.eye(3), [0, 1, 2], "every label has the greatest logit"),
-        (np.eye(3), [1, 2, 0], "no greater than the others"),
+        (2 * np.eye(3), [0, 1, 2], "every label has the greatest logit"),
+        (2 * np.eye(3), [1, 2, 0], "no greater than the others"),
         (np.ones((3, 3)), [0, 1, 2], "every label has the greatest logit"),
         ([[0.0, -np.inf]], [1], "likelihood is 0 at every temperature"),
         ([[0.0, np.nan]], [1], "NaN"),

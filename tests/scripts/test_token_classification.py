@@ -8,7 +8,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerFast, RobertaConfig,
 from maxsup_hf.data.builtin_names import TAGS
 from maxsup_hf.scripts import token_classification
 from maxsup_hf.scripts.common.tokenizers import train_tokenizer
-from maxsup_hf.scripts.token_classification import metrics, prepare
+from maxsup_hf.scripts.token_classification import TagMetrics, prepare
 from tests.scripts.conftest import results, write
 
 SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--max_eval_samples", "20", "--disable_tqdm", "true"]
@@ -49,6 +49,9 @@ def test_learns_from_a_file():
     token_classification.main([*files, "--output_dir", "run", "--num_train_epochs", "30", *only_at_the_end])
     found = results("run")
     assert found["eval_accuracy"] == found["eval_f1"] == 1.0
+    with open("run/eval_per_class.csv", encoding="utf-8") as file:
+        lines = file.read().split()
+    assert lines == ["name,support,precision,recall,f1", "LOC,4,1.0,1.0,1.0", "PER,8,1.0,1.0,1.0"]
     assert found["eval_nll"] == pytest.approx(found["eval_loss"], rel=1e-4)
     entities = pipeline("token-classification", model="run", aggregation_strategy="simple")("Paris saw Ann Lee")
     assert [entity["entity_group"] for entity in entities] == ["LOC", "PER"]
@@ -139,9 +142,13 @@ def test_metrics_look_at_counted_words_alone():
     names = ["O", "B-A", "I-A"]
     labels = np.array([[-100, 1, 2, -100], [-100, 0, -100, -100]])
     logits = 9.0 * np.eye(3)[np.where(labels == -100, 1, labels)]
-    found = metrics(EvalPrediction(logits, labels), names)
+    metrics = TagMetrics(names)
+    found = metrics(EvalPrediction(logits, labels))
     assert (found["accuracy"], found["precision"], found["recall"], found["f1"]) == (1, 1, 1, 1)
     logits[0, 2] = [9, 0, 0]
-    found = metrics(EvalPrediction(logits, labels), names)
+    found = metrics(EvalPrediction(logits, labels))
     assert found["accuracy"] == pytest.approx(2 / 3) and found["f1"] == 0
-    assert "f1" not in metrics(EvalPrediction(logits, labels), ["X", "Y", "Z"])
+    assert metrics.scores == [("A", 1, 0.0, 0.0, 0.0)]
+    words = TagMetrics(["X", "Y", "Z"])
+    assert "f1" not in words(EvalPrediction(logits, labels))
+    assert [(each.name, each.support, each.recall) for each in words.scores] == [("X", 1, 1.0), ("Y", 1, 1.0), ("Z", 1, 0.0)]

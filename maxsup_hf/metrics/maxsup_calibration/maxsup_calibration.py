@@ -10,7 +10,7 @@ from maxsup_hf.metrics.calibration import CalibrationMetrics
 
 INPUTS = """
 Args:
-    predictions: (N, K) logits.
+    predictions: (N, K) logits; probabilities are refused.
     references: (N,) labels in [0, K).
     bins: number of bins of confidence.
 """

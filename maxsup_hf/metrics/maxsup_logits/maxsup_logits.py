@@ -10,7 +10,7 @@ from maxsup_hf.metrics.logits import LogitMetrics
 
 INPUTS = """
 Args:
-    predictions: (N, K) logits.
+    predictions: (N, K) logits; probabilities are refused.
     references: (N,) labels in [0, K).
     alpha: smoothing of the decomposition, in [0, 1].
     threshold: a logit with |z| below this is near zero.
