@@ -36,3 +36,22 @@ def step_schedule(optimizer: Any, milestones: Sequence[float], gamma: float, war
         return warm * gamma ** sum(step >= share * steps for share in milestones)
 
     return LambdaLR(optimizer, factor)
+
+
+class StepScheduleMixin:
+    """Makes a Trainer follow `args.lr_milestones`."""
+
+    args: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The scheduler of transformers, or the one of `lr_milestones`."""
+        milestones = getattr(self.args, "lr_milestones", None)
+        if self.lr_scheduler is None and milestones:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = step_schedule(
+                optimizer or self.optimizer, milestones, self.args.lr_gamma, warmup, num_training_steps
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]

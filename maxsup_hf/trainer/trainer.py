@@ -17,7 +17,7 @@ from maxsup_hf.metrics._accumulator import Accumulator
 from maxsup_hf.trainer.checkpointing import CheckpointMixin
 from maxsup_hf.trainer.class_weights import weights_for_training
 from maxsup_hf.trainer.continuation import changes_on_resume
-from maxsup_hf.trainer.learning_rate import step_schedule
+from maxsup_hf.trainer.learning_rate import StepScheduleMixin
 from maxsup_hf.trainer.lm_head_patch import output_embedding
 from maxsup_hf.trainer.loss_state import load_loss, loss_changes, save_loss
 from maxsup_hf.trainer.one_training import OneTraining
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 WRAPPED_METHODS = ("get_batch_samples", "training_step")
 
 
-class MaxSupMixin(TrainingStepMixin, HubMixin, CheckpointMixin):
+class MaxSupMixin(TrainingStepMixin, StepScheduleMixin, HubMixin, CheckpointMixin):
     """Adds the loss to any Trainer class, whatever its constructor takes; put it first.
 
     The training loss is `args.loss` with `args.loss_kwargs`. It replaces the cross-entropy that the model, or the
@@ -206,17 +206,6 @@ class MaxSupMixin(TrainingStepMixin, HubMixin, CheckpointMixin):
         super().log(logs, *args, **kwargs)
 
     # ---- data ----
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The scheduler of transformers, or the one of `lr_milestones`."""
-        milestones = getattr(self.args, "lr_milestones", None)
-        if self.lr_scheduler is None and milestones:
-            warmup = self.args.get_warmup_steps(num_training_steps)
-            self.lr_scheduler = step_schedule(
-                optimizer or self.optimizer, milestones, self.args.lr_gamma, warmup, num_training_steps
-            )
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         mixing = self.data_collator
