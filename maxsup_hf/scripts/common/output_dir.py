@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from maxsup_hf.trainer.checkpointing import damage, last_checkpoint
 
