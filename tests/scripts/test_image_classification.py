@@ -204,7 +204,7 @@ def test_bad_folders(tmp_path):
     for argv, error, message in (
         (["--train_dir", "nowhere"], FileNotFoundError, "train_dir: there is no folder 'nowhere'"),
         (["--train_dir", "none"], ValueError, "train_dir: 'none' has no subfolders; put the images of each class"),
-        (["--train_dir", "half"], ValueError, "1 of the 2 in 'half' have none that can be read \(zebra: no files\)"),
+        (["--train_dir", "half"], ValueError, r"1 of the 2 in 'half' have none that can be read \(zebra: no files\)"),
         (["--train_dir", image_folder(tmp_path / "one", ("cat",))], ValueError, "single class, 'cat'"),
     ):
         with pytest.raises(error, match=message):
