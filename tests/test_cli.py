@@ -44,14 +44,6 @@ def test_without_matplotlib(tmp_path):
     assert asks.returncode == 2 and asks.stderr.startswith("error: ") and "pip install" in asks.stderr, asks.stderr
 
 
-def test_an_alpha_that_no_loss_has_is_refused(tmp_path, capsys):
-    words = ["compare", "image-classification", "--losses", "cross_entropy,z_loss", "--alpha", "0.1"]
-    with pytest.raises(SystemExit) as exit:
-        cli.main([*words, "--output_dir", str(tmp_path / "out")])
-    assert exit.value.code == 2 and "none of cross_entropy, z_loss has one" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_missing_file_of_losses_is_one_line_of_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MAXSUP_HF_LOSSES", str(tmp_path / "none.py"))
     with pytest.raises(SystemExit) as exit:
@@ -90,23 +82,6 @@ def test_losses(capsys):
     for name in list_losses():
         assert f"{name}\n    {get_spec(name).description}\n" in out
     assert "alpha=0.1, alpha_end=0.2" in out
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["train", "image-clasification"], "did you mean 'image-classification'"),
-        (["train", "qqq"], "unknown task 'qqq'; Tasks: "),
-        (["train"], "TASK is missing; choose one of "),
-        (["trian"], "invalid choice"),
-        ([], "COMMAND"),
-    ],
-)
-def test_bad_commands(words, message, capsys):
-    with pytest.raises(SystemExit) as exit:
-        cli.main(words)
-    assert exit.value.code == 2
-    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", [*cli.tasks(), "text_classification"])

@@ -34,12 +34,25 @@ def parser() -> argparse.ArgumentParser:
         "is given, only the given ones are measured",
     )  # fmt: skip
     found.add_argument("--dtypes", type=_dtypes, default="float32", metavar="DTYPE,…", help="dtypes of the logits (float32)")
-    found.add_argument("--rounds", type=int, default=15, help="how often each candidate is timed (15)")
-    found.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    found.add_argument("--threads", type=int, help="number of torch threads on the CPU (torch's default)")
+    found.add_argument("--rounds", type=_positive, default=15, help="how often each candidate is timed (15)")
+    found.add_argument("--device", type=_device, default="cpu", help="cpu or cuda (cpu)")
+    found.add_argument("--threads", type=_positive, help="number of torch threads on the CPU (torch's default)")
     found.add_argument("--output", type=Path, metavar="FILE.json", help="also write the results to this file")
     found.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="also time torch.compile")
     return found
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"there is no device {text!r} here: {error}") from None
 
 
 def _shapes(text: str) -> list[Any]:
@@ -74,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser().parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    device, loss = torch.device(args.device), create_loss(args.loss)
+    device, loss = args.device, create_loss(args.loss)
     if args.linear_shapes:
         loss.require_row_statistics("fused_linear_loss")
     shapes, linear_shapes, variant_shapes = args.shapes or [], args.linear_shapes or [], args.variant_shapes or []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedTokenizerBase
 
 from maxsup_hf.data.columns import check_column, check_strings, check_type, is_list_of_strings, is_string, read_column
-from maxsup_hf.data.files import FORMATS, Reader
+from maxsup_hf.data.files import FORMATS, Reader, read_text
 from maxsup_hf.data.messages import shortened
 from maxsup_hf.metrics import answer_f1, exact_match
 
@@ -24,23 +23,26 @@ LONGEST_ANSWER = 30  # tokens: start and end are predicted separately, and must 
 def read_squad(path: str) -> Dataset:
     """Rows of a json file: in the form in which SQuAD is distributed (`data`, `paragraphs`, `qas`), or as `datasets` reads
     any json."""
-    found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    found = json.loads(read_text(path))
     if not (isinstance(found, dict) and isinstance(found.get("data"), list) and "paragraphs" in (found["data"] or [{}])[0]):
         return load_dataset("json", data_files={"train": path}, split="train")
-    rows = [
-        {
-            "id": str(qa.get("id", "")),
-            "question": qa["question"],
-            "context": paragraph["context"],
-            "answers": {
-                "text": [answer["text"] for answer in qa.get("answers", [])],
-                "answer_start": [answer["answer_start"] for answer in qa.get("answers", [])],
-            },
-        }
-        for article in found["data"]
-        for paragraph in article["paragraphs"]
-        for qa in paragraph["qas"]
-    ]
+    try:
+        rows = [
+            {
+                "id": str(qa.get("id", "")),
+                "question": qa["question"],
+                "context": paragraph["context"],
+                "answers": {
+                    "text": [answer["text"] for answer in qa.get("answers", [])],
+                    "answer_start": [answer["answer_start"] for answer in qa.get("answers", [])],
+                },
+            }
+            for article in found["data"]
+            for paragraph in article["paragraphs"]
+            for qa in paragraph["qas"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is not in the form of SQuAD: {type(error).__name__}: {error}") from None
     return Dataset.from_list(rows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -14,6 +14,18 @@ def flag(help: str, default: Any = None) -> Any:
 def no_flag() -> Any:
     """Remove a flag of the base class from a task that has no use for it: giving it is then an error."""
     return field(default=None, init=False)
+
+
+def delimiter(text: str) -> str:
+    r"""What separates the columns of csv files; a tab may be written `\t`.
+
+    Raises:
+        ValueError: it is not a single character.
+    """
+    found = text.replace("\\t", "\t")
+    if len(found) != 1:
+        raise ValueError(f"csv_delimiter must be a single character, got {text!r}")
+    return found
 
 
 @dataclass
@@ -36,12 +48,14 @@ class DataArguments:
     label_column_name: str | None = flag("Column of the labels (default: found by its type or name).")
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.default is None and isinstance(value, str) and not value.strip():  # as an unset variable of a shell
+                raise ValueError(f"{each.name} is empty; give it a value, or leave it out")
         if not 0 < self.train_val_split < 1:
             raise ValueError(f"train_val_split must lie between 0 and 1 (both excluded), got {self.train_val_split}")
         if self.csv_delimiter is not None:
-            self.csv_delimiter = self.csv_delimiter.replace("\\t", "\t")
-            if len(self.csv_delimiter) != 1:
-                raise ValueError(f"csv_delimiter must be a single character, got {self.csv_delimiter!r}")
+            self.csv_delimiter = delimiter(self.csv_delimiter)
         for name in ("max_train_samples", "max_eval_samples", "max_test_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from maxsup_hf.data.columns import (
     check_column,
     check_not_missing,
+    check_some_labels,
     check_strings,
     check_type,
     find_column,
@@ -30,33 +31,38 @@ LETTERS = "ABCDEFGHIJ"
 RIGHT_CHOICE_NAMES = ("label", "labels", "answer", "target", "answer_index")
 
 
-def usual_layout(dataset: Dataset) -> Dataset:
+def usual_layout(dataset: Dataset, split: str) -> Dataset:
     """Bring the columns of ARC, RACE and SWAG into `question`, `choices` and `label`; others stay as they are.
 
     ARC has the choices as a dict of `text` and `label` and the right one as `answerKey`, RACE the right one as a letter,
     SWAG an ending in each of the columns `ending0`, `ending1`, …
+
+    Raises:
+        ValueError: missing values, or a right choice that is none of the choices.
     """
     names = set(dataset.column_names)
     if {"question", "choices", "answerKey"} <= names:
-        rows = [
-            {
-                "question": row["question"],
-                "choices": row["choices"]["text"],
-                "label": _place(row["answerKey"], row["choices"]["label"]),
-            }
-            for row in dataset
-        ]
+        _check_full(dataset, ["question", "choices"], split)
+        has_letters = isinstance(dataset.features["choices"], dict)
+        rows = []
+        for i, row in enumerate(dataset):
+            choices = row["choices"]["text"] if has_letters else row["choices"]
+            letters = row["choices"]["label"] if has_letters else LETTERS[: len(choices)]
+            label = _place(row["answerKey"], letters, f"answerKey: row {i} of the {split} data")
+            rows.append({"question": row["question"], "choices": choices, "label": label})
     elif {"article", "question", "options", "answer"} <= names:
+        _check_full(dataset, ["article", "question", "options"], split)
         rows = [
             {
                 "question": f"{row['article']}\n{row['question']}",
                 "choices": row["options"],
-                "label": _place(row["answer"], LETTERS[: len(row["options"])]),
+                "label": _place(row["answer"], LETTERS[: len(row["options"])], f"answer: row {i} of the {split} data"),
             }
-            for row in dataset
+            for i, row in enumerate(dataset)
         ]
     elif {"sent1", "sent2", "ending0", "ending1", "label"} <= names:
         endings = sorted(name for name in names if name.startswith("ending"))
+        _check_full(dataset, ["sent1", "sent2", *endings], split)
         rows = [
             {
                 "question": row["sent1"],
@@ -70,9 +76,18 @@ def usual_layout(dataset: Dataset) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def _place(letter: str, letters: Sequence[str]) -> int:
+def _check_full(dataset: Dataset, columns: Sequence[str], split: str) -> None:
+    for column in columns:
+        check_not_missing(dataset, column, split)
+
+
+def _place(letter: str | None, letters: Sequence[str], where: str) -> int:
     """Index of the right choice; -1 where it is withheld."""
-    return list(letters).index(letter) if letter in letters else -1
+    if not letter:
+        return -1
+    if letter not in letters:
+        raise ValueError(f"{where} has {letter!r}, which is none of its choices {', '.join(letters)}; correct or drop it")
+    return list(letters).index(letter)
 
 
 def find_choice_columns(
@@ -148,8 +163,8 @@ def read_choices(dataset: Dataset, choices: list[str], split: str) -> list[list[
     return read_column(dataset, column).to_pylist()
 
 
-def check_counts(rows: list[list[str | None]], count: int, split: str) -> None:
-    """Raise ValueError unless every row has `count` choices, at least two, and none is missing."""
+def check_counts(rows: list[list[str | None]], count: int, split: str, of: str = "train") -> None:
+    """Raise ValueError unless every row has `count` choices, as row 0 of a split, at least two, and none is missing."""
     if count < 2:
         raise ValueError(f"choices_column_name: row 0 of the {split} data has {count} choice; it needs at least two")
     for i, row in enumerate(rows):
@@ -160,7 +175,7 @@ def check_counts(rows: list[list[str | None]], count: int, split: str) -> None:
             )
         if len(row) != count:
             raise ValueError(
-                f"choices_column_name: row {i} of the {split} data has {len(row)} choices, row 0 of the train data has "
+                f"choices_column_name: row {i} of the {split} data has {len(row)} choices, row 0 of the {of} data has "
                 f"{count}; all rows need the same number"
             )
 
@@ -172,8 +187,10 @@ def _read_labels(dataset: Dataset, column: str, rows: list[list[str | None]], sp
     check_type(
         dataset, column, "label_column_name", split, fits=_is_index_or_text, expected="indices of choices or their texts"
     )
+    values = read_column(dataset, column).to_pylist()
+    check_some_labels(values, column, split)
     labels = []
-    for i, (value, row) in enumerate(zip(read_column(dataset, column).to_pylist(), rows, strict=True)):
+    for i, (value, row) in enumerate(zip(values, rows, strict=True)):
         label = row.index(value) if value in row else value
         if not (isinstance(label, int) and 0 <= label < len(row)):
             raise ValueError(

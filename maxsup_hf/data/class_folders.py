@@ -51,7 +51,7 @@ def load_class_folders(argument: str, path: str) -> Dataset:
     without: dict[str, Counter[str]] = {}
     nested: list[str] = []
     for index, folder in enumerate(classes):
-        images, others = _images(folder)
+        images, others = image_files(folder)
         skipped += others
         rows += [(str(image), index) for image in images]
         if not images:
@@ -66,8 +66,7 @@ def load_class_folders(argument: str, path: str) -> Dataset:
         )
     if nested:
         logger.warning("%s: images in folders inside of a class belong to that class: %s", argument, listed(nested))
-    if skipped:
-        logger.warning("%s: %s skipped, which cannot be read as images", argument, _counted(skipped))
+    report_skipped(argument, skipped)
     _name_what_lies_beside(argument, root)
     names = [folder.name for folder in classes]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
@@ -87,9 +86,9 @@ def _check_layout(argument: str, root: Path, classes: list[Path]) -> None:
         )
 
 
-def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The images below a folder, sorted, and how many other files there are of each extension."""
-    known = readable_extensions()
+def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The images below a folder, sorted, and how many other files there are of each extension. Links are followed."""
+    known = _readable_extensions()
     images, others = [], Counter[str]()
     for path in sorted(_files(folder)):
         if path.suffix.lower() in known or (not path.suffix and _is_image(path)):
@@ -97,6 +96,12 @@ def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
         else:
             others[path.suffix] += 1
     return images, others
+
+
+def report_skipped(argument: str, others: Counter[str]) -> None:
+    """Log how many files of each extension are not read."""
+    if others:
+        logger.warning("%s: %s skipped, which cannot be read as images", argument, _counted(others))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -117,7 +122,7 @@ def _contains(folder: Path, other: Path) -> bool:
     return Path(os.path.realpath(other)).is_relative_to(os.path.realpath(folder))
 
 
-def readable_extensions() -> set[str]:
+def _readable_extensions() -> set[str]:
     """Extensions of the files that Pillow reads; some others it only writes."""
     return {extension for extension, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
 
@@ -132,7 +137,7 @@ def _is_image(path: Path) -> bool:
 
 def _name_what_lies_beside(argument: str, root: Path) -> None:
     files = [path for path in root.iterdir() if path.is_file() and path.name not in TOOL_FILES]
-    images = [path for path in files if path.suffix.lower() in readable_extensions()]
+    images = [path for path in files if path.suffix.lower() in _readable_extensions()]
     if images:
         logger.warning(
             "%s: %d images lie beside the folders of the classes and are not used, as %s", argument, len(images), images[0]

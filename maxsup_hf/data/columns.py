@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image, List, Value
 
+from maxsup_hf.losses import IGNORE_INDEX
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,6 +41,7 @@ def find_column(
     fits: Callable[[Any], bool],
     names: Sequence[str],
     taken: Collection[str] = (),
+    split: str = "train",
 ) -> str:
     """The column that the user names, or the only one that it can be.
 
@@ -49,13 +52,14 @@ def find_column(
         names: common names of such a column, in lower case. If several are present, only the first of this list is taken
             without asking.
         taken: columns that are used for something else.
+        split: that the rows are of, for messages.
 
     Raises:
         ValueError: the named column does not exist or is taken, or none or several columns qualify. The message lists all
             columns.
     """
     if given is not None:
-        check_column(dataset, given, argument)
+        check_column(dataset, given, argument, split)
         if given in taken:
             raise ValueError(
                 f"{argument}: column {given!r} is already used for something else, such as the labels; name another one. "
@@ -104,6 +108,15 @@ def check_not_missing(dataset: Dataset, name: str, split: str) -> None:
         )
 
 
+def check_some_labels(labels: Sequence[Any], name: str, split: str) -> None:
+    """Raise ValueError if all labels of a column are the ignored one."""
+    if set(labels) == {IGNORE_INDEX}:
+        raise ValueError(
+            f"label_column_name: column {name!r} of the {split} data is {IGNORE_INDEX} in all rows, which is ignored: there "
+            "is nothing to learn"
+        )
+
+
 def check_type(
     dataset: Dataset, name: str, argument: str, split: str, *, fits: Callable[[Any], bool], expected: str, hint: str = ""
 ) -> None:
@@ -116,10 +129,13 @@ def check_type(
 
 
 def check_strings(dataset: Dataset, name: str, argument: str, split: str) -> None:
-    """Raise ValueError or TypeError if a column does not exist, has missing values, or holds anything but strings."""
+    """Raise ValueError or TypeError if a column does not exist, has missing values, or holds anything but strings; or if all
+    strings of the training data are blank."""
     check_column(dataset, name, argument, split)
     check_not_missing(dataset, name, split)
     check_type(dataset, name, argument, split, fits=is_string, expected="strings")
+    if split == "train" and pc.all(pc.equal(pc.utf8_trim_whitespace(read_column(dataset, name)), "")).as_py():
+        raise ValueError(f"{argument}: all {len(dataset)} values of column {name!r} of the train data are blank")
 
 
 # ---- types ----

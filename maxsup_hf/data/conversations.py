@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from datasets import Dataset
 
-from maxsup_hf.data.columns import check_not_missing, check_strings, is_string, report_columns
+from maxsup_hf.data.columns import check_not_missing, check_strings, is_list, is_string, report_columns, type_name
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system", "tool": "tool"}
 # Columns of instructions with their answers: instruction, further input (may be absent), answer.
@@ -28,18 +29,26 @@ def as_conversations(dataset: Dataset, split: str) -> Dataset:
     names = dataset.column_names
     if "messages" in names:
         for row, turns in enumerate(dataset["messages"]):
-            _check_messages(turns, row, split)
+            check_messages(turns, row, split)
         return _kept(dataset, ["messages"])
     if {"prompt", "completion"} <= set(names):
         for name in ("prompt", "completion"):
             check_not_missing(dataset, name, split)
+        texts = [is_string(dataset.features[name]) for name in ("prompt", "completion")]
+        if not all(texts) and (any(texts) or not all(is_list(dataset.features[name]) for name in ("prompt", "completion"))):
+            raise TypeError(
+                f"prompt and completion of the {split} data must both be texts, or both lists of turns, not "
+                f"{type_name(dataset.features['prompt'])} and {type_name(dataset.features['completion'])}"
+            )
+        if all(texts):
+            check_strings(dataset, "completion", "completion", split)
         return _kept(dataset, ["prompt", "completion"])
     if "conversations" in names:
         report_columns(dataset, ["conversations"])
         check_not_missing(dataset, "conversations", split)
         columns = {"messages": [_messages(row, i, split) for i, row in enumerate(dataset["conversations"])]}
         for row, turns in enumerate(columns["messages"]):
-            _check_messages(turns, row, split)
+            check_messages(turns, row, split)
         return Dataset.from_dict(columns)
     for instruction, extra, answer in INSTRUCTIONS:
         if {instruction, answer} <= set(names):
@@ -53,12 +62,18 @@ def as_conversations(dataset: Dataset, split: str) -> Dataset:
     )
 
 
+def conversation_columns(names: Collection[str]) -> list[str]:
+    """The columns of chats, prompts or instructions among some; empty if there are none."""
+    layouts = (("messages",), ("conversations",), ("prompt", "completion"), *((a, b) for a, _, b in INSTRUCTIONS))
+    return next((list(layout) for layout in layouts if set(layout) <= set(names)), [])
+
+
 def _kept(dataset: Dataset, columns: list[str]) -> Dataset:
     report_columns(dataset, columns)
     return dataset.select_columns(columns)
 
 
-def _check_messages(turns: Any, row: int, split: str) -> None:
+def check_messages(turns: Any, row: int, split: str) -> None:
     """Raise ValueError unless a row is a list of turns with a role and a text (or the calls of tools)."""
     where = f"messages: row {row} of the {split} data"
     if not isinstance(turns, list) or not turns:
@@ -72,6 +87,8 @@ def _check_messages(turns: Any, row: int, split: str) -> None:
 
 def _messages(turns: list[dict[str, Any]], row: int, split: str) -> list[dict[str, Any]]:
     found = []
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError(f"conversations: row {row} of the {split} data must be a list of turns, got {turns!r:.60}")
     for turn in turns:
         role = turn.get("from", turn.get("role"))
         if role not in ROLES:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
+import gzip
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetsError
+
+from maxsup_hf.data.messages import shortened
 
 # How a file is read: by a builder of `datasets` with its options, or by a function of its path.
 Reader = tuple[str, dict[str, Any]] | Callable[[str], Dataset]
@@ -27,6 +32,13 @@ FORMATS: dict[str, Reader] = {
 }
 TEXT_FORMATS: dict[str, Reader] = {**FORMATS, ".txt": ("text", {"sample_by": "document"})}  # one text, in the column `text`
 SIGNS = {",": "commas", "\t": "tabs"}
+PLAIN_ERRORS = (OSError, ValueError, DatasetsError, pa.ArrowException)  # whose messages need no name of their type
+
+
+def read_text(path: str) -> str:
+    """The text of a file in UTF-8, which may be compressed (.gz)."""
+    content = Path(path).read_bytes()
+    return (gzip.decompress(content) if path.endswith(".gz") else content).decode("utf-8-sig")
 
 
 @contextmanager
@@ -38,9 +50,11 @@ def loading(argument: str, value: Any, hint: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, DatasetsError, pa.ArrowException, StopIteration) as error:
+    except Exception as error:  # of any type: libraries do not foresee all that a file or a config may hold
         cause = error.__cause__ or error
         reason = str(cause).strip() or type(cause).__name__
+        if not isinstance(cause, PLAIN_ERRORS):
+            reason = f"{type(cause).__name__}: {reason}"
         raise ValueError(f"{argument}: {str(value)!r} could not be loaded: {reason}{hint}") from error
 
 
@@ -56,9 +70,9 @@ def load_file(argument: str, path: str, formats: Formats = FORMATS, delimiter: s
     Raises:
         FileNotFoundError, ValueError: a file does not exist, cannot be loaded, or is empty.
     """
-    if (Path(path) / "state.json").is_file() or (Path(path) / "dataset_dict.json").is_file():
-        return _load_saved(argument, path)
-    paths = [path] if Path(path).is_file() else _expand(argument, path)
+    if is_saved(path):
+        return load_saved(argument, path)
+    paths = expand(argument, path)
     parts = [_load_one(argument, each, formats, delimiter) for each in paths]
     other = next((i for i, part in enumerate(parts) if set(part.column_names) != set(parts[0].column_names)), None)
     if other is not None:  # missing columns would be filled with null
@@ -70,7 +84,17 @@ def load_file(argument: str, path: str, formats: Formats = FORMATS, delimiter: s
         return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
-def _load_saved(argument: str, path: str) -> Dataset:
+def is_saved(path: str) -> bool:
+    """Whether a path is a folder of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
+    return any((Path(path) / file).is_file() for file in ("dataset_dict.json", "state.json"))
+
+
+def load_saved(argument: str, path: str) -> Dataset:
+    """The rows of a folder of `Dataset.save_to_disk`.
+
+    Raises:
+        ValueError: it cannot be loaded, or holds several splits.
+    """
     with loading(argument, path):
         saved = load_from_disk(path)
     if isinstance(saved, DatasetDict):
@@ -78,10 +102,19 @@ def _load_saved(argument: str, path: str) -> Dataset:
     return saved
 
 
-def _expand(argument: str, path: str) -> list[str]:
+def expand(argument: str, path: str) -> list[str]:
+    """The files that a path, several comma-separated ones, or a pattern names.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is none.
+    """
+    if Path(path).is_file():
+        return [path]
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{argument}: {path!r} is a folder, but expected a file or a pattern such as {path}/*.csv")
     found = []
     for part in path.split(","):
-        matches = sorted(glob.glob(part.strip()))
+        matches = sorted(match for match in glob.glob(part.strip()) if Path(match).is_file())
         if not matches:
             raise FileNotFoundError(f"{argument}: there is no file {part.strip()!r}")
         found += matches
@@ -93,8 +126,12 @@ def _load_one(argument: str, path: str, formats: Formats, delimiter: str | None)
     if extension not in formats:
         raise ValueError(f"{argument}: {path!r} must end in one of {', '.join(formats)}; convert it to one of these")
     reader = formats[extension]
+    if extension in (".json", ".jsonl"):
+        _check_json(argument, path)
     separator = (delimiter or {".csv": ",", ".tsv": "\t"}[extension]) if extension in (".csv", ".tsv") else None
-    hint = "" if separator is None else f"; are its columns separated by {SIGNS.get(separator, repr(separator))}?"
+    hint = "; is every row an object with the same names?" if extension in (".json", ".jsonl") else ""
+    if separator is not None:
+        hint = f"; are its columns separated by {SIGNS.get(separator, repr(separator))}?"
     rows = None
     if Path(path).stat().st_size > 0:
         try:
@@ -113,10 +150,25 @@ def _load_one(argument: str, path: str, formats: Formats, delimiter: str | None)
 
 def _build(name: str, options: Mapping[str, Any], path: str, separator: str | None) -> Dataset | None:
     """The rows of a file by a builder of `datasets`; `None` if there are none, which `load_dataset` raises an error for."""
+    if name == "parquet" and pq.read_metadata(path).num_rows == 0:
+        return None
     separated = {} if separator is None else {"sep": separator}
     builder = load_dataset_builder(name, data_files={"train": path}, **{**options, **separated})
     builder.download_and_prepare()
     return builder.as_dataset(split="train") if builder.info.splits["train"].num_examples else None
+
+
+def _check_json(argument: str, path: str) -> None:
+    """Raise ValueError unless the first row of a file is an object: pyarrow crashes on `null`, and `datasets` makes a column
+    `text` of a list of strings."""
+    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file, loading(argument, path):
+        start = file.read(2**16).removeprefix(codecs.BOM_UTF8)
+    start = b"".join(start.split())
+    if start and not start.startswith((b"{", b"[{", b"[]")):
+        raise ValueError(
+            f'{argument}: the rows of {path!r} must be objects, as {{"text": …}}, got '
+            f"{shortened(start.decode('utf-8', 'replace'), 20)}"
+        )
 
 
 def _is_utf8(path: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from datasets import Dataset, Image, Value
 from datasets.utils import tqdm
 
 from maxsup_hf.data.columns import check_column, check_not_missing, check_type, is_image, is_string, read_column
+from maxsup_hf.data.files import expand, is_saved
 from maxsup_hf.data.messages import listed
 
 DEEP = ("I", "F")  # modes of more than 8 bits a channel; a suffix may follow them (I;16)
@@ -35,7 +37,7 @@ def as_images(dataset: Dataset, column: str, argument: str, split: str, file: st
     """Turn a column of paths or encoded images into one of images.
 
     Args:
-        file: that the rows were read from, beside which relative paths are looked for first.
+        file: that the rows were read from, or several as in `load_file`; relative paths are looked for beside them first.
 
     Raises:
         ValueError, TypeError: the column does not exist, has missing values, or holds something else.
@@ -46,43 +48,55 @@ def as_images(dataset: Dataset, column: str, argument: str, split: str, file: st
         expected="images, their bytes, or paths",
     )  # fmt: skip
     check_not_missing(dataset, column, split)
-    if is_string(dataset.features[column]) and file is not None:
-        folder = Path(file).absolute().parent
-        paths = [_found_in(folder, path) for path in read_column(dataset, column).to_pylist()]
+    if is_string(dataset.features[column]) and file is not None and not is_saved(file):
+        folders = list(dict.fromkeys(Path(each).absolute().parent for each in expand(argument, file)))
+        paths = [_found_in(folders, path) for path in read_column(dataset, column).to_pylist()]
         dataset = dataset.remove_columns(column).add_column(column, paths)
     return dataset.cast_column(column, Image())
 
 
-def _found_in(folder: Path, path: str) -> str:
-    inside = folder / path
-    return str(inside) if inside.exists() else path
+def _found_in(folders: Sequence[Path], path: str) -> str:
+    return next((str(folder / path) for folder in folders if (folder / path).exists()), path)
 
 
 def check_images(dataset: Dataset, column: str, argument: str, split: str) -> None:
-    """Decode all images, in as many threads as there are cores.
+    """Decode all images.
 
     Raises:
-        ValueError: files that are missing, truncated or not images, or have more than 8 bits a channel; the message names
-            the first of them.
+        ValueError: see `broken_images`; the message names the first of them.
+    """
+    problems = broken_images(dataset, column, split)
+    if problems:
+        raise ValueError(f"{argument}: {describe_broken(problems, len(dataset), split)}; remove or repair them")
+
+
+def broken_images(dataset: Dataset, column: str, split: str) -> dict[int, str]:
+    """Row -> what is wrong, of the images that are missing, truncated or not images, or have more than 8 bits a channel.
+
+    All images are decoded, in as many threads as there are cores.
     """
     undecoded = dataset.cast_column(column, Image(decode=False)).select_columns(column)
-    problems = []
+    problems = {}
     starts = tqdm(range(0, len(dataset), AT_ONCE), desc=f"checking the images of the {split} data", unit=f"×{AT_ONCE}")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in starts:
             cells = undecoded[start : start + AT_ONCE][column]
             found = enumerate(pool.map(_problem, cells), start)
-            problems += [f"row {row}{problem}" for row, problem in found if problem is not None]
-    if problems:
-        raise ValueError(
-            f"{argument}: {len(problems)} of {len(dataset)} images of the {split} data cannot be used; remove or repair "
-            f"them: {listed(problems, 3, '; ')}"
-        )
+            problems.update({row: problem for row, problem in found if problem is not None})
+    return problems
+
+
+def describe_broken(problems: Mapping[int, str], count: int, split: str) -> str:
+    """How many of `count` images are broken, and what is wrong with the first of them."""
+    first = listed([f"row {row}{problem}" for row, problem in problems.items()], 3, "; ")
+    return f"{len(problems)} of {count} images of the {split} data cannot be used: {first}"
 
 
 def _problem(cell: dict[str, Any]) -> str | None:
     """What is wrong with an image that is not decoded yet, preceded by its path; `None` if nothing is."""
     path, content = cell["path"], cell["bytes"]
+    if content is path is None:
+        return ": it has neither bytes nor a path"
     if content is None and "://" in path and not Path(path).exists():
         return None  # in an archive or on another machine
     try:
@@ -90,6 +104,8 @@ def _problem(cell: dict[str, Any]) -> str | None:
             check_depth(image)
             image.draft("RGB", (64, 64))  # a JPEG is read to its end, but decoded at a smaller size
             image.load()
+    except PIL.UnidentifiedImageError:
+        return ": cannot identify the format" if path is None else f" ({path}): cannot identify the format"
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         return f": {error}" if path is None else f" ({path}): {error}"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,15 @@ from datasets import ClassLabel, Dataset, List, Value
 from transformers import PretrainedConfig
 
 from maxsup_hf.data.arguments import DataArguments
-from maxsup_hf.data.columns import check_column, check_not_missing, find_column, is_class, is_integer, read_column
+from maxsup_hf.data.columns import (
+    check_column,
+    check_not_missing,
+    check_some_labels,
+    find_column,
+    is_class,
+    is_integer,
+    read_column,
+)
 from maxsup_hf.data.loading import Splits
 from maxsup_hf.data.messages import listed
 from maxsup_hf.data.splits import hold_out_and_limit
@@ -152,15 +161,20 @@ def label_names(dataset: Dataset, column: str, split: str) -> list[str]:
     check_not_missing(dataset, column, split)  # before the type: integers with gaps are read from a csv as floats
     values = read_column(dataset, column).to_pylist()
     if feature.dtype.startswith(FRACTIONAL):
-        if any(value != int(value) for value in values):
+        if not all(math.isfinite(value) and value == int(value) for value in values):
             raise TypeError(
                 f"{where} is {feature.dtype}, which is a regression; this task needs classes. If the numbers are classes, "
                 "store them as integers"
             )
         values = [int(value) for value in values]
+    check_some_labels(values, column, split)
     if feature.dtype.startswith(("int", *FRACTIONAL)) and min(values) < 0:
         negative = sum(value < 0 for value in values)
         raise ValueError(
             f"{where} has {negative} negative labels (the smallest is {min(values)}); drop or correct these rows"
         )
-    return feature.int2str(values) if isinstance(feature, ClassLabel) else [str(value) for value in values]
+    names = feature.int2str(values) if isinstance(feature, ClassLabel) else [str(value) for value in values]
+    blank = sum(not name.strip() for name in names)
+    if blank:
+        raise ValueError(f"{where} has {blank} blank labels in {len(names)} rows; fill them in or drop these rows")
+    return names

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict, ReadInstruction, load_dataset, load_from_disk
 
 from maxsup_hf.data.arguments import DataArguments, data_flags
 from maxsup_hf.data.class_folders import load_class_folders
-from maxsup_hf.data.files import FORMATS, Formats, load_file, loading
+from maxsup_hf.data.files import FORMATS, Formats, is_saved, load_file, load_saved, loading
 
 Splits = dict[str, Dataset]
 SPLITS = ("train", "validation", "test")
@@ -41,6 +41,9 @@ def load_splits(
     kinds = {name.rpartition("_")[2] for name in flags}
     if len(kinds) > 1:
         raise ValueError(f"data must come from one kind of source, got {' and '.join(flags)}; keep one kind")
+    for name in ("dataset_config_name", "train_split_name", "validation_split_name", "test_split_name"):
+        if getattr(args, name) is not None and not args.dataset_name:
+            raise ValueError(f"{name} is for --dataset_name, which is not given")
     if flags and kinds != {"name"} and not any(name.startswith("train_") for name in flags):
         raise ValueError(f"{flags[0]} is given without training data; give train_{kinds.pop()} too")
     if not flags:
@@ -50,14 +53,17 @@ def load_splits(
     else:
         load_files = partial(load_file, formats=formats, delimiter=args.csv_delimiter)
         load = load_files if kinds == {"file"} else load_folder
-        splits = {name.partition("_")[0]: load(name, getattr(args, name)) for name in flags}
+        splits = {
+            name.partition("_")[0]: (load_saved if is_saved(getattr(args, name)) else load)(name, getattr(args, name))
+            for name in flags
+        }
     for split, dataset in splits.items():
         if len(dataset) == 0:
             raise ValueError(f"the {split} data is empty; it must have at least one row")
-    return {split: _with_dotted_columns(dataset, args) for split, dataset in splits.items()}
+    return {split: with_dotted_columns(dataset, args) for split, dataset in splits.items()}
 
 
-def _with_dotted_columns(dataset: Dataset, args: DataArguments) -> Dataset:
+def with_dotted_columns(dataset: Dataset, args: Any) -> Dataset:
     """If a flag names a column such as `data.text`, which is in a column of dicts, make columns of what is in them."""
     named = [str(value) for name, value in vars(args).items() if name.endswith("_column_name") and value]
     is_nested = any("." in name and name not in dataset.column_names for name in named)
@@ -73,8 +79,10 @@ def load_named(argument: str, name: str, configuration: str | None = None) -> Da
     Raises:
         ValueError: it cannot be loaded.
     """
+    if is_saved(name) and configuration is not None:
+        raise ValueError(f"dataset_config_name: {name!r} is a folder of save_to_disk, which has no configurations")
     with loading(argument, name):
-        if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):  # Dataset.save_to_disk
+        if is_saved(name):
             loaded = load_from_disk(name)
         else:
             loaded = load_dataset(name, configuration)
@@ -92,7 +100,7 @@ def _load_named(args: DataArguments) -> Splits:
         source = given or next((usual for usual in USUAL_NAMES[split] if usual in available), None)
         base = source.partition("[")[0] if source else None
         if source is not None and base in available:
-            splits[split] = _sliced(available[base], source)
+            splits[split] = sliced(f"{split}_split_name", available[base], source)
         elif given or split == "train":
             raise ValueError(
                 f"{split}_split_name: {name!r} has no split {given or 'train'!r}; name one of these: {', '.join(available)}"
@@ -100,11 +108,11 @@ def _load_named(args: DataArguments) -> Splits:
     return splits
 
 
-def _sliced(dataset: Dataset, split: str) -> Dataset:
+def sliced(argument: str, dataset: Dataset, split: str) -> Dataset:
     """The rows that a split such as `train[:50]` or `train[10%:]` names."""
     name, bracket, _ = split.partition("[")
     if not bracket:
         return dataset
-    with loading("split", split):
+    with loading(argument, split):
         (part,) = ReadInstruction.from_spec(split).to_absolute({name: len(dataset)})
     return dataset.select(range(part.from_ or 0, len(dataset) if part.to is None else part.to))

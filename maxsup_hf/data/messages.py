@@ -11,6 +11,13 @@ def listed(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
     return separator.join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def one_line(error: Exception) -> str:
+    """The message of an error for the command line; an error that nothing foresees is named by its type too."""
+    text = " ".join(str(error).split())
+    foreseen = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+    return text if text and isinstance(error, foreseen) else f"{type(error).__name__}: {text}"
+
+
 def shortened(text: str, most: int = 60) -> str:
     """A text in quotes, cut to `most` characters."""
     return repr(text if len(text) <= most else text[: most - 3] + "…")

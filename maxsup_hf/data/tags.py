@@ -20,7 +20,7 @@ from maxsup_hf.data.columns import (
     is_list_of_strings,
     read_column,
 )
-from maxsup_hf.data.files import FORMATS, Reader
+from maxsup_hf.data.files import FORMATS, Reader, read_text
 from maxsup_hf.data.labels import encode_labels
 from maxsup_hf.data.loading import Splits
 
@@ -30,31 +30,36 @@ TAG_NAMES = ("ner_tags", "tags", "labels", "ner", "pos_tags", "upos", "label")
 _ROW = "row of the tag"
 
 
-def read_conll(path: str) -> Dataset:
+def read_conll(path: str, tagged: bool = True) -> Dataset:
     """The sentences of a CoNLL file: a word and its tag in each line, the first and the last of its columns, and an empty
     line after each sentence. Columns: `tokens`, `tags`.
+
+    Args:
+        tagged: whether every word needs a tag. If not, and a line has a single column, there is no column `tags`.
 
     Raises:
         ValueError: a line has a single column, or the first column counts the words, as in CoNLL-U.
     """
     sentences: list[tuple[list[str], list[str]]] = [([], [])]
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            cells = line.split("\t") if "\t" in line else line.split()
-            cells = [cell.strip() for cell in cells if cell.strip()]
-            if not cells or cells[0] == "-DOCSTART-":
-                sentences.append(([], []))
-            elif len(cells) == 1:
-                raise ValueError(f"line {number} has a single column, {cells[0]!r}; expected a word and its tag")
-            elif not _is_comment(line, sentences[-1][0]):
-                sentences[-1][0].append(cells[0])
-                sentences[-1][1].append(cells[-1])
+    has_tags = True
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        cells = line.split("\t") if "\t" in line else line.split()
+        cells = [cell.strip() for cell in cells if cell.strip()]
+        if not cells or cells[0] == "-DOCSTART-":
+            sentences.append(([], []))
+        elif len(cells) == 1 and tagged:
+            raise ValueError(f"line {number} has a single column, {cells[0]!r}; expected a word and its tag")
+        elif not _is_comment(line, sentences[-1][0]):
+            sentences[-1][0].append(cells[0])
+            sentences[-1][1].append(cells[-1])
+            has_tags = has_tags and len(cells) > 1
     filled = [sentence for sentence in sentences if sentence[0]]
     if filled and all(words == [str(i) for i in range(1, len(words) + 1)] for words, _ in filled):
         raise ValueError(
             "the first column counts the words; expected the words in the first column and the tags in the last"
         )
-    return Dataset.from_dict({"tokens": [words for words, _ in filled], "tags": [tags for _, tags in filled]})
+    columns = {"tokens": [words for words, _ in filled], "tags": [tags for _, tags in filled]}
+    return Dataset.from_dict(columns if has_tags else {"tokens": columns["tokens"]})
 
 
 def _is_comment(line: str, words: Sequence[str]) -> bool:
@@ -99,8 +104,8 @@ def encode_tags(splits: Splits, token_column: str, tag_column: str, order: Seque
 
 def _check_sentences(dataset: Dataset, token_column: str, tag_column: str, split: str) -> NDArray[np.integer]:
     """(N,) number of words of each row, each of which has a tag."""
-    words = _check_lists(dataset, token_column, "tokens_column_name", split)
-    tags = _check_lists(dataset, tag_column, "label_column_name", split)
+    words = check_lists(dataset, token_column, "tokens_column_name", split)
+    tags = check_lists(dataset, tag_column, "label_column_name", split)
     check_type(dataset, token_column, "tokens_column_name", split, fits=is_list_of_strings, expected="lists of words")
     lengths, tag_counts = _lengths(words), _lengths(tags)
     _raise_first(lengths == 0, "tokens_column_name", split, "has no words; drop such rows")
@@ -122,7 +127,8 @@ def _flatten(dataset: Dataset, column: str) -> Dataset:
     return Dataset(table, info=DatasetInfo(features=features))
 
 
-def _check_lists(dataset: Dataset, column: str, argument: str, split: str) -> pa.ChunkedArray:
+def check_lists(dataset: Dataset, column: str, argument: str, split: str) -> pa.ChunkedArray:
+    """A column of lists; raise ValueError or TypeError if it does not exist, has missing values, or holds anything else."""
     check_column(dataset, column, argument, split)
     check_not_missing(dataset, column, split)
     check_type(

@@ -8,14 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-from datasets import Dataset
 from transformers.trainer_utils import unwrap_peft_model
 
-from maxsup_hf.data.columns import is_image, read_column
 from maxsup_hf.losses import IGNORE_INDEX
 from maxsup_hf.prediction.cli import parser, write_predictions
 from maxsup_hf.prediction.data import check_output, known_labels
+from maxsup_hf.prediction.images import mask_folder
 from maxsup_hf.prediction.model import Model
 from maxsup_hf.prediction.tasks import find_task
 from maxsup_hf.scripts.common.job import Job
@@ -37,6 +35,8 @@ def prepare_predictions(job: Job) -> Callable[[], None]:
     if job.predictions_file is not None and not resumes and Path(job.predictions_file).exists():
         raise FileExistsError(f"predictions_file: {job.predictions_file!r} exists; name another file")
     task = find_task([type(unwrap_peft_model(job.trainer.model)).__name__])
+    if task == "semantic-segmentation":
+        mask_folder(args)
     return partial(_predict, job, task, args)
 
 
@@ -46,6 +46,7 @@ def _options(job: Job) -> Namespace:
     training = job.trainer.args
     args = parser().parse_args([str(training.output_dir)])
     args.output_file = job.predictions_file or str(Path(training.output_dir) / "predictions.csv")
+    args.overwrite = job.predictions_file is None or training.resume_from_checkpoint is not None  # the masks of this run
     args.batch_size = training.per_device_eval_batch_size
     vars(args).update(job.to_predict.options)
     return args
@@ -59,8 +60,6 @@ def _predict(job: Job, task: str, args: Namespace) -> None:
     labels = known_labels(rows, args.label_column_name)
     if labels is not None and task in NAMED:
         labels = [_named(label, model.names) for label in labels]
-    if task == "image-classification":
-        rows = _with_files(rows, args.image_column_name)
     write_predictions(model, task, rows, labels)
 
 
@@ -69,11 +68,3 @@ def _named(label: Any, names: list[str]) -> Any:
     if isinstance(label, list):
         return [_named(each, names) for each in label]
     return "" if label == IGNORE_INDEX else names[label]
-
-
-def _with_files(rows: Dataset, column: str) -> Dataset:
-    """Add the column `file` if the images are files, so that a prediction says which image it is of."""
-    if not is_image(rows.features[column]) or "file" in rows.column_names:
-        return rows
-    files = pc.struct_field(read_column(rows, column), "path").to_pylist()
-    return rows if None in files else rows.add_column("file", files)

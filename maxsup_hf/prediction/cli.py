@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
-from transformers.utils.generic import is_timm_local_checkpoint
 
-from maxsup_hf.data.files import loading
-from maxsup_hf.data.messages import listed
-from maxsup_hf.hub.record import why_no_weights
-from maxsup_hf.prediction.data import check_output, known_labels, load_rows, write_rows
+from maxsup_hf.data.arguments import delimiter
+from maxsup_hf.data.messages import listed, one_line
+from maxsup_hf.prediction.data import check_output, identifiers, known_labels, load_rows, write_rows
+from maxsup_hf.prediction.loading import load_model
 from maxsup_hf.prediction.model import Model
-from maxsup_hf.prediction.tasks import TASKS, find_task
-from maxsup_hf.scripts.common.models import hub_options
-from maxsup_hf.scripts.common.tokenizers import max_length
+from maxsup_hf.prediction.tasks import TASKS
 
 USUAL_LABELS = ("label", "labels")
+LEAST = {  # smallest values of the flags that are numbers
+    "max_samples": 1,
+    "batch_size": 1,
+    "top_k": 1,
+    "max_new_tokens": 1,
+    "max_seq_length": 1,
+    "dataloader_num_workers": 0,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
         description="Write the predictions of a trained model for new rows, with or without labels.",
         allow_abbrev=False,
     )
-    found.add_argument("model", metavar="MODEL", help="a Hub id, or the output_dir of a training run")
+    found.add_argument("model", metavar="MODEL", help="a Hub id, or the output_dir of a training run; or an adapter")
+    found.add_argument("--base_model", help="base model of an adapter (default: the one that the adapter names)")
     found.add_argument("--task", choices=list(TASKS), help="(default: by the class of the model)")
     data = found.add_argument_group("data")
     data.add_argument("--test_file", help="a csv, tsv, json, jsonl, parquet or txt file")
@@ -51,10 +54,18 @@ def parser() -> argparse.ArgumentParser:
     output.add_argument("--overwrite", action="store_true", help="write over an output file that exists")
     output.add_argument("--top_k", type=int, default=1, help="classes of each row that are written (1)")
     output.add_argument("--max_new_tokens", type=int, default=128, help="length of generated texts in tokens (128)")
+    output.add_argument(
+        "--skip_broken_images",
+        action="store_true",
+        help="predict nothing for images that cannot be read (default: an error)",
+    )
     output.add_argument("--allow_no_answer", action="store_true", help="a question may have no answer (SQuAD 2)")
     run = found.add_argument_group("run")
     run.add_argument("--batch_size", type=int, default=32, help="rows that are predicted together (32)")
+    run.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that prepare batches (0)")
     run.add_argument("--device", help="cpu, cuda, … (default: the accelerator if there is one)")
+    run.add_argument("--dtype", default="auto", help="type of the weights, such as bfloat16 (default: as they are stored)")
+    run.add_argument("--bf16", dest="dtype", action="store_const", const="bfloat16", help="the same as --dtype bfloat16")
     run.add_argument("--max_seq_length", type=int, help="maximum length of a text in tokens (default: what the model takes)")
     run.add_argument("--model_revision", default="main", help="branch, tag or commit of the model on the Hub")
     run.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with a model on the Hub")
@@ -66,15 +77,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         _predict(args)
-    except (ValueError, TypeError, OSError, RuntimeError, AssertionError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+    except Exception as error:  # of any type: libraries do not foresee all that a user may bring
+        print("error:", one_line(error), file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def _predict(args: argparse.Namespace) -> None:
-    for name in ("batch_size", "top_k", "max_new_tokens"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
+    empty = next((name for name, value in vars(args).items() if value == "" and name != "source_prefix"), None)
+    if empty is not None:  # as an unset variable of a shell
+        raise ValueError(f"{empty} is empty; give it a value, or leave it out")
+    if args.csv_delimiter is not None:
+        args.csv_delimiter = delimiter(args.csv_delimiter)
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     check_output(args.output_file, args.overwrite)
     logging.basicConfig(format="%(levelname)s %(message)s")
     logging.getLogger("maxsup_hf").setLevel(logging.INFO)
@@ -85,7 +102,7 @@ def _predict(args: argparse.Namespace) -> None:
         raise ValueError(
             f"label_column_name: the rows have no column {args.label_column_name!r}, but {', '.join(rows.column_names)}"
         )
-    model, task = _load(args)
+    model, task = load_model(args)
     if args.test_dir and not TASKS[task].reads_images:
         raise ValueError(f"test_dir holds images, and the model is for {task}; give its rows as --test_file")
     write_predictions(model, task, rows, known_labels(rows, args.label_column_name))
@@ -100,57 +117,23 @@ def write_predictions(model: Model, task: str, rows: Dataset, labels: Sequence[A
     """
     args = model.args
     found = TASKS[task].predict(model, rows)
-    if "id" in rows.column_names:  # what rows are known by
-        found = [{"id": name, **row} for name, row in zip(rows["id"], found, strict=True)]
+    found = [{**names, **row} for names, row in zip(identifiers(rows), found, strict=True)]
     if labels is not None:
         found = [{**row, "label": label} for row, label in zip(found, labels, strict=True)]
     write_rows(args.output_file, found)
     print(f"wrote {len(found):,} predictions to {args.output_file}")
-    _print_accuracy(found, model.names if task.endswith("classification") else [])
-
-
-def _load(args: argparse.Namespace) -> tuple[Model, str]:
-    if args.model.startswith((".", "/", "~")) and not os.path.isdir(args.model):
-        raise ValueError(f"model: there is no folder {args.model!r}")
-    hub = hub_options(args)
-    with loading("model", args.model):
-        config = AutoConfig.from_pretrained(args.model, **hub)
-        task = args.task or find_task(config.architectures or [])
-        if type(config) not in TASKS[task].auto_class._model_mapping:
-            raise ValueError(f"{config.model_type} models are not served by {task}; name another task with --task")
-        if getattr(config, "problem_type", None) == "multi_label_classification":
-            raise ValueError("the model is multi-label, and each row would get a single class")
-        _check_files(args.model, TASKS[task].reads_images)
-        auto: Any = AutoImageProcessor if TASKS[task].reads_images else AutoTokenizer
-        processor = auto.from_pretrained(args.model, **hub)
-        model = TASKS[task].auto_class.from_pretrained(args.model, **hub)
-    length = 0
-    if not TASKS[task].reads_images:
-        processor.pad_token = processor.pad_token or processor.eos_token
-        length = max_length(args, config, processor)
-    device = args.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    return Model(model.eval().to(device), processor, length, args), task
-
-
-def _check_files(model: str, reads_images: bool) -> None:
-    """Raise ValueError if a local model has no weights, or no tokenizer or processor: transformers may make an empty one."""
-    if not os.path.isdir(model):
-        return
-    reason = why_no_weights(model)
-    if reason:
-        raise ValueError(reason)
-    files = os.listdir(model)
-    if "adapter_config.json" in files and "config.json" not in files:
-        raise ValueError("it is an adapter: merge it into its base model (peft's merge_and_unload), and predict with that")
-    beginnings = ("preprocessor", "processor") if reads_images else ("tokenizer", "vocab", "spiece", "sentencepiece")
-    if not any(file.startswith(beginnings) for file in files) and not is_timm_local_checkpoint(model):
-        raise ValueError(f"there is no {'image processor' if reads_images else 'tokenizer'} beside it")
+    if task in ("image-classification", "text-classification"):
+        _print_accuracy(found, model.names)
 
 
 def _print_accuracy(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
     """How many predictions are right, of the rows whose label is a class of the model."""
-    if not names or "label" not in rows[0] or isinstance(rows[0]["label"], list):
+    if "label" not in rows[0] or isinstance(rows[0]["label"], list):
         return
+    without = sum(row["prediction"] is None for row in rows)
+    if without:
+        print(f"{without:,} rows have no prediction: their images cannot be read")
+        rows = [row for row in rows if row["prediction"] is not None]
     pairs = [(row["prediction"], _class_name(row["label"], names)) for row in rows]
     known = [(predicted, label) for predicted, label in pairs if label is not None]
     unknown = sorted({str(row["label"]) for row, (_, label) in zip(rows, pairs, strict=True) if label is None})
@@ -163,7 +146,7 @@ def _print_accuracy(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Non
 
 def _class_name(label: Any, names: Sequence[str]) -> str | None:
     """The class that a label means, by name or else by index; `None` if there is none."""
-    if isinstance(label, float) and label == int(label):
+    if isinstance(label, float) and label.is_integer():
         label = int(label)
     if str(label) in names:
         return str(label)

@@ -6,6 +6,7 @@ import csv
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset
 
-from maxsup_hf.data.class_folders import readable_extensions
+from maxsup_hf.data.class_folders import image_files, report_skipped
 from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.files import FORMATS as FILE_FORMATS
 from maxsup_hf.data.files import Reader, load_file
 from maxsup_hf.data.images import as_images
-from maxsup_hf.data.loading import load_named
+from maxsup_hf.data.loading import load_named, sliced, with_dotted_columns
 from maxsup_hf.data.tags import read_conll
 from maxsup_hf.output.files import plain, replacing
 
 FORMATS = (".csv", ".jsonl", ".parquet")
-READ: dict[str, Reader] = {**FILE_FORMATS, ".txt": ("text", {}), ".conll": read_conll}  # of text, a row for each line
+# A text file has a row in each line; the words of a CoNLL file need no tags.
+READ: dict[str, Reader] = {**FILE_FORMATS, ".txt": ("text", {}), ".conll": partial(read_conll, tagged=False)}
+# Columns by which a row is known, in lower case.
+IDENTIFIERS = ("id", "idx", "guid", "uid", "image_id", "file", "file_name", "filename", "path")
 
 
 def load_rows(args: Namespace) -> Dataset:
@@ -32,19 +36,26 @@ def load_rows(args: Namespace) -> Dataset:
     Raises:
         ValueError, FileNotFoundError: not exactly one of them is given, or it cannot be loaded.
     """
-    given = [name for name in ("test_file", "test_dir", "dataset_name") if getattr(args, name)]
+    given = [name for name in ("test_file", "test_dir", "dataset_name") if getattr(args, name) is not None]
     if len(given) != 1:
         raise ValueError(f"give one of --test_file, --test_dir and --dataset_name, got {' and '.join(given) or 'none'}")
-    if args.test_file:
+    unused = next((name for name in ("split", "dataset_config_name") if getattr(args, name) and not args.dataset_name), None)
+    if unused:
+        raise ValueError(f"{unused} is for --dataset_name, got {given[0]}")
+    if args.test_file is not None:
         rows = load_file("test_file", args.test_file, READ, args.csv_delimiter)
-    elif args.test_dir:
+    elif args.test_dir is not None:
         rows = load_image_folder("test_dir", args.test_dir)
     else:
         splits = load_named("dataset_name", args.dataset_name, args.dataset_config_name)
         split = args.split or ("test" if "test" in splits else next(iter(splits)))
-        if split not in splits:
-            raise ValueError(f"split: {args.dataset_name!r} has no split {split!r}; name one of {', '.join(splits)}")
-        rows = splits[split]
+        name = split.partition("[")[0]
+        if name not in splits:
+            raise ValueError(f"split: {args.dataset_name!r} has no split {name!r}; name one of {', '.join(splits)}")
+        rows = sliced("split", splits[name], split)
+        if len(rows) == 0:
+            raise ValueError(f"split: {split!r} has no rows")
+    rows = with_dotted_columns(rows, args)
     return rows.select(range(min(len(rows), args.max_samples))) if args.max_samples else rows
 
 
@@ -58,8 +69,8 @@ def load_image_folder(argument: str, path: str) -> Dataset:
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{argument}: there is no folder {path!r}")
-    known = readable_extensions()
-    files = [file for file in sorted(root.rglob("*")) if file.suffix.lower() in known and file.name[:2] != "._"]
+    files, skipped = image_files(root)
+    report_skipped(argument, skipped)
     if not files:
         raise ValueError(f"{argument}: there is no image in {path!r}")
     names = [str(file.relative_to(root)) for file in files]
@@ -67,6 +78,15 @@ def load_image_folder(argument: str, path: str) -> Dataset:
     if all("/" in name for name in names):
         columns["label"] = [name.partition("/")[0] for name in names]
     return as_images(Dataset.from_dict(columns), "image", argument, "test")
+
+
+def identifiers(rows: Dataset) -> list[dict[str, Any]]:
+    """What each row is known by: the values of the columns in `IDENTIFIERS`."""
+    names = [name for name in rows.column_names if name.lower() in IDENTIFIERS]
+    if not names:
+        return [{} for _ in range(len(rows))]
+    columns = (read_column(rows, name).to_pylist() for name in names)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def known_labels(rows: Dataset, column: str | None) -> list[Any] | None:
@@ -104,6 +124,7 @@ def check_output(path: str, overwrite: bool = True, argument: str = "output_file
     Raises:
         ValueError: it is not one of `FORMATS`.
         FileNotFoundError: its folder does not exist.
+        IsADirectoryError: it is a folder.
         FileExistsError: the file exists, and `overwrite` is false.
     """
     suffix = Path(path).suffix.lower()
@@ -111,6 +132,8 @@ def check_output(path: str, overwrite: bool = True, argument: str = "output_file
         raise ValueError(f"{argument}: {path!r} must end in one of {', '.join(FORMATS)}")
     if not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"{argument}: the folder of {path!r} does not exist")
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{argument}: {path!r} is a folder; name a file")
     if not overwrite and Path(path).exists():
         raise FileExistsError(f"{argument}: {path!r} exists; name another file, or give --overwrite")
     return suffix

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL.Image
-import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -28,21 +24,21 @@ from transformers import (
 )
 
 from maxsup_hf.data.answers import cut_into_windows, predict_answers
-from maxsup_hf.data.choices import CHOICES_NAMES, QUESTION_NAMES, check_counts, read_choices
+from maxsup_hf.data.choices import CHOICES_NAMES, QUESTION_NAMES, check_counts, read_choices, usual_layout
 from maxsup_hf.data.columns import (
     check_strings,
+    check_type,
     find_column,
     is_list_of_strings,
     is_string,
     read_column,
     report_columns,
 )
-from maxsup_hf.data.images import as_images, holds_images, to_rgb
-from maxsup_hf.data.tags import TOKEN_NAMES
-from maxsup_hf.prediction.model import Model, Row, logits_of
+from maxsup_hf.data.tags import TOKEN_NAMES, check_lists
+from maxsup_hf.prediction.images import classify_images, segment
+from maxsup_hf.prediction.model import Model, Row, logits_of, most_probable
 from maxsup_hf.prediction.texts import fill, go_on, rewrite
 from maxsup_hf.scripts import multiple_choice, question_answering
-from maxsup_hf.scripts.image_classification import IMAGE_NAMES
 from maxsup_hf.scripts.text_classification import text_columns, tokenize
 from maxsup_hf.scripts.token_classification import words_with_prefix_space
 
@@ -52,52 +48,28 @@ logger = logging.getLogger(__name__)
 
 
 def classify_texts(model: Model, rows: Dataset) -> list[Row]:
-    columns = text_columns(rows, model.args.text_column_name, model.args.label_column_name or "")
+    columns = text_columns(rows, model.args.text_column_name, model.args.label_column_name or "", "test")
     for column in columns:
         check_strings(rows, column, "text_column_name", "test")
-    report_columns(rows, columns)
+    report_columns(rows, [*columns, *([model.args.label_column_name] if model.args.label_column_name else [])])
     encoded = tokenize(rows.select_columns(columns), columns, model.processor, model.length)
-    found = _classes(model, model.logits(encoded, DataCollatorWithPadding(model.processor)), model.names)
+    logits = model.logits(encoded, DataCollatorWithPadding(model.processor))
+    found = most_probable(logits, model.names, model.args.top_k)
     texts = [dict(zip(columns, row, strict=True)) for row in zip(*(rows[column] for column in columns), strict=True)]
     return [text | row for text, row in zip(texts, found, strict=True)]
 
 
-def classify_images(model: Model, rows: Dataset) -> list[Row]:
-    logits = model.logits(*_images(model, rows))
-    found = _classes(model, logits, model.names)
-    files = rows["file"] if "file" in rows.column_names else None
-    return found if files is None else [{"file": file, **row} for file, row in zip(files, found, strict=True)]
-
-
-def _images(model: Model, rows: Dataset) -> tuple[Dataset, Callable[[list[Row]], Any]]:
-    """The images of the rows, and what makes a batch of them."""
-    given = model.args.image_column_name
-    column = find_column(rows, "image_column_name", given, fits=holds_images, names=IMAGE_NAMES)
-    images = as_images(rows, column, "image_column_name", "test", model.args.test_file).select_columns(column)
-    return images, lambda batch: model.processor([to_rgb(row[column]) for row in batch], return_tensors="pt")
-
-
-def _classes(model: Model, logits: Tensor, names: Sequence[str]) -> list[Row]:
-    """The most probable classes of each row, with their softmax probabilities."""
-    if not torch.isfinite(logits.max(-1).values).all():
-        raise ValueError("the model's logits are NaN or infinite; are its weights complete?")
-    probabilities, classes = logits.softmax(-1).topk(min(model.args.top_k, len(names)))
-    found = []
-    for row_probabilities, row_classes in zip(probabilities.tolist(), classes.tolist(), strict=True):
-        row: Row = {}
-        for place, (probability, k) in enumerate(zip(row_probabilities, row_classes, strict=True), 1):
-            suffix = "" if place == 1 else f"_{place}"
-            row |= {f"prediction{suffix}": names[k], f"probability{suffix}": probability}
-        found.append(row)
-    return found
-
-
 def choose(model: Model, rows: Dataset) -> list[Row]:
+    rows = usual_layout(rows, "test")
     args, label = model.args, model.args.label_column_name
     choices = [name.strip() for name in args.choices_column_name.split(",")] if args.choices_column_name else None
     taken = [label] if label else []
     if choices is None:
-        choices = [find_column(rows, "choices_column_name", None, fits=is_list_of_strings, names=CHOICES_NAMES, taken=taken)]
+        choices = [
+            find_column(
+                rows, "choices_column_name", None, fits=is_list_of_strings, names=CHOICES_NAMES, taken=taken, split="test"
+            )
+        ]
     question = find_column(
         rows,
         "question_column_name",
@@ -105,17 +77,18 @@ def choose(model: Model, rows: Dataset) -> list[Row]:
         fits=is_string,
         names=QUESTION_NAMES,
         taken=[*taken, *choices],
+        split="test",
     )
     check_strings(rows, question, "question_column_name", "test")
     listed = read_choices(rows, choices, "test")
-    check_counts(listed, len(listed[0]), "test")
+    check_counts(listed, len(listed[0]), "test", of="test")
     # the collator expects labels, and the outputs do not depend on them
     columns = {"question": read_column(rows, question).to_pylist(), "choices": listed, "labels": [0] * len(rows)}
     encoded = multiple_choice.tokenize(Dataset.from_dict(columns), model.processor, model.length)
     logits = model.logits(encoded, DataCollatorForMultipleChoice(model.processor))
     best = logits.softmax(-1).max(-1)
     return [
-        {"prediction": listed[i][k], "index": k, "probability": probability}
+        {"question": columns["question"][i], "prediction": listed[i][k], "index": k, "probability": probability}
         for i, (k, probability) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     ]
 
@@ -124,40 +97,53 @@ def choose(model: Model, rows: Dataset) -> list[Row]:
 
 
 def tag(model: Model, rows: Dataset) -> list[Row]:
-    """One tag for each word; a word that is cut off gets none, which is an empty string."""
+    """One tag for each word. A sentence that is too long is cut into overlapping windows, and the tag of a word is that of
+    the window where it is farthest from the ends."""
     column = find_column(
         rows, "tokens_column_name", model.args.tokens_column_name, fits=is_list_of_strings, names=TOKEN_NAMES,
-        taken=[model.args.label_column_name or ""],
+        taken=[model.args.label_column_name or ""], split="test",
     )  # fmt: skip
+    if is_string(rows.features[column]):
+        check_strings(rows, column, "tokens_column_name", "test")
+    else:
+        check_lists(rows, column, "tokens_column_name", "test")
+        fits, expected = is_list_of_strings, "lists of words"
+        check_type(rows, column, "tokens_column_name", "test", fits=fits, expected=expected)
     values = read_column(rows, column).to_pylist()
     sentences = [value.split() if isinstance(value, str) else value for value in values]
     words_with_prefix_space(model.processor)
-    encoded = model.processor(sentences, is_split_into_words=True, truncation=True, max_length=model.length)
-    inputs = Dataset.from_dict(dict(encoded))
-    collate = DataCollatorWithPadding(model.processor)
-    found: list[Row] = []
-    for output in model.outputs(inputs, collate):
+    encoded = model.processor(
+        sentences, is_split_into_words=True, truncation=True, max_length=model.length, stride=model.length // 4,
+        return_overflowing_tokens=True,
+    )  # fmt: skip
+    sources = encoded.pop("overflow_to_sample_mapping")
+    tags = [[""] * len(words) for words in sentences]
+    margins = [[-1] * len(words) for words in sentences]  # how far a word is from the ends of its window
+    window = 0
+    for output in model.outputs(Dataset.from_dict(dict(encoded)), DataCollatorWithPadding(model.processor)):
         for best in logits_of(output).argmax(-1).tolist():
-            words = encoded.word_ids(len(found))
-            tags = [""] * len(sentences[len(found)])
-            for position, word in reversed(list(enumerate(words))):  # the first token of a word decides
-                if word is not None:
-                    tags[word] = model.names[best[position]]
-            found.append({"words": sentences[len(found)], "prediction": tags})
-    cut = sum("" in row["prediction"] for row in found)
-    if cut:
-        logger.warning("%d rows are longer than %d tokens: their last words have no tag", cut, model.length)
-    return found
+            row, words = sources[window], encoded.word_ids(window)
+            positions = [position for position, word in enumerate(words) if word is not None]
+            for position in reversed(positions):  # the first token of a word decides
+                word, margin = words[position], min(position - positions[0], positions[-1] - position)
+                if margin >= margins[row][word] or words[position + 1] == word:
+                    tags[row][word], margins[row][word] = model.names[best[position]], margin
+            window += 1
+    without = sum(tag == "" for row in tags for tag in row)
+    if without:
+        logger.warning("%d words have no token (the tokenizer drops them) and no tag", without)
+    return [{"words": words, "prediction": found} for words, found in zip(sentences, tags, strict=True)]
 
 
 def answer(model: Model, rows: Dataset) -> list[Row]:
     args = model.args
     question = find_column(
-        rows, "question_column_name", args.question_column_name, fits=is_string, names=question_answering.QUESTION_NAMES
-    )
+        rows, "question_column_name", args.question_column_name, fits=is_string, names=question_answering.QUESTION_NAMES,
+        split="test",
+    )  # fmt: skip
     context = find_column(
         rows, "context_column_name", args.context_column_name, fits=is_string, names=question_answering.CONTEXT_NAMES,
-        taken=[question],
+        taken=[question], split="test",
     )  # fmt: skip
     for name, column in (("question", question), ("context", context)):
         check_strings(rows, column, f"{name}_column_name", "test")
@@ -180,29 +166,6 @@ def answer(model: Model, rows: Dataset) -> list[Row]:
 
 def _padded(rows: Sequence[NDArray], length: int) -> NDArray:
     return np.stack([np.pad(row, (0, length - len(row)), constant_values=-np.inf) for row in rows])
-
-
-# ---- masks ----
-
-
-def segment(model: Model, rows: Dataset) -> list[Row]:
-    """The class of every pixel, as a PNG of the image's own size in a folder beside the output file."""
-    folder = Path(model.args.output_file).with_suffix("")
-    folder.mkdir(exist_ok=True)
-    images, collate = _images(model, rows)
-    (column,) = images.column_names
-    files = rows["file"] if "file" in rows.column_names else [f"{i:06d}" for i in range(len(rows))]
-    found: list[Row] = []
-    for output in model.outputs(images, collate):
-        for logits in logits_of(output):
-            i = len(found)
-            width, height = images[i][column].size
-            scaled = torch.nn.functional.interpolate(logits[None].float(), (height, width), mode="bilinear")
-            path = folder / Path(files[i]).with_suffix(".png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            PIL.Image.fromarray(scaled.argmax(1)[0].to(torch.uint8).cpu().numpy()).save(path)
-            found.append({"file": files[i], "prediction": str(path)})
-    return found
 
 
 class Task(NamedTuple):
@@ -255,4 +218,5 @@ def find_task(architectures: Sequence[str]) -> str:
         for ending, task in HEADS.items():
             if architecture.endswith(ending):
                 return task
-    raise ValueError(f"the model is a {', '.join(architectures) or 'model without a head'}; name its task with --task")
+    known = f"a {', '.join(architectures)}" if architectures else "of an unknown class"
+    raise ValueError(f"the model is {known}; name its task with --task")

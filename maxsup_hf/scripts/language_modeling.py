@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import python_documentation
 from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column, read_texts, report_columns
+from maxsup_hf.data.conversations import conversation_columns
 from maxsup_hf.data.files import TEXT_FORMATS
 from maxsup_hf.data.loading import Splits, load_splits
 from maxsup_hf.data.splits import SPLIT_SEED, limit_rows
@@ -128,6 +129,13 @@ class LanguageModelTrainer(PerplexityMixin, MaxSupTrainer):
 
 def _load_texts(args: LanguageModelingArguments) -> tuple[Splits, str]:
     splits = load_splits(args, python_documentation, formats=TEXT_FORMATS)
+    names = splits["train"].column_names
+    chats = conversation_columns(names)
+    if chats and args.text_column_name is None and TEXT_NAMES[0] not in names:
+        raise ValueError(
+            f"the train data has the columns {', '.join(chats)}, which `maxsup-hf train sft` trains on; for language "
+            "modeling name a column of texts with --text_column_name"
+        )
     column = find_column(splits["train"], "text_column_name", args.text_column_name, fits=is_string, names=TEXT_NAMES)
     report_columns(splits["train"], [column])
     for split, dataset in splits.items():

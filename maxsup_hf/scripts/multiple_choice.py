@@ -78,7 +78,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
 
 def _load_choices(args: MultipleChoiceArguments) -> Splits:
-    splits = {split: usual_layout(dataset) for split, dataset in load_splits(args, choices_of_names).items()}
+    splits = {split: usual_layout(dataset, split) for split, dataset in load_splits(args, choices_of_names).items()}
     given = args.question_column_name, args.choices_column_name, args.label_column_name
     columns = find_choice_columns(splits["train"], *given)
     question, choices, label = columns

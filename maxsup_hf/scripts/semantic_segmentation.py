@@ -120,7 +120,8 @@ def _load_images(
     report_columns(splits["train"], [image, mask])
     splits = load_images(args, splits, image)
     for split, dataset in splits.items():
-        splits[split] = as_images(dataset, mask, "label_column_name", split).select_columns([image, mask])
+        masks = as_images(dataset, mask, "label_column_name", split, getattr(args, f"{split}_file"))
+        splits[split] = masks.select_columns([image, mask])
     names = _class_names(args)
     count = check_masks(splits, image, mask, names, ignore_index)
     pretrained = pretrained_classes(config)

@@ -108,20 +108,22 @@ def _load_texts(args: TextClassificationArguments, config: PretrainedConfig | No
     return splits, columns, names
 
 
-def text_columns(train: Dataset, given: str | None, label_column: str) -> list[str]:
+def text_columns(dataset: Dataset, given: str | None, label_column: str, split: str = "train") -> list[str]:
     """The column of the texts, or the two columns of a pair."""
     named: list[str | None] = [name.strip() for name in given.split(",")] if given else [None]
     if len(named) > 2:
         raise ValueError(f"text_column_name: expected one column or two comma-separated columns, got {given!r}")
-    if given is None and (pair := _find_pair(train, label_column)):
+    if given is None and (pair := _find_pair(dataset, label_column)):
         logger.info(
             "text_column_name: %s (found in the data, used as a pair; name one column to use it alone)", ",".join(pair)
         )
         return pair
-    found = [
-        find_column(train, "text_column_name", name, fits=is_string, names=TEXT_NAMES, taken=[label_column])
-        for name in named
-    ]
+    found: list[str] = []
+    for name in named:
+        taken = [label_column, *found]
+        found.append(
+            find_column(dataset, "text_column_name", name, fits=is_string, names=TEXT_NAMES, taken=taken, split=split)
+        )
     return found
 
 

@@ -6,10 +6,10 @@ import json
 import datasets
 import pytest
 
-from maxsup_hf.data.answers import check_answers, read_squad
+from maxsup_hf.data.answers import SQUAD_FORMATS, check_answers, read_squad
 from maxsup_hf.data.choices import check_choices, usual_layout
 from maxsup_hf.data.files import load_file
-from maxsup_hf.data.tags import encode_tags, read_conll
+from maxsup_hf.data.tags import CONLL_FORMATS, encode_tags, read_conll
 from maxsup_hf.scripts import text_classification
 from tests.data.conftest import table
 
@@ -58,7 +58,7 @@ def test_slices_of_splits_and_nested_columns():
     slices = ["--train_split_name", "train[:50%]", "--validation_split_name", "train[16:]"]
     job = text_classification.prepare([*argv, *slices])
     assert (len(job.trainer.train_dataset), len(job.trainer.eval_dataset)) == (10, 4)
-    with pytest.raises(ValueError, match="split: 'train\\[a:\\]' could not be loaded"):
+    with pytest.raises(ValueError, match="train_split_name: 'train\\[a:\\]' could not be loaded"):
         text_classification.prepare([*argv, "--train_split_name", "train[a:]"])
 
 
@@ -88,6 +88,19 @@ def test_squad_as_it_is_distributed(tmp_path):
     assert read_squad("rows.json").column_names == ["question", "context", "answers"]
 
 
+def test_compressed_texts_of_other_layouts(tmp_path):
+    (tmp_path / "t.conll.gz").write_bytes(gzip.compress(b"EU B-ORG\n\nPeter B-PER\n"))
+    assert load_file("train_file", "t.conll.gz", CONLL_FORMATS)["tokens"][:] == [["EU"], ["Peter"]]
+    squad = {"data": [{"paragraphs": [{"context": "Ann came.", "qas": [{"question": "Who?"}]}]}]}
+    (tmp_path / "s.json.gz").write_bytes(gzip.compress(json.dumps(squad).encode()))
+    assert load_file("train_file", "s.json.gz", SQUAD_FORMATS)["question"][:] == ["Who?"]
+
+
+def test_words_without_tags(tmp_path):
+    (tmp_path / "words.conll").write_text("EU\nrejects\n\nPeter B-PER\n")
+    assert read_conll("words.conll", tagged=False).to_dict() == {"tokens": [["EU", "rejects"], ["Peter"]]}
+
+
 def test_answers_as_a_list_of_strings():
     rows = table(question=["Who?", "?"], context=["Ann and Bob", "Bob"], answers=[["Bob", "Ann"], []])
     checked = check_answers(rows, "question", "context", "answers", "train")
@@ -98,17 +111,18 @@ def test_answers_as_a_list_of_strings():
     "columns",
     [
         {"question": ["Q"], "choices": [{"text": ["x", "y"], "label": ["A", "B"]}], "answerKey": ["B"]},
+        {"question": ["Q"], "choices": [["x", "y"]], "answerKey": ["B"]},
         {"article": ["Q"], "question": ["?"], "options": [["x", "y"]], "answer": ["B"]},
         {"sent1": ["Q"], "sent2": ["He"], "ending0": ["x"], "ending1": ["y"], "label": [1], "video-id": ["v"]},
     ],
-    ids=["ARC", "RACE", "SWAG"],
+    ids=["ARC", "letters", "RACE", "SWAG"],
 )
 def test_layouts_of_multiple_choice(columns):
-    rows = usual_layout(table(**columns))
+    rows = usual_layout(table(**columns), "train")
     checked = check_choices({"train": rows}, "question", ["choices"], "label")["train"]
     assert checked["labels"][0] == 1 and checked["choices"][0][1].endswith("y") and checked["question"][0].startswith("Q")
 
 
 def test_other_layouts_stay_as_they_are():
     rows = table(question=["Q"], choices=[["x", "y"]], label=[0])
-    assert usual_layout(rows) is rows
+    assert usual_layout(rows, "train") is rows

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maxsup_hf.data.files import load_file
 from maxsup_hf.data.images import as_images, check_images, to_rgb
-from tests.scripts.conftest import picture
+from maxsup_hf.data.loading import load_splits
+from maxsup_hf.scripts.common.image_processors import ImageArguments
+from tests.scripts.conftest import image_folder, picture
 
 
 def encoded(seed):
@@ -36,11 +39,30 @@ def test_every_form_of_a_column(form, tmp_path):
 
 def test_paths_relative_to_the_file_that_names_them(tmp_path):
     (tmp_path / "data" / "photos").mkdir(parents=True)
+    (tmp_path / "data" / "train.csv").touch()
     picture(0).save(tmp_path / "data" / "photos" / "0.png")
     picture(1).save(tmp_path / "here.png")  # the folder that the test runs in
     rows = datasets.Dataset.from_dict({"image": ["photos/0.png", "here.png"], "label": [0, 1]})
     found = as_images(rows, "image", "image_column_name", "train", file=str(tmp_path / "data" / "train.csv"))
     assert found[0]["image"].size == found[1]["image"].size == (8, 8)
+
+
+def test_paths_relative_to_each_of_several_files(tmp_path):
+    for i, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        picture(i).save(tmp_path / name / f"{i}.png")
+        (tmp_path / name / "rows.csv").write_text(f"image,label\n{i}.png,{name}\n")
+    rows = load_file("train_file", "?/rows.csv")
+    for file in ("?/rows.csv", "a/rows.csv, b/rows.csv"):
+        found = as_images(rows, "image", "image_column_name", "train", file=file)
+        assert [found[i]["image"].size for i in range(2)] == [(8, 8)] * 2
+
+
+def test_saved_images_under_the_flag_of_a_folder(tmp_path):
+    folder = image_folder(tmp_path / "photos")
+    datasets.load_dataset("imagefolder", data_dir=folder, split="train").save_to_disk("saved")
+    args = ImageArguments(train_dir="saved")
+    assert load_splits(args, builtin=None)["train"].features["label"].names == ["cat", "dog"]
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "missing", "deep"])

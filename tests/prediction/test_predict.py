@@ -2,8 +2,10 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,7 @@ from maxsup_hf.data.builtin_scenes import digit_scenes
 from maxsup_hf.data.builtin_texts import python_documentation, translated_phrases
 from maxsup_hf.metrics import chrf, exact_match
 from maxsup_hf.prediction.tasks import HEADS, TASKS, find_task
-from tests.scripts.conftest import image_folder, picture, results, texts
+from tests.scripts.conftest import image_folder, picture, results, texts, write
 
 SHORT = ["--max_steps", "12", "--save_strategy", "no", "--eval_strategy", "no", "--output_dir", "run"]
 
@@ -27,6 +29,18 @@ def train(task, rows, *flags):
     files = ["--train_file", "rows.parquet", "--validation_file", "rows.parquet"]
     cli.main(["train", task, *files, *SHORT, *flags])
     return results("run")
+
+
+def written(*flags, capsys=None):
+    """The rows of a prediction, read back from each of the formats; and what was printed at the last."""
+    for ending in READERS:
+        said = predict(*flags, "--output_file", f"out.{ending}", capsys=capsys)
+    return [reader(f"out.{ending}") for ending, reader in READERS.items()], said
+
+
+def words(value):
+    """A list, which is a text in csv."""
+    return value.split(" ") if isinstance(value, str) else value
 
 
 def predict(*flags, capsys=None):
@@ -45,105 +59,167 @@ def read_lines(path):
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
+READERS = {"csv": read, "jsonl": read_lines, "parquet": lambda path: pq.read_table(path).to_pylist()}
+
+
 @pytest.mark.parametrize(("task", "rows"), [("image-classification", digits), ("text-classification", names_in_languages)])
 def test_classes(task, rows, capsys):
     found = train(task, rows().shuffle(seed=0).select(range(150)))
-    said = predict("--test_file", "rows.parquet", "--top_k", "3", capsys=capsys)
+    formats, said = written("--test_file", "rows.parquet", "--top_k", "3", capsys=capsys)
     assert f"accuracy: {found['eval_accuracy']:.4f} (" in said
-    written = read()
-    assert len(written) == 150 and float(written[0]["probability"]) >= float(written[0]["probability_2"]) > 0
-    right = np.mean([row["prediction"] == row["label"] for row in written])
-    assert right == pytest.approx(found["eval_accuracy"])
+    for rows in formats:
+        assert len(rows) == 150 and float(rows[0]["probability"]) >= float(rows[0]["probability_2"]) > 0
+        assert np.mean([row["prediction"] == row["label"] for row in rows]) == pytest.approx(found["eval_accuracy"])
 
 
 def test_tags():
     rows = tagged_names().select(range(60))
     found = train("token-classification", rows)
-    predict("--test_file", "rows.parquet", "--output_file", "tags.jsonl")
     names = rows.features["tags"].feature.names
-    right = [
-        tag == names[label]
-        for row, labels in zip(read_lines("tags.jsonl"), rows["tags"], strict=True)
-        for tag, label in zip(row["prediction"], labels, strict=True)
-    ]
-    assert np.mean(right) == pytest.approx(found["eval_accuracy"])
+    for predicted in written("--test_file", "rows.parquet")[0]:
+        right = [
+            tag == names[label]
+            for row, labels in zip(predicted, rows["tags"], strict=True)
+            for tag, label in zip(words(row["prediction"]), labels, strict=True)
+        ]
+        assert np.mean(right) == pytest.approx(found["eval_accuracy"])
+
+
+def test_tags_of_long_sentences(caplog):
+    """Every word has a tag, that of a window in which it is not at the edge; words without tags may come as CoNLL."""
+    rows = tagged_names().select(range(60))
+    train("token-classification", rows)
+    long = [token for tokens in rows["tokens"][:40] for token in tokens]
+    Path("long.conll").write_text("\n".join(long) + "\n\nAnna\n", encoding="utf-8")
+    predict("--test_file", "long.conll", "--max_seq_length", "32", "--output_file", "long.jsonl")
+    (first, second), names = read_lines("long.jsonl"), set(rows.features["tags"].feature.names)
+    assert first["words"] == long and set(first["prediction"]) <= names
+    assert second["words"] == ["Anna"] and len(second["prediction"]) == 1
+    predict("--test_file", "long.conll", "--output_file", "whole.jsonl")
+    whole = read_lines("whole.jsonl")[0]["prediction"]
+    assert np.mean([a == b for a, b in zip(first["prediction"], whole, strict=True)]) > 0.6
+    assert "no tag" not in caplog.text
 
 
 def test_answers():
     rows = questions_about_names(60)
     found = train("question-answering", rows)
-    predict("--test_file", "rows.parquet", "--output_file", "answers.parquet")
-    written = pq.read_table("answers.parquet").to_pylist()
-    scores = [exact_match(row["prediction"], each["text"]) for row, each in zip(written, rows["answers"], strict=True)]
-    assert np.mean(scores) == pytest.approx(found["eval_exact_match"])
+    for predicted in written("--test_file", "rows.parquet")[0]:
+        pairs = zip(predicted, rows["answers"], strict=True)
+        assert np.mean([exact_match(row["prediction"], each["text"]) for row, each in pairs]) == pytest.approx(
+            found["eval_exact_match"]
+        )
 
 
 def test_choices():
     rows = choices_of_names(60)
     found = train("multiple-choice", rows)
-    predict("--test_file", "rows.parquet")
-    right = [int(row["index"]) == label for row, label in zip(read(), rows["label"], strict=True)]
-    assert np.mean(right) == pytest.approx(found["eval_accuracy"])
+    for predicted in written("--test_file", "rows.parquet")[0]:
+        right = [int(row["index"]) == label for row, label in zip(predicted, rows["label"], strict=True)]
+        assert np.mean(right) == pytest.approx(found["eval_accuracy"])
+        assert [row["question"] for row in predicted] == rows["question"][:]
 
 
 def test_translations():
     rows = translated_phrases().select(range(30))
     found = train("sequence-to-sequence", rows)
-    predict("--test_file", "rows.parquet", "--label_column_name", "target")
-    written = read()
-    assert chrf([row["prediction"] for row in written], rows["target"]) == pytest.approx(found["eval_chrf"], abs=1e-6)
-    assert [row["label"] for row in written] == list(rows["target"])
+    for predicted in written("--test_file", "rows.parquet", "--label_column_name", "target")[0]:
+        texts = [row["prediction"] for row in predicted]
+        assert chrf(texts, rows["target"]) == pytest.approx(found["eval_chrf"], abs=1e-6)
+        assert [row["label"] for row in predicted] == list(rows["target"])
+        assert [row["source"] for row in predicted] == list(rows["source"])
 
 
 @pytest.mark.parametrize("mlm", [False, True])
-def test_texts(mlm):
+def test_texts(mlm, caplog, capsys):
     train("language-modeling", python_documentation().select(range(20)), "--mlm", str(mlm), "--block_size", "32")
     with open("new.csv", "w", encoding="utf-8") as file:
         file.write("text\nthe [MASK] of a [MASK]\nan [MASK]\n")
     predict("--test_file", "new.csv", "--max_new_tokens", "4", "--output_file", "out.jsonl")
     written = [row["prediction"] for row in read_lines("out.jsonl")]
-    assert [len(tokens) for tokens in written] == [2, 1] if mlm else all(isinstance(text, str) for text in written)
+    if mlm:
+        assert [len(tokens) for tokens in written] == [2, 1]
+        return
+    assert all(isinstance(text, str) for text in written)
+    write("long.jsonl", {"text": ["the statement " * 40 + "is"]})
+    predict("--test_file", "long.jsonl", "--max_new_tokens", "100", "--output_file", "long.csv")
+    assert "cut to their last 16 tokens" in caplog.text and "max_new_tokens is lowered to 16" in caplog.text
+    write("empty.jsonl", {"text": ["the", ""]})
+    assert "row 1 of the test data is empty" in one_line(capsys, "--test_file", "empty.jsonl")
 
 
-def test_masks():
+def test_masks(capsys):
     rows = digit_scenes().select(range(12))
     found = train("semantic-segmentation", rows)
-    predict("--test_file", "rows.parquet", "--output_file", "masks.csv")
-    predicted = np.stack([np.asarray(Image.open(row["prediction"])) for row in read("masks.csv")])
     truth = np.stack([np.asarray(mask) for mask in rows["mask"]])
-    assert (predicted == truth)[truth != 255].mean() == pytest.approx(found["eval_pixel_accuracy"], abs=1e-3)
+    for ending, reader in READERS.items():
+        predict("--test_file", "rows.parquet", "--output_file", f"{ending}.{ending}")
+        predicted = np.stack([np.asarray(Image.open(row["prediction"])) for row in reader(f"{ending}.{ending}")])
+        assert (predicted == truth)[truth != 255].mean() == pytest.approx(found["eval_pixel_accuracy"], abs=1e-3)
+    for name in ("1.png", "1.jpg"):
+        Path("photos").mkdir(exist_ok=True)
+        picture(0, 40).save(f"photos/{name}")
+    assert "the masks go into 'photos', which is not empty" in one_line(
+        capsys, "--test_dir", "photos", "--output_file", "photos.csv", "--overwrite"
+    )
+    predict("--test_dir", "photos", "--output_file", "masks.csv")
+    assert [row["prediction"] for row in read("masks.csv")] == ["masks/1.jpg.png", "masks/1.png.png"]
 
 
-def test_a_folder_of_images_without_labels(tmp_path):
-    image_folder(tmp_path / "photos")
-    cli.main(["train", "image-classification", "--train_dir", "photos", *SHORT])
-    (tmp_path / "new").mkdir()
-    for i in range(3):
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory):
+    """The folders of a classifier of images and of one of texts, trained for a few steps, with their data."""
+    folders = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("texts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        patch.chdir(folders[0])
+        image_folder(folders[0] / "photos")
+        cli.main(["train", "image-classification", "--train_dir", "photos", *SHORT])
+        patch.chdir(folders[1])
+        texts()
+        cli.main(["train", "text-classification", "--train_file", "train.csv", "--train_val_split", "0.5", *SHORT])
+    return folders
+
+
+@pytest.fixture
+def image_classifier(classifiers, tmp_path):
+    shutil.copytree(classifiers[0], tmp_path, dirs_exist_ok=True)
+
+
+def test_a_folder_of_images_without_labels(image_classifier, tmp_path, caplog):
+    """It is read as folders of classes are: links are followed, and what tools leave behind is not an image."""
+    image_folder(tmp_path / "elsewhere", ("linked",), 1)
+    image_folder(tmp_path / "new", (".ipynb_checkpoints",), 1)
+    for i in range(2):
         picture(i).save(tmp_path / "new" / f"{i}.png")
+    (tmp_path / "new" / "linked").symlink_to(tmp_path / "elsewhere" / "linked")
+    (tmp_path / "new" / "phone.HEIC").write_text("")
     predict("--test_dir", "new")
-    assert [row["file"] for row in read()] == ["0.png", "1.png", "2.png"]
+    assert [row["file"] for row in read()] == ["0.png", "1.png", "linked/0.png"]
     assert {row["prediction"] for row in read()} <= {"cat", "dog"} and "label" not in read()[0]
+    assert "1 file .HEIC skipped" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "give one of --test_file, --test_dir and --dataset_name, got none"),
-        (["--test_file", "no.csv"], "test_file: there is no file 'no.csv'"),
-        (["--test_file", "train.csv", "--test_dir", "x"], "got test_file and test_dir"),
-        (["--test_file", "train.csv", "--output_file", "out.txt"], "output_file: 'out.txt' must end in one of .csv, .jsonl"),
-        (["--test_file", "train.csv", "--output_file", "no/out.csv"], "the folder of 'no/out.csv' does not exist"),
-        (["--test_file", "train.csv", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
-        (["--test_file", "train.csv"], "model: there is no folder './nowhere'"),
-    ],
-)
-def test_wrong_input_is_one_line(flags, message, capsys):
-    texts()
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.main(["predict", "./nowhere", *flags])
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert end.value.code == 2 and said.startswith("error: ") and message in said
+def test_broken_images_are_all_named_or_skipped(image_classifier, tmp_path, capsys):
+    for name in ("cat/1.png", "dog/2.png"):
+        (tmp_path / "photos" / name).write_text("not an image")
+    said = one_line(capsys, "--test_dir", "photos")
+    assert "2 of 12 images" in said and "cat/1.png" in said and "dog/2.png" in said and "--skip_broken_images" in said
+    assert not Path("predictions.csv").exists()
+    formats, said = written("--test_dir", "photos", "--skip_broken_images", capsys=capsys)
+    for rows in formats:
+        empty = [row["file"] for row in rows if not row["prediction"]]
+        assert len(rows) == 12 and empty == ["cat/1.png", "dog/2.png"] and rows[0]["probability"]
+    assert "of 10)" in said and "2 rows have no prediction" in said
+
+
+def test_rows_keep_the_names_of_their_images(image_classifier, tmp_path):
+    write("paths.csv", {"image_path": [f"photos/cat/{i}.png" for i in range(3)], "image_id": [7, 8, 9]})
+    predict("--test_file", "paths.csv")
+    names = [(row["image_id"], row["image_path"]) for row in read()]
+    assert names == [(str(7 + i), f"photos/cat/{i}.png") for i in range(3)]
+    predict("--dataset_name", "photos", "--split", "train[:3]", "--overwrite", "--bf16", "--dataloader_num_workers", "1")
+    assert [Path(row["file"]).name for row in read()] == ["0.png", "1.png", "2.png"] and read()[0]["label"] == "cat"
 
 
 def test_every_head_has_a_task():
@@ -153,9 +229,8 @@ def test_every_head_has_a_task():
 
 
 @pytest.fixture
-def classifier(tmp_path):
-    texts()
-    cli.main(["train", "text-classification", "--train_file", "train.csv", "--train_val_split", "0.5", *SHORT])
+def classifier(classifiers, tmp_path):
+    shutil.copytree(classifiers[1], tmp_path, dirs_exist_ok=True)
 
 
 def one_line(capsys, *flags):

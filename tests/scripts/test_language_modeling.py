@@ -152,12 +152,3 @@ def test_bad_input(rows, argv, error, message, tmp_path):
     with pytest.raises(error, match=message):
         language_modeling.prepare(["--train_file", train, *argv])
     assert {path.name for path in tmp_path.iterdir()} - before <= {"cache"}
-
-
-def test_bad_file_is_one_line(capsys):
-    Path("empty.txt").touch()
-    for file, message in (("empty.txt", "is empty"), ("no.txt", "there is no file"), ("a.pdf", "there is no file")):
-        with pytest.raises(SystemExit) as exit:
-            run("--train_file", file)
-        assert exit.value.code == 2
-        assert message in capsys.readouterr().err.splitlines()[-1]

@@ -173,16 +173,3 @@ def test_bad_rows(changes, error, message):
     train = questions(**{**rows, **changes})
     with pytest.raises(error, match=message):
         prepare(["--train_file", train, "--validation_file", train])
-
-
-def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path):
-    for argv, message in [
-        (["--context_column_name", "contxt"], "no column 'contxt'. Columns: question (string), context (string)"),
-        (["--doc_stride", "-1"], "doc_stride must be at least 0"),
-        (["--max_seq_length", "8", "--doc_stride", "7"], "leaves no room"),
-    ]:
-        with pytest.raises(SystemExit) as exit:
-            question_answering.main(["--train_file", questions(), *argv])
-        assert exit.value.code == 2
-        assert message in capsys.readouterr().err
-    assert not (tmp_path / "outputs").exists()

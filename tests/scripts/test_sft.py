@@ -53,23 +53,3 @@ def test_chats_with_a_lora_adapter_and_a_test_set():
     assert len(said) == 24 and said[3]["text"].endswith("What is 3 + 1?[SEP]\nassistant: ") and "prediction" in said[3]
     assert json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))["r"] == 4
     assert results("adapter")["test_perplexity"] == pytest.approx(results("base")["test_perplexity"], rel=0.2)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--load_in_4bit", "true"], "load_in_4bit and load_in_8bit need use_peft"),
-        (["--train_file", "bad.jsonl"], "the train data has the columns a, b; expected messages"),
-        (["--loss_type", "dft"], "loss_type must be one of"),
-        (["--use_peft", "true", "--lora_target_modules", "nowhere"], "nowhere"),
-        (["--lora_r", "4"], "lora_r needs --use_peft true"),
-        (["--label_column_name", "x"], "unknown argument: '--label_column_name'"),
-    ],
-)
-def test_wrong_input_is_one_line(flags, message, capsys):
-    write("bad.jsonl", {"a": [1, 2], "b": [3, 4]})
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        sft.main([*SHORT, *flags, "--output_dir", "out"])
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert end.value.code == 2 and said.startswith("error: ") and message in said

@@ -118,7 +118,7 @@ def test_length_limit(stated, positions, asked, length):
     args, config, tokenizer = (
         SimpleNamespace(max_seq_length=asked),
         SimpleNamespace(),
-        SimpleNamespace(model_max_length=stated),
+        SimpleNamespace(model_max_length=stated, num_special_tokens_to_add=lambda: 2),
     )
     if positions:
         config.max_position_embeddings = positions

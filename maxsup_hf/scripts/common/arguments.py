@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -79,6 +80,11 @@ LEAST = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
+    "seed": 0,
+    "data_seed": 0,
+    "max_length": 1,  # of TRL
+    "generation_max_length": 1,
+    "generation_num_beams": 1,
 }
 
 NOT_REPEATED = (
@@ -183,10 +189,10 @@ def _check_values(given: Any) -> None:
         ValueError: names the argument.
     """
     for name, least in LEAST.items():
-        value = getattr(given, name)
-        if value is not None and not value >= least:
+        value = getattr(given, name, None)
+        if value is not None and not least <= value < math.inf:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if given.num_train_epochs <= 0 and given.max_steps <= 0:
+    if given.max_steps <= 0 and not 0 < given.num_train_epochs < math.inf:
         raise ValueError(f"num_train_epochs must be greater than 0, got {given.num_train_epochs:g}, or give max_steps")
     if not (given.do_train or given.do_eval or given.do_predict):
         raise ValueError("do_train, do_eval and do_predict are all false; set one of them to true")
@@ -197,11 +203,20 @@ def _check_values(given: Any) -> None:
             "early_stopping_patience counts evaluations, and eval_strategy is no; set --eval_strategy epoch or steps"
         )
     check_export(given.export)
+    if given.torch_compile_mode is not None:
+        _check_compile_mode(given.torch_compile_mode)
     trackers = given.report_to if isinstance(given.report_to, list) else [given.report_to or "none"]
     available = get_available_reporting_integrations()
     missing = [name for name in trackers if name in INTEGRATION_TO_CALLBACK and name not in available]
     if missing:
         raise ValueError(f"report_to: {missing[0]} is not installed; install it, or leave it out of report_to")
+
+
+def _check_compile_mode(mode: str) -> None:
+    from torch._inductor import list_mode_options  # takes long to import
+
+    if mode not in list_mode_options():
+        raise ValueError(f"torch_compile_mode must be one of {', '.join(list_mode_options())}, got {mode!r}")
 
 
 def _greater_is_better(name: str) -> bool:

@@ -14,6 +14,7 @@ from maxsup_hf.scripts.common.tokenizers import (
     has_token_types,
     tokenizer_argument,
     train_tokenizer,
+    vocabulary_size_of,
 )
 
 END, MASK = "[SEP]", "[MASK]"
@@ -43,7 +44,7 @@ def build_generator_tokenizer(
     """
     if tokenizer_argument(args) is not None:
         return check_vocabulary(build_tokenizer(args, config, ()), config)
-    tokenizer = train_tokenizer(texts, config.vocab_size if config else vocabulary_size, token_types=False)
+    tokenizer = train_tokenizer(texts, vocabulary_size_of(config, vocabulary_size), token_types=False)
     tokenizer.eos_token = END
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END}" if ends else "$A",
@@ -71,7 +72,7 @@ def build_mask_tokenizer(
     """
     argument = tokenizer_argument(args)
     if argument is None:
-        size = (config.vocab_size if config else vocabulary_size) - 1  # without the mask token
+        size = vocabulary_size_of(config, vocabulary_size) - 1  # without the mask token
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, size, has_token_types(config))
         tokenizer.add_special_tokens({"mask_token": MASK})
         if config is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PretrainedConfig, set_seed
 
 from maxsup_hf.data.files import loading
@@ -17,6 +18,18 @@ from maxsup_hf.scripts.common.arguments import ScriptArguments
 def hub_options(args: Any) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained` for a model, its tokenizer and its image processor."""
     return {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+
+
+def weights_dtype(name: str) -> Any:
+    """A type of torch for the weights of a model, or `auto`.
+
+    Raises:
+        ValueError: it is not a type of real numbers.
+    """
+    found = getattr(torch, name, None)
+    if name == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found or name
+    raise ValueError(f"dtype must be auto, or a type of torch such as float32 or bfloat16, got {name!r}")
 
 
 def load_config(args: ScriptArguments) -> PretrainedConfig | None:
@@ -77,17 +90,16 @@ def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments
         ValueError: the architecture does not support the task, or the weights cannot be loaded.
     """
     set_seed(seed)
-    source = args.model_name_or_path
+    source, dtype = args.model_name_or_path, weights_dtype(args.dtype)
     with loading("model_name_or_path" if source else "config_name", source or args.config_name):
         if source:
             model = auto_class.from_pretrained(
-                source, config=config, dtype=args.dtype, ignore_mismatched_sizes=True, **hub_options(args), **options
+                source, config=config, dtype=dtype, ignore_mismatched_sizes=True, **hub_options(args), **options
             )
         else:
-            model = auto_class.from_config(config, trust_remote_code=args.trust_remote_code, dtype=args.dtype)
-            model.name_or_path = model.config.name_or_path = (
-                ""  # or the card would call the model fine-tuned from its config
-            )
+            model = auto_class.from_config(config, trust_remote_code=args.trust_remote_code, dtype=dtype)
+            # or the card would call the model fine-tuned from its config
+            model.name_or_path = model.config.name_or_path = ""
     if args.freeze_backbone:
         _freeze_backbone(model)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from maxsup_hf.scripts.common.resuming import NEWEST, resumes
 
@@ -29,6 +30,11 @@ def choose_output_dir(given: str | None, resume: str | None, default: str) -> st
 def _new_folder(given: str | None, default: str) -> str:
     if given is None:
         return first_free(default)
+    if not given.strip():
+        raise ValueError("output_dir is empty; give it a value, or leave it out")
+    above = next(folder for folder in Path(given).absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise NotADirectoryError(f"output_dir: {given!r} cannot be made in {str(above)!r}; name another folder")
     if in_use(given):
         raise FileExistsError(
             f"output_dir: {given!r} is not empty, and a new run would overwrite what was saved there; name another folder, "

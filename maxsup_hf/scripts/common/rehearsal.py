@@ -34,6 +34,11 @@ def rehearse(trainer: Any) -> None:
     if sharded or args.auto_find_batch_size or isinstance(trainer.train_dataset, IterableDataset):
         return
     with _unchanged(trainer):
+        if args.dataloader_drop_last and len(trainer.train_dataset) < args.train_batch_size * args.world_size:
+            raise ValueError(
+                f"dataloader_drop_last leaves no batch: the training data has {len(trainer.train_dataset)} rows, fewer than "
+                f"the {args.train_batch_size * args.world_size} of a batch; lower per_device_train_batch_size"
+            )
         try:
             trainer.create_optimizer_and_scheduler(num_training_steps=max(1, args.max_steps))
         except (ValueError, TypeError, ImportError, RuntimeError) as error:

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, EvalPrediction
 
 from maxsup_hf.data.arguments import data_flags
+from maxsup_hf.data.messages import one_line
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, ClassScores, LogitMetrics, balanced_accuracy, macro_f1, per_class
 from maxsup_hf.output.files import plain, replacing
@@ -99,10 +100,9 @@ def main(
 ) -> None:
     """Run a script from the command line.
 
-    Wrong input raises ValueError, TypeError, OSError, ImportError or RuntimeError while the job is prepared: the message is
-    printed as one line and the program ends with status 2 (`--log_level debug` shows the traceback). Later errors are not
-    the user's and keep their traceback, except that a failed push or export, or a checkpoint that cannot be written, is one
-    line again, with status 1.
+    Wrong input raises an error while the job is prepared: the message is printed as one line and the program ends with
+    status 2 (`--log_level debug` shows the traceback). Later errors are not the user's and keep their traceback, except that
+    a failed push or export, or a checkpoint that cannot be written, is one line again, with status 1.
 
     With `--enable_jit_checkpoint`, SIGTERM ends training with a checkpoint and the program with status 143, as a shell
     reports that signal: a batch system that sees it restarts the run.
@@ -133,6 +133,7 @@ def _prepare(
     predict: Callable[[Job], Callable[[], None]] | None,
 ) -> Job:
     """Prepare and check a job; wrong input ends the program."""
+    job = None
     try:
         job = prepare(argv)
         if job.export is not None:
@@ -146,11 +147,13 @@ def _prepare(
                 job.trainer.check_resumed(job.trainer.args.resume_from_checkpoint)
             job.trainer.needs_check = False  # nothing changes from here on
             rehearse(job.trainer)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:  # of any type: libraries do not foresee all that a user may bring
+        if job is not None:
+            _remove_empty(job.trainer.args.output_dir)
         if logger.isEnabledFor(logging.DEBUG):
             raise
         if os.environ.get("RANK", "0") == "0":  # the other ranks found the same
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            print("error:", one_line(error), file=sys.stderr)
         raise SystemExit(2) from None
     return job
 
@@ -205,10 +208,13 @@ def _resolve_class_weights(trainer: Any) -> None:
 
 def dry_run(job: Job) -> None:
     """Say what would be trained, and remove the empty output folder that the Trainer made."""
-    folder = job.trainer.args.output_dir
+    _remove_empty(job.trainer.args.output_dir)
+    describe(job, "dry run: ")
+
+
+def _remove_empty(folder: str) -> None:
     with suppress(OSError):  # not empty: it holds a run to be resumed
         (os.rmdir if os.path.isabs(folder) else os.removedirs)(folder)
-    describe(job, "dry run: ")
 
 
 def run(job: Job) -> None:

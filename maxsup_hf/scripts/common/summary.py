@@ -20,9 +20,9 @@ def describe(job: Job, before: str = "") -> None:
     if not trainer.is_world_process_zero():
         return
     others = {"validation": trainer.eval_dataset, "test": job.test_dataset}
-    rows = "".join(f", {len(dataset):,} {split}" for split, dataset in others.items() if dataset is not None)
+    rows = "".join(f", {len(dataset):,} for {split}" for split, dataset in others.items() if dataset is not None)
     loss = f", loss {trainer.loss_function}" if trainer.args.do_train else ""
-    print(f"{before}{_model(job)} on {len(trainer.train_dataset):,} training rows{rows}{loss}")
+    print(f"{before}{_model(job)} on {len(trainer.train_dataset):,} rows for training{rows}{loss}")
     print(_training(trainer) if trainer.args.do_train else "nothing is trained (do_train is false)")
     head = getattr(trainer.model, "loss_type", None)
     if head in CLASSIFYING_HEADS:

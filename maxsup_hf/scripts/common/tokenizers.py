@@ -74,13 +74,27 @@ def build_tokenizer(
     """
     argument = tokenizer_argument(args)
     if argument is None:
-        vocabulary_size = config.vocab_size if config else VOCABULARY_SIZE
-        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, vocabulary_size, has_token_types(config))
+        size = vocabulary_size_of(config, VOCABULARY_SIZE)
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, size, has_token_types(config))
     else:
         tokenizer = _load_tokenizer(args, argument, offsets)
     if config is not None:
         config.pad_token_id = tokenizer.pad_token_id  # decoders classify at the last token that is not padding
     return tokenizer
+
+
+def vocabulary_size_of(config: PretrainedConfig | None, default: int) -> int:
+    """How many tokens a tokenizer that is trained for a model has.
+
+    Raises:
+        ValueError: the model does not read texts.
+    """
+    if config is None:
+        return default
+    size = getattr(config, "vocab_size", None)
+    if size is None:
+        raise ValueError(f"config_name: {config.model_type} models do not read texts; name a model that does")
+    return size
 
 
 def _load_tokenizer(args: TextArguments, argument: str, offsets: bool) -> PreTrainedTokenizerBase:
@@ -171,11 +185,18 @@ def max_length(args: Any, config: PretrainedConfig, tokenizer: PreTrainedTokeniz
     """Maximum length of a text in tokens: `--max_seq_length`, else what model and tokenizer take, else 512.
 
     Raises:
-        ValueError: `--max_seq_length` is more than the model takes.
+        ValueError: `--max_seq_length` is more than the model takes, or leaves no room for words.
     """
     stated = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
     limit = length_limit("max_seq_length", args.max_seq_length, stated)
-    return args.max_seq_length or limit or DEFAULT_LENGTH
+    length = args.max_seq_length or limit or DEFAULT_LENGTH
+    special = tokenizer.num_special_tokens_to_add()
+    if length <= special:
+        raise ValueError(
+            f"max_seq_length: no word is left in texts of {length} tokens, of which {special} are special; raise it, or "
+            "take another model"
+        )
+    return length
 
 
 def length_limit(argument: str, asked: int | None, stated: Iterable[int | None]) -> int | None:

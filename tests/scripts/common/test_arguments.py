@@ -67,45 +67,6 @@ def test_a_file_can_bring_the_data_that_choose_the_recipe(tmp_path):
     assert flags("--config", "run.yaml")[1].num_train_epochs == 12
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("learning_rat: 1", "'learning_rat'; did you mean 'learning_rate'"),
-        ("num_train_epochs: three", "invalid float value: 'three'"),
-        ("max_train_samples: 2.5", "invalid int value: '2.5'"),
-        ("- a\n- b", "must hold keys and values, got list"),
-        ("a: [1", "cannot be parsed as YAML or JSON"),
-        ("", "must hold keys and values, got NoneType"),
-    ],
-)
-def test_bad_config_file(tmp_path, content, message):
-    (tmp_path / "run.yaml").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        flags("--config", "run.yaml")
-
-
-@pytest.mark.parametrize(
-    ("argv", "error", "message"),
-    [
-        (["--config", "no.yaml"], FileNotFoundError, "config: .*no.yaml"),
-        (["--train_fil", "x"], ValueError, "'--train_fil'; did you mean '--train_file'"),
-        (["--num_train_epochs", "three"], ValueError, "num_train_epochs.*'three'"),
-        (["--train_val_split", "1.5"], ValueError, "train_val_split must lie between 0 and 1"),
-        (["--max_eval_samples", "0"], ValueError, "max_eval_samples must be at least 1, got 0"),
-        (["--max_seq_length", "0"], ValueError, "max_seq_length must be at least 1"),
-        (["--model_name_or_path", "a", "--config_name", "b"], ValueError, "exclude each other"),
-        (["--loss", "maxsub"], ValueError, "did you mean 'maxsup'"),
-        (["--loss_kwargs", "alhpa=0.1"], TypeError, "alhpa"),
-        (["--resume_from_checkpoint", "nowhere"], FileNotFoundError, "resume_from_checkpoint: .*'nowhere'"),
-        (["--resume_from_checkpoint", "true"], FileNotFoundError, "no complete checkpoint in 'outputs/text-classification'"),
-    ],
-)
-def test_bad_flags(tmp_path, argv, error, message):
-    with pytest.raises(error, match=message):
-        flags(*argv)
-    assert not list(tmp_path.iterdir())
-
-
 # ---- output folder ----
 
 
@@ -158,21 +119,6 @@ def test_help_is_one_screen_and_begins_with_the_loss(task, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == 0 and len(lines) <= 60 and max(map(len, lines)) <= 100
     assert lines[2].split()[0] == "--loss" and any(line.startswith("  --train_file") for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("--lr", "it is called --learning_rate here"),
-        ("--epochs", "it is called --num_train_epochs here"),
-        ("--batch_size", "it is called --per_device_train_batch_size here"),
-        ("--learning_rat", "did you mean '--learning_rate'"),
-        ("--zzz", "see --help_all"),
-    ],
-)
-def test_names_of_other_tools_are_told_ours(name, hint):
-    with pytest.raises(ValueError, match=hint):
-        flags(name, "1")
 
 
 def test_the_settings_of_a_run_repeat_it(tmp_path):

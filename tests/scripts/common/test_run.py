@@ -93,7 +93,8 @@ def test_the_summary_names_cut_texts_and_steps(capsys, caplog):
     assert "train data: 2 of 8 texts (25.0%) are longer than max_seq_length=6 tokens and are cut" in caplog.text
     said = capsys.readouterr().out
     assert (
-        "random weights (--model_name_or_path fine-tunes)" in said and "on 8 training rows, 8 validation, loss Loss(" in said
+        "random weights (--model_name_or_path fine-tunes)" in said
+        and "on 8 rows for training, 8 for validation, loss Loss(" in said
     )
     assert "learning rate 0.001, 10 epochs (30 steps)" in said and "rarest class: bad (4)" in said
     write("p.csv", {"source": ["a", "b"] * 4, "target": ["one two three four five six", "x"] * 4})
@@ -108,7 +109,7 @@ def test_the_summary_names_cut_texts_and_steps(capsys, caplog):
 def test_the_size_of_images_in_words(capsys):
     argv = ["--dry_run", "true", "--max_train_samples", "40", "--image_size", "16", "--output_dir", "out"]
     image_classification.main(argv)
-    assert "; images of 16 x 16 pixels) on 40 training rows" in capsys.readouterr().out
+    assert "; images of 16 x 16 pixels) on 40 rows for training" in capsys.readouterr().out
     cropping = SimpleNamespace(do_center_crop=True, size={"shortest_edge": 40}, crop_size={"height": 24, "width": 32})
     assert image_size(cropping) == "24 x 32 pixels"
     assert image_size(SimpleNamespace(size={"shortest_edge": 40})) == "shortest edge 40 pixels"
