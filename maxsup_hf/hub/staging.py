@@ -58,7 +58,7 @@ def staged(folder: str | Path, repo_id: str, checkpoint: str | None = None) -> I
         try:
             card_for_repository(stage, repo_id)
         except ValueError as error:
-            raise PushError(str(error)) from error
+            raise PushError(str(error).replace(str(stage), str(folder))) from error
         _remove_paths(stage)
         (stage / EMISSIONS).unlink(missing_ok=True)  # the card was written from it
         _search_for_secrets(stage)

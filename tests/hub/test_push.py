@@ -10,7 +10,7 @@ from concurrent.futures import thread
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import save_file
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli
@@ -129,7 +129,7 @@ def test_the_pushed_card_speaks_of_the_repository(here, tmp_path):
         push_folder(folder, Destination(f"me/{name}", "hf_writer"))
         pushed = here.repos[f"me/{name}"].files("main")
         text = pushed["README.md"].decode()
-        assert f"# {name}\n" in text and f'model="me/{name}"' in text and 'model="run"' not in text
+        assert f"# {name}\n" in text and f'"me/{name}"' in text and '"run"' not in text
         assert ModelCard(text).data.model_name == name
         assert not [path for path in pushed if "machine-7" in path]
         state = json.loads(pushed["trainer_state.json"])
@@ -168,12 +168,21 @@ def test_a_file_with_a_token_is_not_pushed(secret, here, saved, tmp_path, monkey
         ("model-index: [{name: a, results: [{dataset: {name: a, type: b}, metrics: [{type: f1, value: .nan}]}]}]", "finite"),
     ],
 )
-def test_metadata_that_the_hub_refuses(metadata, message, here, saved, tmp_path):
+def test_metadata_that_the_hub_refuses(metadata, message, here):
+    """Of whoever pushes without the checks and corrections of `push`."""
+    ensure_destination(ME)
+    card = f"---\n{metadata}\n---\n# Mine\n".encode()
+    with pytest.raises(ValueError, match=f"Invalid metadata in README.md.*(?s:.*){message}"):
+        HfApi(here.url, "hf_writer").upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="me/tiny")
+    assert len(here.repos["me/tiny"].branches["main"]) == 1
+
+
+def test_an_invalid_card_is_named_by_its_folder(here, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "saved")
-    (folder / "README.md").write_text(f"---\n{metadata}\n---\n# Mine\n")
-    with pytest.raises(PushError, match=f"pushing .* failed: 400: Invalid metadata in README.md.*{message}"):
+    (folder / "README.md").write_text("---\nlicense: [mit\n---\n# Mine\n")
+    with pytest.raises(PushError, match=f"{folder}/README.md is not a valid model card"):
         push_folder(folder, ME)
-    assert len(here.repos["me/tiny"].branches["main"]) == 1 and not here.pauses
+    assert len(here.repos["me/tiny"].branches["main"]) == 1
 
 
 # ---- checks before anything is sent ----
