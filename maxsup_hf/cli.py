@@ -12,6 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maxsup_hf.output.guard import masked_output
+from maxsup_hf.output.secrets import keep_flags
+
 if TYPE_CHECKING:
     from maxsup_hf.losses import LossSpec
 
@@ -27,8 +30,10 @@ def tasks() -> dict[str, str]:
     return found
 
 
+@masked_output()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `maxsup-hf`; `argv` defaults to the command line."""
+    keep_flags(argv or ())
     parser, train = _parser()
     args, rest = parser.parse_known_args(argv)
     if args.command is None:
@@ -105,9 +110,21 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
     push = commands.add_parser("push", help="push a trained model to the Hugging Face Hub")
     push.add_argument("folder", metavar="DIR", help="the folder of the model, such as the output_dir of its training run")
     push.add_argument("repo", metavar="REPO", help="NAMESPACE/NAME, or NAME in your own namespace")
-    push.add_argument("--private", action="store_true", default=None, help="make the repository private if it is created")
-    push.add_argument("--revision", help="branch (default: main); created if it does not exist")
-    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing to the branch")
+    push.add_argument(
+        "--private", action="store_true", default=None, help="create a private repository; refused if a public one exists"
+    )
+    push.add_argument(
+        "--revision", help="branch (default: main); created if it does not exist. refs/pr/N: an open pull request"
+    )
+    push.add_argument(
+        "--create-pr", "--create_pr", action="store_true",
+        help="open a pull request, to somebody else's model too, instead of committing to the branch",
+    )  # fmt: skip
+    push.add_argument(
+        "--push_timeout", "--push-timeout", type=_seconds, metavar="SECONDS",
+        help="end after this time, with the command that pushes later (120, 5 more for each MB, and the pauses that the "
+        "Hub asks for)",
+    )  # fmt: skip
     push.set_defaults(command=_push)
 
 
@@ -131,6 +148,13 @@ def _task(name: str) -> str:
         return find_task(name)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
+    return value
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -167,19 +191,18 @@ def _card(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    from maxsup_hf.hub.push import Destination, PushError, push_folder
+    from maxsup_hf.hub.push import Destination, PushError, push
 
+    to = Destination(args.repo, revision=args.revision, private=args.private, timeout=args.push_timeout)
     try:
-        info = push_folder(
-            args.folder,
-            Destination(args.repo, revision=args.revision, private=args.private),
-            message="Upload model",
-            create_pr=args.create_pr,
-        )
+        info, changed = push(args.folder, to, message="Upload model", create_pr=args.create_pr)
     except PushError as error:
         print("error:", error, file=sys.stderr)
         raise SystemExit(1) from error
-    print(f"pushed to {info.pr_url or info.commit_url}")
+    if changed:
+        print(f"pushed to {info.pr_url or info.commit_url}")
+    else:
+        print(f"no change: the repository already has these files ({info.commit_url})")
 
 
 def _analyze(args: argparse.Namespace) -> None:

@@ -313,7 +313,7 @@ def test_a_card_shows_what_was_measured(name, tmp_path):
 
 def test_a_model_is_published_by_one_command(hub, hub_environment, tmp_path):  # noqa: F811
     flags = ["--max_steps", "2", "--max_train_samples", "60", "--max_eval_samples", "30", "--push", "me/digits"]
-    words = [FOLDER / "publish.py", "digits-maxsup", "--runs", tmp_path / "runs", "--cards", tmp_path / "cards", *flags]
+    words = [FOLDER / "publish.py", "digits-maxsup", "--runs", "runs", "--cards", tmp_path / "cards", *flags]
     run = subprocess.run(
         [sys.executable, *map(str, words)], env=hub_environment, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from maxsup_hf.output.files import replacing
 from maxsup_hf.output.tables import Table
 from maxsup_hf.output.versions import versions
 
@@ -95,9 +96,9 @@ def write_report(
         notes=notes,
         footer=footer or ["Made with " + ", ".join(f"{name} {v}" for name, v in versions(*PACKAGES).items()) + "."],
     )
-    path = Path(path)
-    path.write_text(text, encoding="utf-8")
-    return path
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    return Path(path)
 
 
 def file_name(i: int, name: str) -> str:

@@ -22,6 +22,7 @@ from maxsup_hf.hub.describe import add_comparison
 from maxsup_hf.losses import flatten, get_spec
 from maxsup_hf.losses._schedules import SCHEDULES
 from maxsup_hf.output.files import replacing, write_json
+from maxsup_hf.output.secrets import without_hub_token
 from maxsup_hf.trainer.training_args import parse_loss_kwargs
 
 LOSSES = "cross_entropy,label_smoothing,online_label_smoothing,maxsup"
@@ -155,6 +156,7 @@ def make_plan(args: argparse.Namespace, task: str, flags: Sequence[str]) -> tupl
     jobs = _default_jobs(builtin) if args.jobs is None else args.jobs
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
+    flags = without_hub_token(flags)  # of no use: runs of a comparison are not pushed
     launch = _accelerate_config(args.accelerate_config)
     return Plan(task, losses, _seeds(args.seeds), grid, tuple(flags), share, launch, save_models), folder, jobs
 

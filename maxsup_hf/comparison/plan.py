@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from maxsup_hf.losses import get_spec, prefix_of
 from maxsup_hf.output.files import write_json
+from maxsup_hf.output.secrets import masked_words
 
 PLAN = "plan.json"
 DETAILS = "details.json"  # of a run, written last: a folder that has it holds a finished run
@@ -198,6 +199,7 @@ def keep_plan(folder: Path, plan: Plan) -> None:
         OSError: it cannot be written to.
     """
     path = folder / PLAN
+    plan = replace(plan, flags=tuple(masked_words(plan.flags)))
     if path.is_file():
         before = load_plan(folder)
         differing = _differences(before, plan)

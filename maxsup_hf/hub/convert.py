@@ -33,6 +33,7 @@ from maxsup_hf.hub.blurpool_resnet import (
 from maxsup_hf.hub.converted_folder import save_converted
 from maxsup_hf.hub.source_names import renamed_to_transformers
 from maxsup_hf.hub.source_weights import ENTRIES, listed, read_checkpoint, read_source
+from maxsup_hf.output.guard import masked_output
 
 __all__ = ["ARCHITECTURES", "convert", "imagenet_labels", "main", "read_checkpoint"]
 
@@ -157,6 +158,7 @@ def _check_blur(model: PreTrainedModel, blurred: set[str]) -> None:
         )
 
 
+@masked_output()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m maxsup_hf.hub.convert", description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", help="weights of the source model, a file of torch.save or safetensors")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from concurrent.futures import Future
-from functools import partial
+import threading
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import CommitInfo, HfApi, constants
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from maxsup_hf.hub.card import read_card, write_card
-from maxsup_hf.hub.push import NOT_PUSHED, Destination, PushError, ensure_destination, push_folder, with_retries
+from maxsup_hf.hub.push import Destination, PushError, ensure_destination, push, push_checkpoint
 from maxsup_hf.hub.record import RECORD, record
+from maxsup_hf.hub.retries import Deadline
+from maxsup_hf.hub.staging import size
 from maxsup_hf.output.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ def destination(
         token=args.hub_token if token is None else token,
         revision=args.hub_revision if revision is None else revision,
         private=args.hub_private_repo if private is None else private,
+        timeout=args.push_timeout,
     )
 
 
@@ -45,8 +48,10 @@ class HubMixin(_Base):
 
     When the Trainer is created, the token and its role are checked, and repository and branch are created if they do not
     exist. If a background push fails, a warning says so at once, and `train()` ends with a push that makes up for it. With
-    HF_HUB_OFFLINE the model is trained without pushing. The token is never written to a file: arguments are pickled without
-    it.
+    HF_HUB_OFFLINE the model is trained without pushing.
+
+    Attributes:
+        pushes_after_training: whether `train()` ends with a push; a caller that pushes later itself sets it to `False`.
 
     Raises:
         PushError: (on creation, and from `push_to_hub`) in one line, what is wrong and what to type.
@@ -55,12 +60,14 @@ class HubMixin(_Base):
     hub_model_id: Any
     push_in_progress: Any
     _pushed_to: str | None = None  # the repository of the last push
+    pushes_after_training = True
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         if not self.is_world_process_zero():
             return
         self.push_in_progress = None
         self._failed_pushes: list[BaseException] = []
+        self._give_up = threading.Event()  # ends the pushes in the background
         to = destination(self.args, token, private)
         card = Path(str(self.args.output_dir)) / "README.md"
         if card.is_file():
@@ -97,26 +104,19 @@ class HubMixin(_Base):
         shutil.rmtree(snapshot, ignore_errors=True)
         shutil.copytree(checkpoint, snapshot, copy_function=_link)
         to = destination(self.args)
-        api = HfApi(token=to.token)
-        upload = partial(
-            api.upload_folder, repo_id=self.hub_model_id, folder_path=str(snapshot), revision=to.revision,
-            commit_message=f"Training in progress, step {step}",
-        )  # fmt: skip
         # The model goes to the root of the repository; with these strategies the complete checkpoint is pushed as well.
-        uploads = [partial(upload, ignore_patterns=NOT_PUSHED)]
-        if self.args.hub_strategy == HubStrategy.CHECKPOINT:
-            uploads.append(partial(upload, path_in_repo="last-checkpoint", ignore_patterns=["_*"]))
-        elif self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
-            uploads.append(partial(upload, path_in_repo=checkpoint.name, ignore_patterns=["_*"]))
+        folders = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
+        inside = folders.get(self.args.hub_strategy)  # type: ignore[call-overload]
+        give_up = self._give_up
 
-        def push() -> None:
+        def push_snapshot() -> None:
             try:
-                for call in uploads:
-                    with_retries(call, f"pushing step {step}", to)
+                deadline = Deadline(to.timeout, size(snapshot), give_up)
+                push_checkpoint(snapshot, self.hub_model_id, to, step, inside, deadline)
             finally:
                 shutil.rmtree(snapshot, ignore_errors=True)
 
-        return api.run_as_future(push)
+        return HfApi(token=to.token).run_as_future(push_snapshot)
 
     def _report_failure(self, job: Future) -> None:
         error = job.exception()
@@ -126,7 +126,7 @@ class HubMixin(_Base):
 
     def _push_at_the_end(self) -> None:
         """After training, push the final state, whether or not the pushes before it succeeded."""
-        if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END:
+        if not self.args.push_to_hub or self.args.hub_strategy == HubStrategy.END or not self.pushes_after_training:
             return
         try:
             self.push_to_hub()
@@ -200,11 +200,26 @@ class HubMixin(_Base):
         self._pushed_to = to.repo_id
         kwargs.setdefault("model_name", to.repo_id.rpartition("/")[2])
         self.create_model_card(tags=tags, **kwargs)
+        deadline = Deadline(to.timeout, size(str(self.args.output_dir)))
         if self.hub_model_id is not None:
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
-            self._finish_current_push()
-        push = partial(push_folder, str(self.args.output_dir), to, commit_message or "End of training")
-        return push() if blocking else HfApi(token=to.token).run_as_future(push)
+            self._finish_background_pushes(deadline)
+
+        def push_result() -> CommitInfo:
+            return push(str(self.args.output_dir), to, commit_message or "End of training", deadline=deadline).info
+
+        return push_result() if blocking else HfApi(token=to.token).run_as_future(push_result)
+
+    def _finish_background_pushes(self, deadline: Deadline) -> None:
+        """Wait for the pushes of checkpoints, and give up those that are not done at the deadline."""
+        if self.push_in_progress is None:
+            return
+        jobs = self.push_in_progress.jobs
+        if wait(jobs, timeout=deadline.left()).not_done:
+            self._give_up.set()
+            wait(jobs)
+            self._give_up = threading.Event()
+        self.push_in_progress = None
 
 
 def _as_list(tags: str | list[str] | None) -> list[str]:

@@ -1,41 +1,26 @@
-"""Push a folder to the Hub: check token and repository first, and retry transient errors.
-
-The client retries some requests itself. On top of that, a failed call is repeated for a bounded time when the error may be
-transient (429, 409 from a commit that another one overtook, 5xx, a broken connection, an HTML page instead of JSON), after
-the pause that Retry-After asks for. Repeating a push is cheap: files that have already arrived are not sent again.
-"""
+"""Push a folder to the Hub: check token and repository first, and send all files in one commit."""
 
 from __future__ import annotations
 
-import json
 import logging
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+import re
+import shlex
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple
 
-from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub import CommitInfo, HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from maxsup_hf.hub.record import why_no_weights
+from maxsup_hf.hub.retries import Deadline, PushError, one_line, with_retries
+from maxsup_hf.hub.staging import size, staged
+from maxsup_hf.output.secrets import secret
+
+__all__ = ["Destination", "PushError", "Pushed", "ensure_destination", "push", "push_checkpoint", "push_folder"]
 
 logger = logging.getLogger(__name__)
-
-ATTEMPTS = 5
-LONGEST_PAUSE = 60.0  # seconds
-TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
-# Pickles run code when they are loaded; the others are of use on this machine only. `_*` and checkpoints as in transformers.
-NOT_PUSHED = ["_*", "checkpoint-*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", ".cache/*"]
-
-Result = TypeVar("Result")
-
-
-class PushError(OSError):
-    """A push failed. The message says why and what to type next; `__cause__` is the client's error."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +30,38 @@ class Destination:
     Attributes:
         repo_id: `namespace/name`, or `name` in the namespace of the token's owner.
         token: an access token. `None` takes the one in HF_TOKEN or stored by `hf auth login`.
-        revision: a branch; `None` is main.
+        revision: a branch, or `refs/pr/N` of an open pull request; `None` is main.
         private: visibility of a repository that has to be created; `None` leaves it to the Hub.
+        timeout: seconds that a push may take in all, see `Deadline`.
     """
 
     repo_id: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     revision: str | None = None
     private: bool | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token", secret(self.token))
+
+    @property
+    def is_pull_request(self) -> bool:
+        """Whether the revision is that of an open pull request."""
+        return re.fullmatch(r"refs/pr/\d+", self.revision or "") is not None
 
 
-def ensure_destination(to: Destination) -> str:
+class Pushed(NamedTuple):
+    """Result of a push: the commit, and whether it was made or the repository had all files before."""
+
+    info: CommitInfo
+    changed: bool
+
+
+def ensure_destination(to: Destination, create_pr: bool = False, deadline: Deadline | None = None) -> str:
     """Check token, repository name and namespace, and create the repository and the branch if they do not exist.
 
-    Called before training, so that a push does not fail for a reason that was known hours earlier. No file is sent.
+    Called before training, so that a push does not fail for a reason that was known hours earlier. No file is sent. For a
+    pull request, the repository may be somebody else's, and must exist.
 
     Returns:
         The full `namespace/name`.
@@ -66,31 +69,51 @@ def ensure_destination(to: Destination) -> str:
     Raises:
         PushError: in one line, what is wrong and how to fix it.
     """
+    deadline = deadline or Deadline(to.timeout)
     _check_offline(to)
     api = HfApi(token=to.token)
-    repo_id = _full_repo_id(api, to)
-    with_retries(lambda: api.create_repo(repo_id, private=to.private, exist_ok=True), f"creating {repo_id}", to)
-    _warn_of_other_visibility(api, repo_id, to)
-    if to.revision not in (None, "main"):
+    repo_id, is_own = _full_repo_id(api, to, create_pr or to.is_pull_request, deadline)
+    if is_own and not to.is_pull_request:
+        with_retries(lambda: api.create_repo(repo_id, private=to.private, exist_ok=True), f"creating {repo_id}", deadline)
+    _check_visibility(api, repo_id, to, deadline)
+    if to.is_pull_request:
+        _head(api, repo_id, to.revision, deadline)  # a 404 if it does not exist
+    elif is_own and to.revision not in (None, "main"):
         branch = str(to.revision)
-        with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True), f"creating branch {branch}", to)
+        with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True), f"creating branch {branch}", deadline)
     return repo_id
 
 
-def push_folder(folder: str | Path, to: Destination, message: str = "End of training", create_pr: bool = False) -> Any:
-    """Push a folder in one commit, without checkpoints and pickles (`training_args.bin`, `optimizer.pt`).
+def push_folder(
+    folder: str | Path, to: Destination, message: str = "End of training", create_pr: bool = False
+) -> CommitInfo:
+    """`push`, for its commit."""
+    return push(folder, to, message, create_pr).info
+
+
+def push(
+    folder: str | Path,
+    to: Destination,
+    message: str = "End of training",
+    create_pr: bool = False,
+    deadline: Deadline | None = None,
+) -> Pushed:
+    """Push a folder in one commit, without checkpoints, pickles (`training_args.bin`, `optimizer.pt`) and logs.
+
+    A card that was written by this library speaks of the repository. Absolute paths in the card and in settings become
+    names.
 
     Args:
         folder: of a saved model; other subfolders are pushed too.
         to: the repository and branch.
         message: commit message.
-        create_pr: open a pull request instead of committing to the branch.
-
-    Returns:
-        `huggingface_hub.CommitInfo`.
+        create_pr: open a pull request instead of committing to the branch. With the revision of an open pull request, the
+            commit is added to that one.
+        deadline: shared with other requests. Default: that of `to.timeout`, from now.
 
     Raises:
-        PushError: the push failed. The folder is unchanged; the next push sends only what is missing.
+        PushError: the push failed, or a file contains a token. The folder is unchanged; the next push sends only what is
+            missing.
     """
     if not (Path(folder) / "config.json").is_file() and not (Path(folder) / "adapter_config.json").is_file():
         raise PushError(
@@ -100,51 +123,67 @@ def push_folder(folder: str | Path, to: Destination, message: str = "End of trai
     reason = why_no_weights(folder)
     if reason:
         raise PushError(f"{folder}: {reason}")
-    repo_id = ensure_destination(to)
-    retry_command = f"maxsup-hf push {folder} {repo_id}"
-    if to.revision:
-        retry_command += f" --revision {to.revision}"
+    deadline = deadline or Deadline(to.timeout, size(folder))
+    create_pr = create_pr and not to.is_pull_request
+    checking = Deadline() if to.timeout is None else deadline  # which takes seconds, whatever the size
+    checking.later = deadline.later = _command(folder, to, create_pr)
+    repo_id = ensure_destination(to, create_pr, checking)
+    with staged(folder, repo_id) as stage:
+        pushed = _upload(stage, repo_id, to, message, deadline, f"pushing {folder} to {repo_id}", create_pr)
+    if not pushed.changed:
+        logger.info("no change: %s already has these files", repo_id)
+    return pushed
+
+
+def push_checkpoint(
+    snapshot: Path, repo_id: str, to: Destination, step: int, checkpoint: str | None, deadline: Deadline
+) -> None:
+    """Push the model of a checkpoint to the root of the repository, in one commit.
+
+    Args:
+        snapshot: folder of the checkpoint.
+        step: of the training.
+        checkpoint: folder of the repository that gets the complete checkpoint, or `None`.
+
+    Raises:
+        PushError: as `push`.
+    """
+    with staged(snapshot, repo_id, checkpoint) as stage:
+        _upload(stage, repo_id, to, f"Training in progress, step {step}", deadline, f"pushing step {step} to {repo_id}")
+
+
+def _upload(
+    stage: Path, repo_id: str, to: Destination, message: str, deadline: Deadline, action: str, create_pr: bool = False
+) -> Pushed:
     api = HfApi(token=to.token)
-    return with_retries(
-        lambda: api.upload_folder(
+    before = _head(api, repo_id, to.revision, deadline)
+
+    def upload() -> CommitInfo:
+        return api.upload_folder(
             repo_id=repo_id,
-            folder_path=str(folder),
+            folder_path=str(stage),
             commit_message=message,
             revision=to.revision,
             create_pr=create_pr,
-            ignore_patterns=NOT_PUSHED,
-        ),
-        f"pushing {folder} to {repo_id}",
-        to,
-        retry_command,
-    )
+        )
+
+    info = with_retries(upload, action, deadline)
+    return Pushed(info, changed=not info.commit_url.endswith(f"/commit/{before}"))
 
 
-def with_retries(call: Callable[[], Result], action: str, to: Destination, retry_command: str = "") -> Result:
-    """Call, and call again as long as the error may be transient.
+def _head(api: HfApi, repo_id: str, revision: str | None, deadline: Deadline) -> str | None:
+    """The last commit of a revision."""
+    info = with_retries(lambda: api.repo_info(repo_id, revision=revision), f"reading {repo_id}", deadline)
+    return getattr(info, "sha", None)
 
-    Args:
-        call: the request.
-        action: what it does, for messages ("pushing … to …").
-        to: its destination, whose token is kept out of every message.
-        retry_command: the command that pushes the saved model later.
 
-    Raises:
-        PushError: the error is permanent, or the last of `ATTEMPTS` failed.
-    """
-    attempts = 0
-    while True:
-        attempts += 1
-        try:
-            return call()
-        except Exception as error:  # the client raises its own errors, those of its HTTP library and of json
-            reason = f"{action} failed: {_reason(error)}"
-            if attempts == ATTEMPTS or not _is_transient(error):
-                later = f"; the saved model is unchanged: `{retry_command}` pushes it" if retry_command else ""
-                raise PushError(_without(to.token, reason + _hint(error) + later)) from error
-            pause = min(LONGEST_PAUSE, _retry_after(error) or 2.0 ** (attempts - 1))
-            logger.warning("%s", _without(to.token, f"{reason}; trying again in {pause:g} s"))
-            time.sleep(pause)
+def _command(folder: str | Path, to: Destination, create_pr: bool) -> str:
+    """The command that pushes later."""
+    words = ["maxsup-hf", "push", str(folder), to.repo_id]
+    words += ["--private"] if to.private else []
+    words += ["--revision", to.revision] if to.revision else []
+    words += ["--create-pr"] if create_pr else []
+    return shlex.join(words)
 
 
 def _check_offline(to: Destination) -> None:
@@ -153,19 +192,19 @@ def _check_offline(to: Destination) -> None:
         validate_repo_id(to.repo_id)
     except HFValidationError as error:
         raise PushError(
-            f"{to.repo_id!r} is not a valid repository name, expected NAME or NAMESPACE/NAME: {_one_line(error)}"
+            f"{to.repo_id!r} is not a valid repository name, expected NAME or NAMESPACE/NAME: {one_line(error)}"
         ) from error
     if constants.is_offline_mode():
         raise PushError(
             "HF_HUB_OFFLINE is set, so the Hub cannot be reached: unset it, or push later with `maxsup-hf push`"
         ) from OfflineModeIsEnabled("HF_HUB_OFFLINE")
-    if (to.token or get_token()) is None:
+    if secret(to.token or get_token()) is None:
         raise PushError("there is no token for the Hub: run `hf auth login` with a token of the role write, or set HF_TOKEN")
 
 
-def _full_repo_id(api: HfApi, to: Destination) -> str:
-    """`namespace/name`, after checking that the token may write there."""
-    user = with_retries(api.whoami, "checking the token", to)
+def _full_repo_id(api: HfApi, to: Destination, for_pull_request: bool, deadline: Deadline) -> tuple[str, bool]:
+    """`namespace/name` and whether the token may write there, after checking that it may push."""
+    user = with_retries(api.whoami, "checking the token", deadline)
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise PushError(
             f"the token of {user['name']} has the role read: create one with the role write, and run `hf auth login` again"
@@ -173,77 +212,31 @@ def _full_repo_id(api: HfApi, to: Destination) -> str:
     namespace, _, name = to.repo_id.rpartition("/")
     namespace = namespace or user["name"]
     writable = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
-    if namespace not in writable:
+    if namespace not in writable and not for_pull_request:
         raise PushError(
             f"{user['name']} cannot push to the namespace {namespace!r}, only to {', '.join(writable)}: change the "
-            "repository name, or log in as a member of that organisation"
+            "repository name, log in as a member of that organisation, or propose the files with "
+            "`maxsup-hf push DIR REPO --create-pr`"
         )
-    return f"{namespace}/{name}"
+    return f"{namespace}/{name}", namespace in writable
 
 
-def _warn_of_other_visibility(api: HfApi, repo_id: str, to: Destination) -> None:
-    """An existing repository keeps its visibility: making it public could publish what was meant to stay private."""
+def _check_visibility(api: HfApi, repo_id: str, to: Destination, deadline: Deadline) -> None:
+    """An existing repository keeps its visibility, so what is to be private is not pushed to a public one.
+
+    Raises:
+        PushError: `to.private` is set, and the repository is public.
+    """
     if to.private is None:
         return
-    is_private = with_retries(lambda: api.repo_info(repo_id), f"reading the visibility of {repo_id}", to).private
-    if is_private != to.private:
-        wanted = _visibility(to.private)
+    is_private = with_retries(lambda: api.repo_info(repo_id), f"reading the visibility of {repo_id}", deadline).private
+    if to.private and not is_private:
+        raise PushError(
+            f"{repo_id} already exists and is public, but private was requested, so nothing was pushed: name another "
+            f"repository, or make this one private with `hf repo settings {repo_id} --private`"
+        )
+    if is_private and not to.private:
         logger.warning(
-            "%s already exists and is %s, but %s was requested; its visibility is left as it is. `hf repo settings %s --%s` "
-            "changes it.", repo_id, _visibility(is_private), wanted, repo_id, wanted,
+            "%s already exists and is private, but public was requested; its visibility is left as it is. "
+            "`hf repo settings %s --public` changes it.", repo_id, repo_id,
         )  # fmt: skip
-
-
-def _status(error: BaseException) -> int | None:
-    if not isinstance(error, HfHubHTTPError):
-        return None
-    return getattr(error.response, "status_code", None)
-
-
-def _is_transient(error: BaseException) -> bool:
-    """A status that may pass, a broken connection, or an HTML page where JSON was expected."""
-    status = _status(error)
-    if status is not None:
-        return status in TRANSIENT
-    if isinstance(error, (json.JSONDecodeError, ConnectionError, TimeoutError)):
-        return True
-    return type(error).__module__.partition(".")[0].startswith("http")  # http.client, httpx, httpcore
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return "the Hub answered with something that is not JSON"
-    return f"{_status(error) or type(error).__name__}: {_one_line(error)[:300]}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _hint(error: BaseException) -> str:
-    hints = {
-        401: "; run `hf auth login` with a valid token",
-        403: "; the token needs the role write in that namespace: run `hf auth login` with such a token",
-        404: "; check the repository name and what the token has access to",
-    }
-    return hints.get(_status(error) or 0, "")
-
-
-def _retry_after(error: BaseException) -> float | None:
-    """Seconds to wait according to Retry-After, which is a number of seconds or a date."""
-    value = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After")
-    if value is None:
-        return None
-    with suppress(ValueError):
-        return max(0.0, float(value))
-    with suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return None
-
-
-def _without(token: str | None, message: str) -> str:
-    return message.replace(token, "<token>") if token else message
-
-
-def _visibility(private: bool | None) -> str:
-    return "private" if private else "public"

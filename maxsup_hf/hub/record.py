@@ -19,6 +19,8 @@ from maxsup_hf.hub.example import example_in_training
 from maxsup_hf.hub.training_log import training_log
 from maxsup_hf.hub.values import as_list
 from maxsup_hf.output.files import plain, write_json
+from maxsup_hf.output.private import without_host
+from maxsup_hf.output.secrets import masked_words
 from maxsup_hf.output.versions import versions
 
 RECORD = "run.json"
@@ -225,7 +227,7 @@ def _device(device: torch.device) -> str:
 def _command() -> str | None:
     """The command line of `maxsup-hf` or one of its scripts; `None` in any other program."""
     program = Path(sys.argv[0])
-    words = with_placeholders(_public(sys.argv[1:]))
+    words = [without_host(word) for word in with_placeholders(masked_words(_without_resuming(sys.argv[1:])))]
     if program.name == "maxsup-hf" or "maxsup_hf/__main__" in sys.argv[0]:
         return shlex.join(["maxsup-hf", *words])
     if "maxsup_hf/scripts" in sys.argv[0]:
@@ -233,17 +235,13 @@ def _command() -> str | None:
     return None
 
 
-def _public(words: list[str]) -> list[str]:
-    """A command line with its tokens masked, and without `--resume_from_checkpoint`: a run is reproduced from its start."""
+def _without_resuming(words: list[str]) -> list[str]:
+    """A command line without `--resume_from_checkpoint`: a run is reproduced from its start."""
     found = []
     flag = ""  # the flag whose value this word is, if it is one
     for word in words:
         name, equals, _ = word.partition("=")
         if "--resume_from_checkpoint" not in (flag, name):
-            if flag.endswith("token"):
-                word = "<token>"
-            elif equals and name.startswith("--") and name.endswith("token"):
-                word = f"{name}=<token>"
             found.append(word)
         flag = name if name.startswith("--") and not equals else ""
     return found

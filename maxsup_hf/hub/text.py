@@ -18,6 +18,7 @@ from maxsup_hf.hub.results import comparison_text, confidence_gap, result_tables
 from maxsup_hf.hub.training_log import log_table
 from maxsup_hf.hub.usage import usage
 from maxsup_hf.hub.values import as_list, as_text, is_finite
+from maxsup_hf.output.private import public_text, without_host
 from maxsup_hf.output.tables import Table, markdown
 
 LISTED = 20  # classes are listed one by one up to this many,
@@ -77,7 +78,7 @@ def render(folder: Path, found: Mapping[str, Any], start: str, end: str) -> str:
         placeholders=placeholders(command),
         penalizes="maxsup" in loss.get("name", "").split("+"),
     )
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    return without_host(public_text(re.sub(r"\n{3,}", "\n\n", text).strip()))
 
 
 def _about(found: Mapping[str, Any]) -> str:

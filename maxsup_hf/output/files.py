@@ -11,15 +11,18 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from maxsup_hf.output.secrets import mask_file
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a file beside `path` to write to. It takes the place of `path` at the end, and is removed after an error, so
-    that whoever reads `path` finds the old content or the new one, never a part."""
+    """Yield a file beside `path` to write to. It takes the place of `path` at the end, with its secrets masked, and is
+    removed after an error, so that whoever reads `path` finds the old content or the new one, never a part."""
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         yield unfinished
+        mask_file(unfinished)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from maxsup_hf.losses import Loss, create_loss, flatten, prefix_of
+from maxsup_hf.output.secrets import Secret, masked, secret
 from maxsup_hf.trainer.class_weights import parse_class_weights
 from maxsup_hf.trainer.learning_rate import parse_milestones
 
@@ -140,6 +140,13 @@ class MaxSupArgumentsMixin:
         },
     )
     lr_gamma: float = field(default=0.1, metadata={"help": "Factor of the learning rate at each of lr_milestones."})
+    push_timeout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds that a push to the Hub may take in all, repeated attempts and pauses included; then the "
+            "command that pushes later is printed. Default: 120, 5 more for each MB, and the pauses that the Hub asks for."
+        },
+    )
 
     def __post_init__(self) -> None:
         self.loss_kwargs = flatten(parse_loss_kwargs(self.loss_kwargs))
@@ -151,6 +158,8 @@ class MaxSupArgumentsMixin:
             raise ValueError(
                 "class_weights are for classifiers, and fused_linear_loss is for language models: leave out one of the two"
             )
+        if self.push_timeout is not None and not self.push_timeout > 0:
+            raise ValueError(f"push_timeout must be greater than 0 seconds, got {self.push_timeout}")
         factor = getattr(self, "label_smoothing_factor", 0.0)
         if factor:
             raise ValueError(
@@ -187,14 +196,21 @@ class MaxSupArgumentsMixin:
         check_epochs(loss, epochs)
         return loss
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickled state (`training_args.bin` is a pickle): everything except the token."""
-        return vars(self) | {"hub_token": None}
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, secret(value) if name == "hub_token" else value)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        other = copy.copy(self)  # through __getstate__, which drops the token: the next line restores it
-        vars(other).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
-        return other
+    def to_dict(self) -> dict[str, Any]:
+        """As in `transformers.TrainingArguments`, with the secrets in all texts masked: trackers log it."""
+        return _masked_values(super().to_dict())  # type: ignore[misc]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _masked_values(vars(self))  # `training_args.bin` is a pickle
+
+
+def _masked_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Values without secrets in their texts; a `Secret` takes care of itself, and enums of texts stay what they are."""
+    texts = {name: value for name, value in values.items() if isinstance(value, str) and not isinstance(value, Secret)}
+    return values | {name: masked(text) for name, text in texts.items() if masked(text) != text}
 
 
 @dataclass
@@ -216,6 +232,8 @@ class MaxSupTrainingArguments(MaxSupArgumentsMixin, TrainingArguments):
         lr_milestones: rising shares of the training at which the learning rate is multiplied by `lr_gamma`, in place of
             `lr_scheduler_type`. Default `None`.
         lr_gamma: in (0, 1]. Default 0.1.
+        push_timeout: seconds that a push may take in all. Default: 120, 5 more for each MB, and the pauses that the Hub
+            asks for.
         Everything else: see `transformers.TrainingArguments`.
 
     Example:

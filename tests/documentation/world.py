@@ -31,7 +31,8 @@ def write_files(folder):
 
 
 def fill_hub(hub, folder):
-    """A small text encoder and a classifier of pets, under names that the documentation uses."""
+    """A small text encoder and a classifier of pets, under names that the documentation uses, and somebody else's model with
+    an open pull request."""
     of_texts, of_pets = folder / "of-texts", folder / "of-pets"
     tiny.bert().save_pretrained(of_texts)
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(SPECIAL)}, "[UNK]"))
@@ -44,5 +45,8 @@ def fill_hub(hub, folder):
     for name, source in (("sentence-transformers/all-MiniLM-L6-v2", of_texts), *((name, of_pets) for name in of_images)):
         repo = hub.repos[name] = Repo(private=False)
         hub.commit(repo, "main", "made", {path.name: path.read_bytes() for path in source.iterdir()})
+    theirs = hub.repos["them/digits"] = Repo(private=False, authors={"refs/pr/3": "me"})
+    for branch in ("main", "refs/pr/3"):
+        hub.commit(theirs, branch, "made", {})
     for used in (of_texts, of_pets):
         shutil.rmtree(used)

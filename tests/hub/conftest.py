@@ -2,9 +2,13 @@
 another process, with `hub_environment`, or patches the constants of huggingface_hub."""
 
 import os
+import time
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 
+from maxsup_hf.hub.retries import Deadline
 from tests.hub.server import Hub
 
 
@@ -12,6 +16,27 @@ from tests.hub.server import Hub
 def hub():
     with Hub() as hub:
         yield hub
+
+
+@pytest.fixture
+def here(hub, monkeypatch, tmp_path):
+    """This process talks to `hub`; pauses are recorded instead of waited for."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    pauses = []
+    monkeypatch.setattr(Deadline, "pause", lambda self, seconds: pauses.append(seconds))
+    monkeypatch.setattr(_http, "time", SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None}))
+    huggingface_hub.close_session()
+    hub.pauses = pauses
+    yield hub
+    huggingface_hub.close_session()
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 
 from tests.hub.storage import Repo, Storage, git_oid
 
-TOKENS = {"hf_writer": ("me", "write"), "hf_reader": ("me", "read")}
+TOKENS = {"hf_writer": ("me", "write"), "hf_reader": ("me", "read"), "hf_stranger": ("stranger", "write")}
 ORGANISATIONS = ("my-org",)
 ALWAYS_LFS = (".safetensors", ".bin", ".pt", ".pth", ".png")
 LFS_FROM = 10 * 2**20  # bytes
@@ -64,10 +65,16 @@ class Request:
             raise Refusal(403, f"Forbidden: you have no write access to the namespace {namespace}")
 
     def repo(self, name: str, revision: str | None = None, write: bool = False) -> Repo:
-        """The repository, if the user may see it (or write to it) and it has the revision."""
-        if write:
-            self.require_writer(name.partition("/")[0])
+        """The repository, if the user may see it (or write to it) and it has the revision.
+
+        Every user may write to a pull request that is being opened, or that they have opened.
+        """
         repo = self.hub.repos.get(name)
+        if write:
+            user, role = self.require_user()
+            owner = repo.authors.get(revision or "") if repo is not None else None
+            if role != "write" or not ("create_pr=1" in self.url or owner == user):
+                self.require_writer(name.partition("/")[0])
         if repo is None or (repo.private and self.user() is None):
             raise Refusal(404, "Repository not found", "RepoNotFound")
         if revision is not None and not repo.has(revision):
@@ -102,15 +109,46 @@ def create(request: Request) -> Answer:
 
 
 def validate_yaml(request: Request) -> Answer:
-    match = re.match(r"---\n(.*?)\n---", request.json()["content"], re.DOTALL)
-    errors = []
+    errors = [{"message": message} for message in metadata_errors(request.json()["content"])]
+    return _json({"errors": errors, "warnings": []}, 400 if errors else 200)
+
+
+def metadata_errors(card: str) -> Iterator[str]:
+    """What the Hub refuses in the metadata of a card."""
+    match = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
     try:
         found = yaml.safe_load(match[1]) if match else {}
-        if not isinstance(found, dict):
-            errors.append({"message": "metadata must be a mapping"})
     except yaml.YAMLError as error:
-        errors.append({"message": str(error)})
-    return _json({"errors": errors, "warnings": []}, 400 if errors else 200)
+        yield str(error)
+        return
+    if not isinstance(found, dict):
+        yield "metadata must be a mapping"
+        return
+    for key in ("base_model", "datasets"):
+        for name in _listed(found.get(key, [])):
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+                yield f'"{key}" with value "{name}" is not valid. Use an id of the Hub.'
+    for key in ("license", "library_name", "pipeline_tag", "base_model_relation"):
+        if key in found and not isinstance(found[key], str):
+            yield f'"{key}" must be a string'
+    for key in ("tags", "language", "metrics"):
+        if key in found and not all(isinstance(each, str) for each in _listed(found[key])):
+            yield f'"{key}" must be a string or a list of strings'
+    for model in found.get("model-index", []):
+        if not isinstance(model.get("name"), str):
+            yield '"model-index[0].name" must be a string'
+        for result in model.get("results", []):
+            for key in ("name", "type"):
+                if not isinstance(result["dataset"].get(key), str):
+                    yield f'"model-index[0].results[0].dataset.{key}" must be a string'
+            for metric in result["metrics"]:
+                value = metric.get("value")
+                if value is None or (isinstance(value, float) and not math.isfinite(value)):
+                    yield '"model-index[0].results[0].metrics[0].value" must be a finite number'
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def preupload(request: Request, name: str, revision: str) -> Answer:
@@ -128,7 +166,8 @@ def preupload(request: Request, name: str, revision: str) -> Answer:
 
 
 def lfs_batch(request: Request, name: str) -> Answer:
-    request.repo(name, write=True)
+    request.require_user()
+    request.repo(name)
     objects = []
     for item in request.json()["objects"]:
         answer = {"oid": item["oid"], "size": item["size"]}
@@ -175,11 +214,14 @@ def commit(request: Request, name: str, revision: str) -> Answer:
             files[value["path"]] = _large_file(request.hub, value["oid"], value["size"])
         elif entry["key"] == "deletedFile":
             files.pop(value["path"], None)
+    for message in metadata_errors(files.get("README.md", b"").decode()):
+        raise Refusal(400, f"Invalid metadata in README.md: {message}")
     found: dict[str, Any] = {"success": True}
     branch = revision
     if "create_pr=1" in request.url:
         number = 1 + sum(existing.startswith("refs/pr/") for existing in repo.branches)
         branch = f"refs/pr/{number}"
+        repo.authors[branch] = request.require_user()[0]
         found["pullRequestUrl"] = f"{request.hub.url}/{name}/discussions/{number}"
     sha = request.hub.commit(repo, branch, title, files)
     return _json(found | {"commitOid": sha, "commitUrl": f"{request.hub.url}/{name}/commit/{sha}"})
@@ -204,6 +246,8 @@ def info(request: Request, name: str, revision: str = "main") -> Answer:
 
 def branch(request: Request, name: str, revision: str) -> Answer:
     repo = request.repo(name, write=True)
+    if revision.startswith("refs/"):
+        raise Refusal(400, f"Invalid branch name: {revision}")
     if revision in repo.branches:
         return _json({"error": "Reference already exists"}, 409)
     request.hub.commit(repo, revision, f"branch {revision}", dict(repo.files("main")))

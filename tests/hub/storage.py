@@ -10,10 +10,12 @@ from tests.hub.xet import XetStore
 
 @dataclass
 class Repo:
-    """A repository: a list of commits for each branch. A commit is its sha, its title and all files by path."""
+    """A repository: a list of commits for each branch. A commit is its sha, its title and all files by path. Pull requests
+    are branches, and have an author."""
 
     private: bool
     branches: dict[str, list[tuple[str, str, dict[str, bytes]]]] = field(default_factory=dict)
+    authors: dict[str, str] = field(default_factory=dict)
 
     def files(self, revision: str) -> dict[str, bytes]:
         if revision in self.branches:

@@ -23,6 +23,7 @@ from maxsup_hf.hub.mixin import destination
 from maxsup_hf.hub.push import ensure_destination
 from maxsup_hf.losses import get_spec, list_losses
 from maxsup_hf.metrics import METRICS, get_metric
+from maxsup_hf.output.secrets import keep_flags, keep_settings, masked, masked_words
 from maxsup_hf.scripts.common.console import disable_library_bars
 from maxsup_hf.scripts.common.export import check_export
 from maxsup_hf.scripts.common.help import short_help
@@ -145,6 +146,7 @@ def parse(
         OSError: the config file or the checkpoint does not exist, or the output folder is in use.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    keep_flags(argv)
     parser = _build_parser([arguments_class, training_class], task)
     without_help = [word for word in argv if word not in ("-h", "--help", "--help_all")]
     given, _ = parser.parse_known_args(without_help)
@@ -272,7 +274,7 @@ def _settings(parser: _Parser, argv: Sequence[str], config: Iterable[str], final
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)  # argparse would print the usage of 150 flags and exit
+        raise ValueError(masked(message))  # argparse would print the usage of 150 flags and exit
 
 
 def _read_config(path: str, parser: HfArgumentParser) -> dict[str, Any]:
@@ -280,9 +282,11 @@ def _read_config(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"config: expected a YAML or JSON file, but there is no file {path!r}")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML too
+        text = Path(path).read_text(encoding="utf-8")
+        keep_settings(text)
+        values = yaml.safe_load(text)  # JSON is YAML too
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path!r} cannot be parsed as YAML or JSON: {error}") from error
+        raise ValueError(f"config: {path!r} cannot be parsed as YAML or JSON: {masked(str(error))}") from None
     if not isinstance(values, dict):
         raise ValueError(f"config: {path!r} must hold keys and values, got {type(values).__name__}")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
@@ -300,6 +304,7 @@ def _read_config(path: str, parser: HfArgumentParser) -> dict[str, Any]:
 
 def _raise_unknown(what: str, name: str, known: Iterable[str]) -> NoReturn:
     word = name.partition("=")[0]
+    name = masked_words([name])[0]
     close = difflib.get_close_matches(word, [each for each in known if each not in ("-h", "--help")], n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}?" if close else "see --help_all for all of them"
     parameter = word.lstrip("-")

@@ -22,6 +22,7 @@ from maxsup_hf.data.messages import one_line
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, ClassScores, LogitMetrics, balanced_accuracy, macro_f1, per_class
 from maxsup_hf.output.files import plain, replacing
+from maxsup_hf.output.guard import masked_output
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.console import print_lines
 from maxsup_hf.scripts.common.evaluation import LastEvaluation, evaluate, save_metrics
@@ -92,6 +93,7 @@ def _card(args: ScriptArguments, task: str, builtin: str) -> dict[str, Any]:
     return {"tasks": task, "dataset": args.dataset_name, **tags}
 
 
+@masked_output()
 def main(
     prepare: Callable[[Sequence[str] | None], Job],
     argv: Sequence[str] | None = None,
@@ -226,6 +228,7 @@ def run(job: Job) -> None:
     card.
     """
     trainer = job.trainer
+    trainer.pushes_after_training = False  # but after the evaluation, in one commit with the card
     describe(job)
     last = LastEvaluation(trainer)
     if trainer.args.do_train:
