@@ -88,7 +88,7 @@ def test_a_card_is_written_from_what_a_run_recorded(tmp_path):
 
 
 def test_a_comparison_is_reported(tmp_path):
-    pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-hf[analysis]')")
+    pytest.importorskip("matplotlib", reason="needs matplotlib (pip install -e '.[analysis]')")
     shutil.copytree(BEFORE / "comparison", tmp_path / "comparison")
     with pytest.raises(SystemExit) as end:
         cli.main(["compare", "--report_only", str(tmp_path / "comparison")])

@@ -50,7 +50,7 @@ def attribute(model: nn.Module, inputs: Mapping[str, Any], targets: Tensor) -> A
     try:
         from captum.attr import LayerGradCam, LayerGradientXActivation
     except ImportError as error:
-        raise ImportError("Grad-CAM needs captum: pip install 'maxsup-hf[analysis]'") from error
+        raise ImportError("Grad-CAM needs captum: pip install captum") from error
 
     device = next(model.parameters()).device
     given = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in inputs.items() if key != "labels"}

@@ -17,7 +17,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise ImportError("figures need matplotlib: pip install 'maxsup-hf[analysis]'") from error
+    raise ImportError("figures need matplotlib, and maps of images captum: pip install matplotlib captum") from error
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",

@@ -99,7 +99,7 @@ def main(argv: Sequence[str], tasks: Mapping[str, str], find_task: Callable[[str
     args, flags = known.parse_known_args(argv)
     try:
         if find_spec("matplotlib") is None:
-            raise ValueError("the report's figures need matplotlib: pip install 'maxsup-hf[analysis]'")
+            raise ValueError("the report's figures need matplotlib: pip install matplotlib")
         if args.report_only and args.save_models:
             raise ValueError(
                 "save_models: --report_only removes nothing; repeat the command of the comparison with --save_models, which "

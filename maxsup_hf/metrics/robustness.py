@@ -153,7 +153,7 @@ def shot_accuracy(
 
 
 def corrupt(image: Any, corruption: str, severity: int, *, seed: int = 0) -> NDArray[np.uint8]:
-    """One of the 15 common corruptions, by the library `imagecorruptions-imaug` (`pip install maxsup-hf[robustness]`).
+    """One of the 15 common corruptions, by the library `imagecorruptions-imaug`.
 
     Args:
         image: PIL image, or array (H, W, 3) or (H, W) of uint8; at least 32 × 32.
@@ -184,7 +184,7 @@ def corrupt(image: Any, corruption: str, severity: int, *, seed: int = 0) -> NDA
         import imagecorruptions
     except ImportError as error:
         raise ImportError(
-            f"corrupt() needs imagecorruptions-imaug ({error}): pip install 'maxsup-hf[robustness]'; if libGL is missing, "
+            f"corrupt() needs imagecorruptions-imaug ({error}): pip install imagecorruptions-imaug; if libGL is missing, "
             "replace opencv-python by opencv-python-headless"
         ) from error
     # Most corruptions draw from NumPy's global generator; these two take a seed, without which each call is different.

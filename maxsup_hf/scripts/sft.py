@@ -80,7 +80,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         ValueError, TypeError, OSError: bad input; nothing was written.
     """
     if find_spec("trl") is None:
-        raise ValueError("supervised fine-tuning needs TRL: pip install 'maxsup-hf[sft]'")
+        raise ValueError("supervised fine-tuning needs TRL: pip install trl")
     from maxsup_hf.scripts.common.trl_classes import MaxSupSFTConfig, MaxSupSFTTrainer
 
     args, training_args = parse(SFTArguments, argv, TASK, RECIPES, MaxSupSFTConfig)

@@ -9,7 +9,7 @@ from maxsup_hf.analysis.attribution import attribute
 from tests import tiny
 from tests.trainer.test_features import ConvHead, convnext, swin
 
-pytest.importorskip("captum", reason="needs captum (pip install 'maxsup-hf[analysis]')")
+pytest.importorskip("captum", reason="needs captum (pip install -e '.[analysis]')")
 
 
 class Pooled(nn.Module):

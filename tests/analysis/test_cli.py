@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel, ViTImageProcessorPil
 
-pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-hf[analysis]')")
-pytest.importorskip("captum", reason="needs captum (pip install 'maxsup-hf[analysis]')")
+pytest.importorskip("matplotlib", reason="needs matplotlib (pip install -e '.[analysis]')")
+pytest.importorskip("captum", reason="needs captum (pip install -e '.[analysis]')")
 
 from maxsup_hf.analysis import cli
 from maxsup_hf.analysis.data import IMAGE, TEXT, load_data

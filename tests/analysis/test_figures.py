@@ -10,7 +10,7 @@ import pytest
 from maxsup_hf.losses import list_losses
 from maxsup_hf.metrics import ReliabilityCurve
 
-pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-hf[analysis]')")
+pytest.importorskip("matplotlib", reason="needs matplotlib (pip install -e '.[analysis]')")
 
 from matplotlib.colors import to_rgb
 

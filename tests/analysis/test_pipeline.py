@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import default_data_collator
 
-pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-hf[analysis]')")
-pytest.importorskip("captum", reason="needs captum (pip install 'maxsup-hf[analysis]')")
+pytest.importorskip("matplotlib", reason="needs matplotlib (pip install -e '.[analysis]')")
+pytest.importorskip("captum", reason="needs captum (pip install -e '.[analysis]')")
 
 from maxsup_hf.analysis import seen, style
 from maxsup_hf.analysis.maps import choose_rows

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("matplotlib", reason="needs matplotlib (pip install 'maxsup-hf[analysis]')")
+pytest.importorskip("matplotlib", reason="needs matplotlib (pip install -e '.[analysis]')")
 
 from maxsup_hf.analysis.sections import summary
 from maxsup_hf.comparison import report

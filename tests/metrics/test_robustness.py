@@ -90,7 +90,7 @@ def test_bad_input(call, message):
 
 # ---- corruptions ----
 
-NEEDS = "needs imagecorruptions-imaug (pip install 'maxsup-hf[robustness]') and, for its opencv-python, libGL of the system"
+NEEDS = "needs imagecorruptions-imaug (pip install -e '.[robustness]') and, for its opencv-python, libGL of the system"
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_without_the_library_the_error_says_what_to_install():
         "import sys; sys.modules['imagecorruptions'] = None; import numpy as np\n"
         "from maxsup_hf.metrics.robustness import corrupt\n"
         "try: corrupt(np.zeros((32, 32, 3), np.uint8), 'fog', 1)\n"
-        "except ImportError as error: sys.exit('maxsup-hf[robustness]' not in str(error))\n"
+        "except ImportError as error: sys.exit('pip install imagecorruptions-imaug' not in str(error))\n"
         "sys.exit(2)"
     )
     assert subprocess.run([sys.executable, "-c", source]).returncode == 0

@@ -42,7 +42,7 @@ def read(path):
 @pytest.mark.parametrize("task", cli.tasks())
 def test_the_same_predictions_as_later(task, capsys):
     if task == "sft":
-        pytest.importorskip("trl", reason="needs TRL (pip install 'maxsup-hf[sft]')")
+        pytest.importorskip("trl", reason="needs TRL (pip install -e '.[sft]')")
     if task == "semantic-segmentation" and NO_SEGFORMER:
         pytest.skip(NEEDS_TORCHVISION)
     rows = ROWS[task]()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("trl", reason="needs TRL (pip install 'maxsup-hf[sft]')")
+pytest.importorskip("trl", reason="needs TRL (pip install -e '.[sft]')")
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

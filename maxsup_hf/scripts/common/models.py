@@ -61,8 +61,8 @@ def _check_timm() -> None:
             import_module(package)
         except Exception as error:  # a torchvision that was built for another torch raises a RuntimeError
             raise ValueError(
-                f"timm models need timm and torchvision, and {package} cannot be imported ({error}); install them with "
-                "pip install 'maxsup-hf[vision]', torchvision in the version that belongs to the installed torch"
+                f"timm models need timm and torchvision, and {package} cannot be imported ({error}): "
+                "pip install timm torchvision, in the version of torchvision that belongs to the installed torch"
             ) from None
 
 
