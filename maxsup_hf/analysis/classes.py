@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from maxsup_hf.output.messages import listed
+
 
 def match_classes(wanted: Sequence[str], known: Sequence[str], of_wanted: str, of_known: str) -> NDArray[np.int64]:
     """The index of each name in a list of names.
@@ -39,7 +41,7 @@ def match_classes(wanted: Sequence[str], known: Sequence[str], of_wanted: str, o
     missing = [name for name in wanted if name not in set(known)]
     raise ValueError(
         f"{len(missing)} of the {len(wanted)} classes of {of_wanted} are not among the {len(known)} of {of_known}: "
-        f"{_listed(missing)} against {_listed(known)}. Rename the classes of one of them"
+        f"{_quoted(missing)} against {_quoted(known)}. Rename the classes of one of them"
     )
 
 
@@ -51,5 +53,5 @@ def _without_label_prefix(name: str) -> str:
     return re.sub(r"^LABEL_(?=\d+$)", "", name)
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(map(repr, names[:most])) + (", …" if len(names) > most else "")
+def _quoted(names: Sequence[str]) -> str:
+    return listed([repr(name) for name in names])

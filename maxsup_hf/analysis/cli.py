@@ -19,6 +19,7 @@ from huggingface_hub import constants
 from maxsup_hf.analysis.classes import match_classes
 from maxsup_hf.analysis.data import load_data
 from maxsup_hf.analysis.models import load_model, model_inputs, training_record
+from maxsup_hf.output.messages import one_line
 from maxsup_hf.scripts.common.output_dir import first_free, in_use
 
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         folder = run(args)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", one_line(error), file=sys.stderr)
         raise SystemExit(2) from error
     print(f"report: {folder / 'report.html'}")
 

@@ -22,6 +22,7 @@ from maxsup_hf.hub.describe import add_comparison
 from maxsup_hf.losses import flatten, get_spec
 from maxsup_hf.losses._schedules import SCHEDULES
 from maxsup_hf.output.files import replacing, write_json
+from maxsup_hf.output.messages import one_line
 from maxsup_hf.output.secrets import without_hub_token
 from maxsup_hf.trainer.training_args import parse_loss_kwargs
 
@@ -117,7 +118,7 @@ def main(argv: Sequence[str], tasks: Mapping[str, str], find_task: Callable[[str
             failed = execute(plan, folder, jobs)
             status = _report(plan, folder, failed, args.test)
     except (ValueError, TypeError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", one_line(error), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("\ninterrupted: run the same command to continue; finished runs are kept", file=sys.stderr)

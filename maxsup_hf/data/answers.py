@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from maxsup_hf.data.columns import check_column, check_strings, check_type, is_list_of_strings, is_string, read_column
 from maxsup_hf.data.files import FORMATS, Reader, read_text
-from maxsup_hf.data.messages import shortened
 from maxsup_hf.metrics import answer_f1, exact_match
+from maxsup_hf.output.messages import shortened
 
 LONGEST_ANSWER = 30  # tokens: start and end are predicted separately, and must not end up far apart
 

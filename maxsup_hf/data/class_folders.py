@@ -11,7 +11,7 @@ from pathlib import Path
 import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image
 
-from maxsup_hf.data.messages import listed
+from maxsup_hf.output.messages import listed
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetsError
 
-from maxsup_hf.data.messages import shortened
+from maxsup_hf.output.messages import shortened
 
 # How a file is read: by a builder of `datasets` with its options, or by a function of its path.
 Reader = tuple[str, dict[str, Any]] | Callable[[str], Dataset]

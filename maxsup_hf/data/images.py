@@ -15,7 +15,7 @@ from datasets.utils import tqdm
 
 from maxsup_hf.data.columns import check_column, check_not_missing, check_type, is_image, is_string, read_column
 from maxsup_hf.data.files import expand, is_saved
-from maxsup_hf.data.messages import listed
+from maxsup_hf.output.messages import listed
 
 DEEP = ("I", "F")  # modes of more than 8 bits a channel; a suffix may follow them (I;16)
 AT_ONCE = 1024  # images that are checked together: encoded images in memory

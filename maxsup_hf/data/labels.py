@@ -22,8 +22,8 @@ from maxsup_hf.data.columns import (
     read_column,
 )
 from maxsup_hf.data.loading import Splits
-from maxsup_hf.data.messages import listed
 from maxsup_hf.data.splits import hold_out_and_limit
+from maxsup_hf.output.messages import listed
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from maxsup_hf.data.columns import find_column, is_image
 from maxsup_hf.data.files import loading
 from maxsup_hf.data.loading import Splits
-from maxsup_hf.data.messages import listed
+from maxsup_hf.output.messages import listed
 
 IMAGE_NAMES = ("image", "img", "pixel_values", "image_path", "file", "file_name")
 MASK_NAMES = ("mask", "label", "labels", "annotation", "segmentation", "segmentation_mask", "mask_path", "annotated")

@@ -32,7 +32,7 @@ from maxsup_hf.hub.blurpool_resnet import (
 )
 from maxsup_hf.hub.converted_folder import save_converted
 from maxsup_hf.hub.source_names import renamed_to_transformers
-from maxsup_hf.hub.source_weights import ENTRIES, listed, read_checkpoint, read_source
+from maxsup_hf.hub.source_weights import ENTRIES, first_names, read_checkpoint, read_source
 from maxsup_hf.output.guard import masked_output
 
 __all__ = ["ARCHITECTURES", "convert", "imagenet_labels", "main", "read_checkpoint"]
@@ -142,7 +142,7 @@ def _check(model: PreTrainedModel, given: Mapping[str, Tensor], architecture: st
             if given[name].shape != expected[name].shape
         ],
     }
-    found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
+    found = [f"{problem}: {first_names(names)}" for problem, names in problems.items() if names]
     if found:
         raise ValueError(f"the checkpoint is not a complete {architecture}; " + "; ".join(found))
 
@@ -153,8 +153,8 @@ def _check_blur(model: PreTrainedModel, blurred: set[str]) -> None:
     if blurred and blurred != expected:
         raise ValueError(
             f"BlurPool must be in all strided convolutions but the first, or in none; "
-            f"not blurred: {listed(sorted(expected - blurred)) or 'none'}; "
-            f"blurred, but not strided: {listed(sorted(blurred - expected)) or 'none'}"
+            f"not blurred: {first_names(sorted(expected - blurred)) or 'none'}; "
+            f"blurred, but not strided: {first_names(sorted(blurred - expected)) or 'none'}"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from maxsup_hf.hub.values import as_list
 from maxsup_hf.output.files import replacing
+from maxsup_hf.output.messages import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def example_of(folder: Path, found: Mapping[str, Any], given: str) -> dict[str, 
     try:
         model = pipeline(task, model=str(folder))  # type: ignore[call-overload]
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ValueError(f"example: the model in {folder} cannot be loaded: {reason}") from error
     output = _answer(model, task, value)
     if not is_image:

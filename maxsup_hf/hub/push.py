@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from maxsup_hf.hub.record import why_no_weights
-from maxsup_hf.hub.retries import Deadline, PushError, one_line, with_retries
+from maxsup_hf.hub.retries import Deadline, PushError, masked_message, with_retries
 from maxsup_hf.hub.staging import size, staged
 from maxsup_hf.output.secrets import secret
 
@@ -192,7 +192,7 @@ def _check_offline(to: Destination) -> None:
         validate_repo_id(to.repo_id)
     except HFValidationError as error:
         raise PushError(
-            f"{to.repo_id!r} is not a valid repository name, expected NAME or NAMESPACE/NAME: {one_line(error)}"
+            f"{to.repo_id!r} is not a valid repository name, expected NAME or NAMESPACE/NAME: {masked_message(error)}"
         ) from error
     if constants.is_offline_mode():
         raise PushError(

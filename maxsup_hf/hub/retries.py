@@ -237,11 +237,11 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
         return "the Hub answered with something that is not JSON"
     root = _root(error)
-    about = "" if root is error else f"{one_line(error)} "
-    return f"{_status(root) or type(root).__name__}: {about}{one_line(root)}"
+    about = "" if root is error else f"{masked_message(error)} "
+    return f"{_status(root) or type(root).__name__}: {about}{masked_message(root)}"
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error, without the signatures in addresses of uploads, and not longer than 300 characters."""
+def masked_message(error: BaseException) -> str:
+    """The message of an error on one line, without secrets and the signatures in addresses, in at most 300 characters."""
     message = re.sub(r"(https?://[^\s?]+)\?\S*", r"\1", masked(str(error)))
     return " ".join(message.split())[:300]

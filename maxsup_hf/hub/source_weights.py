@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from maxsup_hf.output.messages import listed
 
 # Entries of a checkpoint that hold weights; the first one that is there is taken. The authors evaluate `model`, not the
 # moving average beside it.
@@ -44,13 +46,13 @@ def read_source(path: str | Path, entry: str | None = None) -> SourceWeights:
     found = [name for name in ENTRIES if _is_mapping(content, name)]
     chosen = entry or next(iter(found), None)
     if entry is not None and not _is_mapping(content, entry):
-        raise ValueError(f"entry must be one with weights in {path} ({listed(found) or 'it has none'}), got {entry!r}")
+        raise ValueError(f"entry must be one with weights in {path} ({first_names(found) or 'it has none'}), got {entry!r}")
     others = [name for name in found if name != chosen]
     weights = content if chosen is None else content[chosen]
     while inner := next((name for name in ENTRIES if _is_mapping(weights, name)), None):
         weights = weights[inner]
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        held = f"the entries {listed(map(str, weights))}" if isinstance(weights, Mapping) else f"a {type(weights).__name__}"
+        held = f"the entries {first_names(weights)}" if isinstance(weights, Mapping) else f"a {type(weights).__name__}"
         raise ValueError(
             f"{path} must hold a state dict (a mapping from names to tensors), alone or as the entry {', '.join(ENTRIES)}; "
             f"it holds {held}"
@@ -63,11 +65,9 @@ def read_checkpoint(path: str | Path, entry: str | None = None) -> dict[str, Ten
     return read_source(path, entry).tensors
 
 
-def listed(names: Any) -> str:
-    """The first three names and how many more there are, in at most a few hundred characters."""
-    names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(name[:80] for name in names[:3]) + more
+def first_names(names: Iterable[Any]) -> str:
+    """The first three names, each cut to 80 characters, and how many more there are."""
+    return listed([str(name)[:80] for name in names], 3)
 
 
 def _is_mapping(content: Any, name: str) -> bool:

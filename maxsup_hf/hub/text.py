@@ -18,6 +18,7 @@ from maxsup_hf.hub.results import comparison_text, confidence_gap, result_tables
 from maxsup_hf.hub.training_log import log_table
 from maxsup_hf.hub.usage import usage
 from maxsup_hf.hub.values import as_list, as_text, is_finite
+from maxsup_hf.output.messages import listed
 from maxsup_hf.output.private import public_text, without_host
 from maxsup_hf.output.tables import Table, markdown
 
@@ -140,9 +141,7 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _class_names(names: list[str]) -> str:
     if names == [str(index) for index in range(len(names))] and len(names) > 2:
         return f"{len(names)} (0 to {len(names) - 1})"
-    shown = names if len(names) <= LISTED else names[:SHOWN]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return f"{len(names)} ({', '.join(shown)}{more})"
+    return f"{len(names)} ({listed(names, LISTED if len(names) <= LISTED else SHOWN)})"
 
 
 def _weight_table(weights: Mapping[str, float]) -> str:
@@ -152,9 +151,9 @@ def _weight_table(weights: Mapping[str, float]) -> str:
     if len(weights) <= LISTED:
         return markdown(Table(["class", "weight"], [[name, f"{weight:.4g}"] for name, weight in weights.items()]))
     largest = sorted(weights.items(), key=lambda entry: -entry[1])[:LARGEST]
-    listed = ", ".join(f"{name} ({weight:.4g})" for name, weight in largest)
+    named = ", ".join(f"{name} ({weight:.4g})" for name, weight in largest)
     low, high = min(weights.values()), max(weights.values())
-    return f"From {low:.4g} to {high:.4g} over {len(weights)} classes; the largest: {listed}."
+    return f"From {low:.4g} to {high:.4g} over {len(weights)} classes; the largest: {named}."
 
 
 def _training(found: Mapping[str, Any], emissions: str | None) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""How results are written: complete files, valid JSON, Markdown tables, and the versions of the packages."""
+"""How results and messages are written: complete files, valid JSON, Markdown tables, and nothing secret."""

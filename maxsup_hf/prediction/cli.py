@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from maxsup_hf.data.arguments import delimiter
-from maxsup_hf.data.messages import listed, one_line
+from maxsup_hf.output.messages import listed, one_line
 from maxsup_hf.prediction.data import check_output, identifiers, known_labels, load_rows, write_rows
 from maxsup_hf.prediction.loading import load_model
 from maxsup_hf.prediction.model import Model

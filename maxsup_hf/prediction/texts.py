@@ -10,7 +10,7 @@ from transformers import DataCollatorWithPadding
 
 from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column
 from maxsup_hf.data.conversations import check_messages
-from maxsup_hf.data.messages import shortened
+from maxsup_hf.output.messages import shortened
 from maxsup_hf.prediction.model import Model, Row, logits_of
 from maxsup_hf.scripts import language_modeling, sequence_to_sequence
 

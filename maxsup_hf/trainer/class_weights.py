@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import unwrap_peft_model
 
 from maxsup_hf.data.label_counts import LABEL_NAMES, count_classes
+from maxsup_hf.output.messages import listed
 from maxsup_hf.trainer.validation import LABELLED_HEADS, ignored_label
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def balanced(counts: Tensor, names: Sequence[str]) -> Tensor:
     if missing:
         raise ValueError(
             f"class_weights='balanced' needs labels of every class in the training data, but there are none of "
-            f"{_listed(missing)} (of {len(names)} classes): remove these classes from the model's id2label, add training "
+            f"{_quoted(missing)} (of {len(names)} classes): remove these classes from the model's id2label, add training "
             "data, or pass the weights as numbers"
         )
     return (counts.sum() / (len(counts) * counts.double())).float()
@@ -171,24 +172,23 @@ def _by_name(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
     missing = [name for name in names if name not in weights]
     problems = []
     if unknown:
-        problems.append(f"unknown: {_listed(unknown)}")
+        problems.append(f"unknown: {_quoted(unknown)}")
     if missing:
-        problems.append(f"missing: {_listed(missing)}")
+        problems.append(f"missing: {_quoted(missing)}")
     if problems:
         raise ValueError(
-            f"class_weights must name each of the model's {len(names)} classes once ({_listed(names)}), got "
+            f"class_weights must name each of the model's {len(names)} classes once ({_quoted(names)}), got "
             f"{'; '.join(problems)}. Correct the names, or set id2label and label2id of the model's config"
         )
     if len(set(names)) < len(names):
         raise ValueError(
-            f"class_weights by name need unique class names, but the model's config has {_listed(names)}: pass a list"
+            f"class_weights by name need unique class names, but the model's config has {_quoted(names)}: pass a list"
         )
     return [weights[name] for name in names]
 
 
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
+def _quoted(names: Sequence[str]) -> str:
+    return listed([repr(name) for name in names], 10)
 
 
 def weights_for_training(

@@ -18,11 +18,11 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, EvalPrediction
 
 from maxsup_hf.data.arguments import data_flags
-from maxsup_hf.data.messages import one_line
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, ClassScores, LogitMetrics, balanced_accuracy, macro_f1, per_class
 from maxsup_hf.output.files import plain, replacing
 from maxsup_hf.output.guard import masked_output
+from maxsup_hf.output.messages import one_line
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.console import print_lines
 from maxsup_hf.scripts.common.evaluation import LastEvaluation, evaluate, save_metrics

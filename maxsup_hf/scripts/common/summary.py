@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from maxsup_hf.data.label_counts import count_classes
-from maxsup_hf.data.messages import listed
+from maxsup_hf.output.messages import listed
 from maxsup_hf.scripts.common.job import Job
 from maxsup_hf.trainer.class_weights import CLASSIFYING_HEADS
 from maxsup_hf.trainer.validation import ignored_label

@@ -1,6 +1,6 @@
 """What error messages quote is shortened."""
 
-from maxsup_hf.data.messages import listed, shortened
+from maxsup_hf.output.messages import listed, shortened
 
 
 def test_as_many_items_as_allowed_and_how_many_more():

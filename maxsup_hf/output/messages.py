@@ -1,4 +1,4 @@
-"""Shortening what error messages quote."""
+"""Short error messages: lists and texts that are cut, and errors on one line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def listed(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error for the command line; an error that nothing foresees is named by its type too."""
+    """The message of an error for the command line, after its type if that is unexpected."""
     text = " ".join(str(error).split())
-    foreseen = (ValueError, TypeError, OSError, ImportError, RuntimeError)
-    return text if text and isinstance(error, foreseen) else f"{type(error).__name__}: {text}"
+    expected = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+    return text if text and isinstance(error, expected) else f"{type(error).__name__}: {text}"
 
 
 def shortened(text: str, most: int = 60) -> str:
