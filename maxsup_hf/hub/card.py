@@ -131,7 +131,8 @@ def write_benchmark_result(
     entry = EvalResultEntry(dataset_id=dataset_id, task_id=task_id, value=results[metric], dataset_revision=revision)
     path = Path(folder) / ".eval_results" / f"{dataset_id.partition('/')[2]}_{task_id}.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
+    with replacing(path) as unfinished:
+        unfinished.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
     return path
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import PurePosixPath, PureWindowsPath
+
+from maxsup_hf.output.private import name_of_absolute
 
 MEANINGS = {
     "DATA": "the folder of your copy of the data",
@@ -63,11 +64,8 @@ def _portable(flag: str, value: str) -> str:
 
 def _portable_path(flag: str, path: str) -> str:
     """An absolute path without its folders; any other text as it is."""
-    if PureWindowsPath(path).is_absolute():
-        name = PureWindowsPath(path).name
-    elif path.startswith(("/", "~", "file:/")):
-        name = PurePosixPath(path).name
-    else:
+    name = name_of_absolute(path)
+    if name is None:
         return path
     return name if flag in OUTPUTS else f"{_placeholder(flag)}/{name}"
 

@@ -17,10 +17,10 @@ from transformers.utils import PushInProgress
 
 from maxsup_hf.hub.card import read_card, write_card
 from maxsup_hf.hub.push import Destination, PushError, ensure_destination, push, push_checkpoint
-from maxsup_hf.hub.record import RECORD, record
+from maxsup_hf.hub.record import record, write_record
 from maxsup_hf.hub.retries import Deadline
 from maxsup_hf.hub.staging import size
-from maxsup_hf.output.files import write_json
+from maxsup_hf.hub.values import as_list, one_or_all
 
 logger = logging.getLogger(__name__)
 
@@ -156,15 +156,15 @@ class HubMixin(_Base):
             self,
             language=language,
             license=license,
-            tags=[tags] if isinstance(tags, str) else tags,
+            tags=as_list(tags),
             model_name=model_name,
             finetuned_from=finetuned_from,
-            tasks=_unwrapped(tasks),
-            dataset_tags=_unwrapped(dataset_tags),
-            dataset=_unwrapped(dataset),
-            dataset_args=_unwrapped(dataset_args),
+            tasks=one_or_all(tasks),
+            dataset_tags=one_or_all(dataset_tags),
+            dataset=one_or_all(dataset),
+            dataset_args=one_or_all(dataset_args),
         )
-        write_json(Path(str(self.args.output_dir)) / RECORD, recorded)
+        write_record(str(self.args.output_dir), recorded)
         write_card(str(self.args.output_dir))
 
     def push_to_hub(  # type: ignore[override]
@@ -194,8 +194,8 @@ class HubMixin(_Base):
         self.save_loss(self.args.output_dir)  # type: ignore[attr-defined]
         if not self.is_world_process_zero():
             return None
-        tags = _as_list(kwargs.pop("tags", None))
-        tags += [tag for tag in _as_list(getattr(self.model, "model_tags", None)) if tag not in tags]
+        tags = as_list(kwargs.pop("tags", None))
+        tags += [tag for tag in as_list(getattr(self.model, "model_tags", None)) if tag not in tags]
         to = destination(self.args, token, private, revision)
         self._pushed_to = to.repo_id
         kwargs.setdefault("model_name", to.repo_id.rpartition("/")[2])
@@ -220,15 +220,6 @@ class HubMixin(_Base):
             wait(jobs)
             self._give_up = threading.Event()
         self.push_in_progress = None
-
-
-def _as_list(tags: str | list[str] | None) -> list[str]:
-    return [tags] if isinstance(tags, str) else list(tags or [])
-
-
-def _unwrapped(value: Any) -> Any:
-    """The element of a list with one element, any other value as it is."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _link(source: str, target: str) -> None:

@@ -1,4 +1,4 @@
-"""The files of a push: chosen, searched for secrets, and with a card that speaks of the repository.
+"""The files of a push: chosen, searched for secrets, and with a card that names the repository.
 
 A push sends a temporary folder with links to the files of the model, so that the model's own folder is not changed. Which
 files are left out, and which texts are rewritten, is decided here alone, and every byte is searched for secrets.
@@ -23,13 +23,13 @@ from maxsup_hf.output.files import replacing
 from maxsup_hf.output.private import public_text, without_host
 from maxsup_hf.output.secrets import has_secret
 
-# `_*` and checkpoints as in transformers. Pickles run code when they are loaded, and are of use for resuming only. Logs of
+# `_*` and checkpoints as in transformers. Pickles run code when they are loaded, and only resuming needs them. Logs of
 # TensorBoard and measurements of codecarbon name the machine.
 NOT_PUSHED = (
     "_*", "checkpoint-*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", ".cache/*", ".git/*", "*.unfinished",
     "*tfevents*",
 )  # fmt: skip
-LOSS_STATE = "loss_state.safetensors"
+LOSS_STATE_NAME = "loss_state.safetensors"  # the loss of a training, beside its weights
 EMISSIONS = "emissions.csv"
 WITH_PATHS = (
     "README.md", RECORD, "config.yaml", "config.json", "adapter_config.json", "tokenizer_config.json", "trainer_state.json",
@@ -42,7 +42,7 @@ def staged(folder: str | Path, repo_id: str, checkpoint: str | None = None) -> I
 
     Args:
         folder: of a saved model.
-        repo_id: of which the card speaks.
+        repo_id: the repository, which the card names.
         checkpoint: push the folder as a complete checkpoint too, pickles included, into this folder of the repository. Its
             files are pushed as they are, because a manifest has their hashes.
 
@@ -71,7 +71,7 @@ def link_files(folder: Path, target: Path, left_out: Iterable[str] = NOT_PUSHED)
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or any(fnmatch(name, pattern) for pattern in left_out):
             continue
-        if name == LOSS_STATE and left_out is NOT_PUSHED and _is_empty(path):
+        if name == LOSS_STATE_NAME and left_out is NOT_PUSHED and _is_empty(path):
             continue
         link = target / name
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def _is_empty(path: Path) -> bool:
     try:
         with safe_open(path, "pt") as file:
             return not file.keys()
-    except SafetensorError:  # damaged: the push is not what finds out
+    except SafetensorError:  # a damaged file is pushed as it is
         return False
 
 

@@ -1,9 +1,9 @@
-"""Values of a record: one or several of them, numbers or none."""
+"""Entries of a record, which may be one value, several or none."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -13,15 +13,16 @@ def is_finite(value: Any) -> bool:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A value or several of them, as a list."""
+    """One value, several or none, as a list."""
     if value is None:
         return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    return list(value) if isinstance(value, (list, tuple, set)) else [value]
 
 
-def one_or_all(values: Sequence[Any]) -> Any:
-    """The value of a list with one value, any other list as it is."""
-    return values[0] if len(values) == 1 else list(values)
+def one_or_all(value: Any) -> Any:
+    """One value as itself, any other number of them as a list."""
+    values = as_list(value)
+    return values[0] if len(values) == 1 else values
 
 
 def as_text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Removal of what tells about the machine and its user, paths and host name, from what is published."""
+"""Remove absolute paths and the host name from what is published."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ def public_text(text: str) -> str:
     return _paths(os.path.expanduser("~"), tempfile.gettempdir(), os.getcwd()).sub(lambda match: _name(match[0]), text)
 
 
+def name_of_absolute(path: str) -> str | None:
+    """The last part of an absolute path, which may be one of Windows or begin with `~`; `None` for any other text."""
+    if PureWindowsPath(path).is_absolute():
+        return PureWindowsPath(path).name
+    return PurePosixPath(path).name if path.startswith(("/", "~", "file:/")) else None
+
+
 def without_host(text: str) -> str:
     """A text with the name of this machine replaced by `host`, unless the name could be any word."""
     name = socket.gethostname()
@@ -37,9 +44,5 @@ def _paths(*folders: str) -> re.Pattern[str]:
 
 
 def _name(path: str) -> str:
-    """The last part of an absolute path; any other text as it is."""
-    if PureWindowsPath(path).is_absolute():
-        return PureWindowsPath(path).name or "folder"
-    if path.startswith(("/", "file:/", "~/")):
-        return PurePosixPath(path).name or "folder"
-    return path
+    name = name_of_absolute(path)
+    return path if name is None else name or "folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -121,7 +122,12 @@ class WrongRowsCallback(TrainerCallback):
         self.counts = {"wrong": wrong.tolist(), "rows": rows.tolist()}
 
 
-def _prefix(metrics: dict[str, float]) -> str:
+def evaluated_split(metrics: Mapping[str, Any]) -> str | None:
+    """`eval`, `test`, … if these are the metrics of an evaluation."""
+    return next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), None)
+
+
+def _prefix(metrics: Mapping[str, Any]) -> str:
     """`""` for metrics named eval_…, `"test_"` for metrics named test_…"""
-    name = next((key.removesuffix("_runtime") for key in metrics if key.endswith("_runtime")), "eval")
+    name = evaluated_split(metrics) or "eval"
     return "" if name == "eval" else f"{name.removeprefix('eval_')}_"

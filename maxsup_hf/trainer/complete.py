@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from maxsup_hf.trainer.loss_state import LOSS_STATE_NAME, has_manifest
+from maxsup_hf.hub.staging import LOSS_STATE_NAME
+from maxsup_hf.trainer.loss_state import has_manifest
 from maxsup_hf.trainer.manifest import MANIFEST, changed_files, read_manifest
 
 INCOMPLETE = "checkpoint-is-incomplete.txt"  # transformers' own marker, while it saves a checkpoint after SIGTERM

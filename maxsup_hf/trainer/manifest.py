@@ -13,7 +13,7 @@ import xxhash
 
 from maxsup_hf.output.files import plain, replacing
 
-MANIFEST = "checkpoint-manifest.json"  # NOT_PUSHED of maxsup_hf.hub.push keeps checkpoint-* out of a published model
+MANIFEST = "checkpoint-manifest.json"  # NOT_PUSHED of maxsup_hf.hub.staging keeps checkpoint-* out of a published model
 BUFFER = 1 << 18  # fits into the cache of a core
 THREADS = 8  # half of them wait for the disk
 

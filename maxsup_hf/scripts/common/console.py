@@ -1,4 +1,4 @@
-"""What a run prints while it goes on: a line for each log and each evaluation, and progress bars on a terminal."""
+"""What a run prints while it trains: a line for each log and each evaluation, and progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import huggingface_hub.utils
 import transformers
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from maxsup_hf.trainer.callbacks import evaluated_split
 
 # Of the metrics of an evaluation, those that are printed; the files have all of them.
 PRINTED = ("loss", "accuracy", "mean_token_accuracy", "perplexity", "exact_match", "f1", "chrf", "bleu", "mean_iou")
@@ -56,7 +58,7 @@ def describe_log(logs: dict[str, Any], state: Any, chosen: str | None = None) ->
         return f"trained in {values['train_runtime']:.0f} s, mean loss {values['train_loss']:.4g}"
     if "loss" in values:
         values = {name: values[name] for name in ("loss", "learning_rate") if name in values}
-    split = _evaluated_split(values)
+    split = evaluated_split(values)
     if split is not None:
         values = {name.removeprefix(f"{split}_"): value for name, value in values.items()}
         printed = (*PRINTED, (chosen or "").removeprefix("eval_"))
@@ -67,8 +69,3 @@ def describe_log(logs: dict[str, Any], state: Any, chosen: str | None = None) ->
     if not state.max_steps:  # nothing is trained
         return line
     return f"step {state.global_step} of {state.max_steps}, epoch {state.epoch:.2f}: {line}"
-
-
-def _evaluated_split(logs: dict[str, Any]) -> str | None:
-    """`eval`, `test`, … if the log is that of an evaluation."""
-    return next((name.removesuffix("_runtime") for name in logs if name.endswith("_runtime")), None)

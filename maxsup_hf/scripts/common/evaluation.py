@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from maxsup_hf.output.files import replacing
+
 SHOWN_CLASSES = 5
 
 
@@ -59,7 +61,7 @@ def _report_classes(trainer: Any, prefix: str) -> None:
         return
     path = Path(trainer.args.output_dir) / f"{prefix}_per_class.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(scores[0]._fields)
         writer.writerows(scores)
