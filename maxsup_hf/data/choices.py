@@ -38,7 +38,7 @@ def usual_layout(dataset: Dataset, split: str) -> Dataset:
     SWAG an ending in each of the columns `ending0`, `ending1`, …
 
     Raises:
-        ValueError: missing values, or a right choice that is none of the choices.
+        ValueError: missing values, or a right choice that is not one of the choices.
     """
     names = set(dataset.column_names)
     if {"question", "choices", "answerKey"} <= names:
@@ -86,7 +86,7 @@ def _place(letter: str | None, letters: Sequence[str], where: str) -> int:
     if not letter:
         return -1
     if letter not in letters:
-        raise ValueError(f"{where} has {letter!r}, which is none of its choices {', '.join(letters)}; correct or drop it")
+        raise ValueError(f"{where} has {letter!r}, which is not one of its choices {', '.join(letters)}; correct or drop it")
     return list(letters).index(letter)
 
 

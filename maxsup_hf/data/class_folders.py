@@ -65,7 +65,7 @@ def load_class_folders(argument: str, path: str) -> Dataset:
             f"read ({problems}); convert the files to jpeg or png, or remove the folder"
         )
     if nested:
-        logger.warning("%s: images in folders inside of a class belong to that class: %s", argument, listed(nested))
+        logger.warning("%s: images in folders inside a class belong to that class: %s", argument, listed(nested))
     report_skipped(argument, skipped)
     _name_what_lies_beside(argument, root)
     names = [folder.name for folder in classes]

@@ -63,7 +63,7 @@ def as_conversations(dataset: Dataset, split: str) -> Dataset:
 
 
 def conversation_columns(names: Collection[str]) -> list[str]:
-    """The columns of chats, prompts or instructions among some; empty if there are none."""
+    """Those of some columns that hold chats, or prompts or instructions with their answers; empty if none do."""
     layouts = (("messages",), ("conversations",), ("prompt", "completion"), *((a, b) for a, _, b in INSTRUCTIONS))
     return next((list(layout) for layout in layouts if set(layout) <= set(names)), [])
 
@@ -82,7 +82,7 @@ def check_messages(turns: Any, row: int, split: str) -> None:
         if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
             raise ValueError(f"{where} has a turn without a role: {turn!r:.60}")
         if not isinstance(turn.get("content"), str) and not turn.get("tool_calls"):
-            raise ValueError(f"{where} has a turn whose content is no text: {turn!r:.60}")
+            raise ValueError(f"{where} has a turn whose content is not a text: {turn!r:.60}")
 
 
 def _messages(turns: list[dict[str, Any]], row: int, split: str) -> list[dict[str, Any]]:

@@ -50,7 +50,7 @@ def loading(argument: str, value: Any, hint: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # of any type: libraries do not foresee all that a file or a config may hold
+    except Exception as error:  # of any type: libraries raise all kinds on unusual input
         cause = error.__cause__ or error
         reason = str(cause).strip() or type(cause).__name__
         if not isinstance(cause, PLAIN_ERRORS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from maxsup_hf.output.private import name_of_absolute
 
@@ -19,15 +19,23 @@ OUTPUTS = ("--output_dir", "--logging_dir")
 def with_placeholders(words: Sequence[str]) -> list[str]:
     """A command line whose absolute paths begin with a placeholder: `/home/me/train.csv` -> `DATA/train.csv`."""
     found = []
-    flag = ""  # the flag whose value this word is, if it is one
-    for word in words:
-        name, equals, value = word.partition("=")
-        if equals and name.startswith("--"):
-            found.append(f"{name}={_portable(name, value)}")
-        else:
-            found.append(_portable(flag, word))
-        flag = name if name.startswith("--") and not equals else flag
+    for flag, word in _with_flags(words):
+        before = f"{flag}=" if word.startswith(f"{flag}=") else ""
+        found.append(before + _portable(flag, word.removeprefix(before)))
     return found
+
+
+def without_resuming(words: Sequence[str]) -> list[str]:
+    """A command line without `--resume_from_checkpoint`: a run is reproduced from its start."""
+    return [word for flag, word in _with_flags(words) if flag != "--resume_from_checkpoint"]
+
+
+def _with_flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each word after the flag that it is, or is a value of; the flag is empty before the first one."""
+    flag = ""
+    for word in words:
+        flag = word.partition("=")[0] if word.startswith("--") else flag
+        yield flag, word
 
 
 def portable(command: str) -> str:

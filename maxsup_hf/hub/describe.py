@@ -1,4 +1,4 @@
-"""What a run does not know of itself: license, language, data on the Hub, an example, a comparison with other losses."""
+"""Add to a card what a run does not know: license, language, data on the Hub, an example, a comparison with other losses."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def example_of(folder: Path, found: Mapping[str, Any], given: str) -> dict[str, 
 
     task = next(iter(as_list(found.get("tasks"))), None)
     if task not in CALLS or found["model"].get("adapter"):
-        raise ValueError(f"example: there is none for an adapter or the task {task}; it is for {', '.join(CALLS)}")
+        raise ValueError(f"example: adapters and the task {task} are not supported; the tasks are {', '.join(CALLS)}")
     is_image = CALLS[task].text is None
     value: Any = _image(given) if is_image else given
     try:
@@ -98,7 +98,7 @@ def example_of(folder: Path, found: Mapping[str, Any], given: str) -> dict[str, 
 
 def example_in_training(trainer: Any, model: Any, task: str | None) -> dict[str, Any]:
     """The example of a text classifier that was just trained; empty for other models, whose input is not known, and for one
-    that is spread over several devices."""
+    on several devices."""
     if task != "text-classification" or trainer.processing_class is None or hasattr(model, "peft_config"):
         return {}
     if trainer.args.world_size * max(1, trainer.args.n_gpu) > 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -109,7 +109,7 @@ def example_in_training(trainer: Any, model: Any, task: str | None) -> dict[str,
     try:
         answering = TextClassificationPipeline(model=model.eval(), tokenizer=trainer.processing_class, device=model.device)
         return {"text": TEXT, "output": _answer(answering, task, TEXT)}
-    except Exception as error:  # any code of a model; the run is finished, and its card is complete without an example
+    except Exception as error:  # a model may raise anything, and a card is complete without an example
         logger.info("the model card has no example: %s", error)
         return {}
     finally:

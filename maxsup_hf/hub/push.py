@@ -100,7 +100,7 @@ def push(
 ) -> Pushed:
     """Push a folder in one commit, without checkpoints, pickles (`training_args.bin`, `optimizer.pt`) and logs.
 
-    A card that was written by this library speaks of the repository. Absolute paths in the card and in settings become
+    A card that this library wrote names the repository. Absolute paths in the card and in settings become
     names.
 
     Args:
@@ -199,7 +199,9 @@ def _check_offline(to: Destination) -> None:
             "HF_HUB_OFFLINE is set, so the Hub cannot be reached: unset it, or push later with `maxsup-hf push`"
         ) from OfflineModeIsEnabled("HF_HUB_OFFLINE")
     if secret(to.token or get_token()) is None:
-        raise PushError("there is no token for the Hub: run `hf auth login` with a token of the role write, or set HF_TOKEN")
+        raise PushError(
+            "there is no token for the Hub: run `hf auth login` with a token that has the role write, or set HF_TOKEN"
+        )
 
 
 def _full_repo_id(api: HfApi, to: Destination, for_pull_request: bool, deadline: Deadline) -> tuple[str, bool]:

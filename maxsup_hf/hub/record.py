@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from maxsup_hf.hub.base_model import hub_base_model
-from maxsup_hf.hub.command import with_base_model, with_placeholders
+from maxsup_hf.hub.command import with_base_model, with_placeholders, without_resuming
 from maxsup_hf.hub.example import example_in_training
 from maxsup_hf.hub.training_log import training_log
 from maxsup_hf.hub.values import as_list
@@ -227,21 +227,9 @@ def _device(device: torch.device) -> str:
 def _command() -> str | None:
     """The command line of `maxsup-hf` or one of its scripts; `None` in any other program."""
     program = Path(sys.argv[0])
-    words = [without_host(word) for word in with_placeholders(masked_words(_without_resuming(sys.argv[1:])))]
+    words = [without_host(word) for word in with_placeholders(masked_words(without_resuming(sys.argv[1:])))]
     if program.name == "maxsup-hf" or "maxsup_hf/__main__" in sys.argv[0]:
         return shlex.join(["maxsup-hf", *words])
     if "maxsup_hf/scripts" in sys.argv[0]:
         return shlex.join(["maxsup-hf", "train", program.stem.replace("_", "-"), *words])
     return None
-
-
-def _without_resuming(words: list[str]) -> list[str]:
-    """A command line without `--resume_from_checkpoint`: a run is reproduced from its start."""
-    found = []
-    flag = ""  # the flag whose value this word is, if it is one
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if "--resume_from_checkpoint" not in (flag, name):
-            found.append(word)
-        flag = name if name.startswith("--") and not equals else ""
-    return found

@@ -51,7 +51,7 @@ class Deadline:
     Args:
         seconds: from now. `None`: `PATIENCE`, 5 seconds for each MB, and the pauses that the Hub asks for.
         size: bytes that are pushed.
-        given_up: is set to end a push in another thread now.
+        given_up: set it to end the push at once, from another thread.
 
     Attributes:
         later: the command that pushes the saved model later, for messages.
@@ -72,8 +72,8 @@ class Deadline:
         return 0.0 if self._given_up.is_set() else max(0.0, self._end - time.monotonic())
 
     def ask(self, pause: float) -> None:
-        """Move the end by a pause that the Hub asks for, unless the user chose it or the pause is too long: then the end is
-        near."""
+        """Move the end by a pause that the Hub asks for, unless the user chose it or the pause is too long: then
+        the push ends soon."""
         if self._grows and pause <= LONGEST_PAUSE:
             self.seconds += pause + GRACE
             self._end += pause + GRACE
@@ -144,7 +144,7 @@ def _call(call: Callable[[], Result], deadline: Deadline) -> Future[Result]:
 
 @contextmanager
 def _heeding(deadline: Deadline) -> Iterator[None]:
-    """Tell the deadline of every pause that the Hub asks for: the client keeps some of them itself, inside of a call."""
+    """Tell the deadline of every pause that the Hub asks for: the client keeps some of them itself, within a call."""
 
     def heed(response: Any) -> None:
         pause = asked_pause(response)

@@ -1,4 +1,4 @@
-"""The course of a training, as its card shows it."""
+"""The log of a training, as its card shows it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def masked_output() -> Iterator[None]:
     function that a command begins with; the flags of the process are read for secrets first.
     """
     keep_flags(sys.argv[1:])
-    if isinstance(sys.stderr, _MaskedStream):  # a command inside of another one
+    if isinstance(sys.stderr, _MaskedStream):  # a command that another one calls
         yield
         return
     streams, factory = (sys.stdout, sys.stderr), logging.getLogRecordFactory()
@@ -62,7 +62,7 @@ def _masking(make: Callable[..., logging.LogRecord]) -> Callable[..., logging.Lo
         record = make(*args, **kwargs)
         try:
             text = record.getMessage()
-        except (TypeError, ValueError, KeyError):  # arguments that do not fit: the handler says so
+        except (TypeError, ValueError, KeyError):  # arguments that do not fit, which the handler reports
             return record
         if masked(text) != text:
             record.msg, record.args = masked(text), ()

@@ -1,4 +1,4 @@
-"""What is secret: tokens of the Hub, keys of trackers, and how they are kept out of what is written and printed.
+"""Find and mask secrets (tokens of the Hub, keys of trackers) in what is written and printed.
 
 A value is secret if it was given to a flag for tokens in any spelling, stands in a variable such as HF_TOKEN or
 WANDB_API_KEY, is the stored token of the Hub, or looks like a token.
@@ -55,7 +55,7 @@ class Secret(str):
 
 
 def secret(value: str | None) -> Secret | None:
-    """From now on mask this value; returns it as a `Secret`, and an empty one as `None`."""
+    """Mask this value from now on, and return it as a `Secret`; an empty one as `None`."""
     if not value:
         return None
     if len(value) >= SHORTEST and value.lower() not in NO_VALUES:
@@ -74,13 +74,13 @@ def is_secret_flag(name: str) -> bool:
 
 
 def keep_flags(words: Sequence[str]) -> None:
-    """From now on mask the values that a command line gives to flags for tokens."""
+    """Mask the values that a command line gives to flags for tokens from now on."""
     for _, flag, word in _secret_places(words):
         secret(word.removeprefix(f"{flag}=").strip("'\" "))
 
 
 def masked_words(words: Sequence[str]) -> list[str]:
-    """A command line without its secrets, also those that are too short to be masked elsewhere."""
+    """A command line without its secrets, including those that are too short to be masked elsewhere."""
     found = list(words)
     for index, flag, word in _secret_places(words):
         found[index] = f"{flag}={MASK}" if word.startswith(f"{flag}=") else MASK
@@ -97,7 +97,7 @@ def without_hub_token(words: Sequence[str]) -> list[str]:
 
 
 def keep_settings(text: str) -> None:
-    """From now on mask the values of keys for tokens in YAML or JSON, which need not be valid."""
+    """Mask the values of keys for tokens in YAML or JSON, which need not be valid, from now on."""
     for key, value in re.findall(r"""["']?([\w-]+)["']?\s*[:=][\s>|"'\[{(+-]*([^\s"',\]})#]+)""", text):
         if is_secret_flag(key):
             secret(value.rstrip(":"))
@@ -140,7 +140,7 @@ def mask_file(path: Path) -> None:
 
 
 def has_secret(path: str | Path) -> bool:
-    """Whether any byte string in a file is secret. Files of any size: they are mapped, not read."""
+    """Whether a file contains a secret. It may be of any size: it is mapped, not read."""
     if os.path.getsize(path) == 0:
         return False
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -161,7 +161,7 @@ def _looks_secret(content: mmap.mmap, start: bytes, look: str) -> bool:
 
 
 def _known() -> frozenset[str]:
-    """The values that are secret now."""
+    """The values that are secret at this moment."""
     found = set(_kept)
     for name, value in os.environ.items():
         if VARIABLE.fullmatch(name) and len(value) >= SHORTEST:
@@ -181,7 +181,7 @@ def _stored(path: str) -> str:
 
 @lru_cache(4)
 def _spellings(values: frozenset[str]) -> tuple[str, ...]:
-    """The values as they stand in plain text, JSON, HTML, an address, and a `repr`, the longest first."""
+    """The values as they are written in plain text, JSON, HTML, a URL, and a `repr`, the longest first."""
     found = set()
     for value in values:
         found |= {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], html.escape(value)}

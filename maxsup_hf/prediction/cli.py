@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         _predict(args)
-    except Exception as error:  # of any type: libraries do not foresee all that a user may bring
+    except Exception as error:  # of any type: libraries raise all kinds on unusual input
         print("error:", one_line(error), file=sys.stderr)
         raise SystemExit(2) from None
 

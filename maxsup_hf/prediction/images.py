@@ -72,7 +72,7 @@ class _Images(NamedTuple):
     Attributes:
         readable: those that can be read, in the only column.
         collate: makes a batch of them.
-        names: of all rows, as far as the images have any: their paths, for example.
+        names: of all rows, such as the paths of their images; empty where there are none.
         broken: rows whose images cannot be read.
     """
 
@@ -104,7 +104,7 @@ def _images(model: Model, rows: Dataset) -> _Images:
 
 
 def _names(rows: Dataset, column: str) -> list[Row]:
-    """The paths of images in a column, as far as they have any."""
+    """The paths of the images in a column, where they have any."""
     if is_string(rows.features[column]):
         return [{column: path} for path in read_column(rows, column).to_pylist()]
     if is_image(rows.features[column]) and "file" not in rows.column_names:

@@ -28,7 +28,7 @@ ADAPTED = {
     "SEQ_2_SEQ_LM": "sequence-to-sequence",
     "CAUSAL_LM": "language-modeling",
 }
-UNLIKELY = 65_521  # a number of classes that no other dimension of a model has
+UNLIKELY = 65_521  # a number of classes that is not another dimension of a model too
 
 
 def load_model(args: Namespace) -> tuple[Model, str]:
@@ -73,11 +73,11 @@ def _has_weights(model: str) -> bool:
 
 def _check_config(config: PretrainedConfig, task: str) -> None:
     if type(config) not in TASKS[task].auto_class._model_mapping:
-        raise ValueError(f"{config.model_type} models are not served by {task}; name another task with --task")
+        raise ValueError(f"{config.model_type} models do not support {task}; name another task with --task")
     if getattr(config, "problem_type", None) == "multi_label_classification":
-        raise ValueError("the model is multi-label, and each row would get a single class")
+        raise ValueError("the model is multi-label, which is not supported: each row gets a single class")
     if task.endswith("classification") and (config.num_labels or 0) < 2:
-        raise ValueError("the model has a single output, which is a regression, and each row would get a class")
+        raise ValueError(f"the model has a single output, which is a regression; {task} needs classes")
 
 
 def _load_processor(source: str, task: Task, hub: dict[str, Any]) -> Any:

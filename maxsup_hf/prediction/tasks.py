@@ -131,7 +131,7 @@ def tag(model: Model, rows: Dataset) -> list[Row]:
             window += 1
     without = sum(tag == "" for row in tags for tag in row)
     if without:
-        logger.warning("%d words have no token (the tokenizer drops them) and no tag", without)
+        logger.warning("%d words have no tag, because the tokenizer drops them", without)
     return [{"words": words, "prediction": found} for words, found in zip(sentences, tags, strict=True)]
 
 

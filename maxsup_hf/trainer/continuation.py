@@ -103,7 +103,7 @@ def settings_given_here(optimizer: Any, scheduler: Any) -> Iterator[None]:
 
 
 def cannot_be_verified(checkpoint: str | Path) -> str | None:
-    """For a checkpoint without a manifest, what is unknown of it, in words for the log; otherwise `None`."""
+    """For a checkpoint without a manifest, what is unknown about it, in words for the log; otherwise `None`."""
     folder = Path(checkpoint)
     if (folder / MANIFEST).exists():
         return None

@@ -81,7 +81,7 @@ class LazyLogits:
         if not isinstance(other, Real):
             raise NeedsLogitsError("multiplies its logits by a tensor")
         factor, cap = float(other), self.head.softcap
-        # The factor m moves inside of the soft cap: m·c·tanh(s·x/c) = mc·tanh(ms·x/(mc))
+        # The factor m moves inside the soft cap: m·c·tanh(s·x/c) = mc·tanh(ms·x/(mc))
         return self._with(scale=self.head.scale * factor, softcap=None if cap is None else cap * factor)
 
     __rmul__ = __mul__

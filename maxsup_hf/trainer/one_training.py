@@ -164,7 +164,7 @@ class OneTraining:
         if has_own_compute_loss(self.owner) and any(call.node is None for call in trained):
             warnings.warn(
                 f"{self.owner.__name__}.compute_loss computes its own loss of a compiled model: whether that depends on the "
-                f"cross-entropy inside of the model's graph, which is loss={self.loss.spec.name!r}, cannot be checked",
+                f"cross-entropy inside the model's graph, which is loss={self.loss.spec.name!r}, cannot be checked",
                 stacklevel=2,
             )
         if self.fused and not any(call.fused for call in trained):

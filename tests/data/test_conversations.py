@@ -38,7 +38,7 @@ def test_layouts(columns, expected):
         ({"prompt": None, "completion": "3"}, "1 missing"),
         ({"messages": []}, "messages: row 0 of the train data must be a list of turns"),
         ({"messages": [{"content": "Hi"}]}, "row 0 of the train data has a turn without a role"),
-        ({"messages": [{"role": "user", "content": None}]}, "has a turn whose content is no text"),
+        ({"messages": [{"role": "user", "content": None}]}, "has a turn whose content is not a text"),
     ],
 )
 def test_bad_rows(columns, message):

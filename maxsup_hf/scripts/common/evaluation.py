@@ -28,7 +28,7 @@ class LastEvaluation(TrainerCallback):
     def of_this_model(self) -> Mapping[str, float] | None:
         """The metrics, if the weights are those that were evaluated; else `None`.
 
-        They are not if training went on after the evaluation, or if a better checkpoint was loaded at the end. And during
+        They are not if training continued after the evaluation, or if a better checkpoint was loaded at the end. And during
         training `fp16_full_eval` and `bf16_full_eval` do not convert the model, so that an evaluation after it differs.
         """
         args, state = self.trainer.args, self.trainer.state

@@ -13,7 +13,7 @@ from maxsup_hf.scripts.common.job import Job
 
 FORMATS = ("onnx",)
 PACKAGE = "optimum-onnx"
-# How optimum calls a task, where the Hub calls it otherwise.
+# The Hub's name of a task -> optimum's, where they differ.
 TASKS = {"image-segmentation": "semantic-segmentation"}
 
 

@@ -12,7 +12,7 @@ TRAINING = (
     "gradient_accumulation_steps", "lr_scheduler_type", "seed", "bf16", "metric_for_best_model", "resume_from_checkpoint",
     "report_to", "push_to_hub",
 )  # fmt: skip
-# Flags of the scripts that few runs set: left to `--help_all` too.
+# Flags of the scripts that few runs set; `--help_all` lists them too.
 RARE = (
     "model_revision", "trust_remote_code", "dataset_config_name", "skip_image_check", "mixup_prob", "mixup_switch_prob",
     "mixup_mode",

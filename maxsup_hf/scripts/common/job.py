@@ -14,7 +14,7 @@ class RowsToPredict(NamedTuple):
 
     Attributes:
         rows: those that are evaluated, before they become inputs of the model.
-        options: how `maxsup-hf predict` is told about them: flag -> value, such as `text_column_name`.
+        options: flags of `maxsup-hf predict` that describe them, flag -> value, such as `text_column_name`.
     """
 
     rows: Dataset

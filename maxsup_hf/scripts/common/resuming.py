@@ -68,5 +68,5 @@ def is_recorded(trainer: Any) -> bool:
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Whether a file could not be written for want of space, so that the run can be resumed once there is some."""
+    """Whether a file could not be written because the disk is full, so that the run can be resumed once there is space."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

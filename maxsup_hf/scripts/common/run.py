@@ -149,7 +149,7 @@ def _prepare(
                 job.trainer.check_resumed(job.trainer.args.resume_from_checkpoint)
             job.trainer.needs_check = False  # nothing changes from here on
             rehearse(job.trainer)
-    except Exception as error:  # of any type: libraries do not foresee all that a user may bring
+    except Exception as error:  # of any type: libraries raise all kinds on unusual input
         if job is not None:
             _remove_empty(job.trainer.args.output_dir)
         if logger.isEnabledFor(logging.DEBUG):
