@@ -50,7 +50,8 @@ class DataArguments:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.default is None and isinstance(value, str) and not value.strip():  # as an unset variable of a shell
+            is_blank = isinstance(value, str) and not value.strip() and each.name != "csv_delimiter"
+            if each.default is None and is_blank:  # as an unset variable of a shell
                 raise ValueError(f"{each.name} is empty; give it a value, or leave it out")
         if not 0 < self.train_val_split < 1:
             raise ValueError(f"train_val_split must lie between 0 and 1 (both excluded), got {self.train_val_split}")

@@ -37,9 +37,10 @@ def test_another_delimiter_is_proposed_and_taken(tmp_path):
         load_file("train_file", "t.csv")
     assert load_file("train_file", "t.csv", delimiter=";").column_names == ["text", "label"]
     (tmp_path / "u.csv").write_text(LINES.replace(",", "\t"))
-    argv = ["--train_file", "u.csv", "--train_val_split", "0.5", "--csv_delimiter", "\\t", "--output_dir", "x"]
-    with pytest.raises(ValueError, match="no class of the training data has rows enough"):  # so it was read
-        text_classification.prepare(argv)
+    for tab in ("\\t", "\t"):
+        argv = ["--train_file", "u.csv", "--train_val_split", "0.5", "--csv_delimiter", tab, "--output_dir", "x"]
+        with pytest.raises(ValueError, match="no class of the training data has rows enough"):  # so it was read
+            text_classification.prepare(argv)
 
 
 def test_a_folder_of_save_to_disk_under_the_flag_of_a_file():
