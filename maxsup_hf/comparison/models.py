@@ -9,7 +9,7 @@ from pathlib import Path
 
 from maxsup_hf.comparison.plan import Plan, Run, is_finished, model_bytes, run_folder, weights
 from maxsup_hf.comparison.results import metrics_of, selecting_metric
-from maxsup_hf.hub.record import NOT_KEPT, RECORD
+from maxsup_hf.hub.record import NOT_KEPT, RECORD, read_record
 from maxsup_hf.metrics import get_metric
 from maxsup_hf.output.files import replacing
 
@@ -57,8 +57,7 @@ def _score(folder: Path) -> float:
 
 
 def _remove(folder: Path, how: str) -> None:
-    record = folder / RECORD
-    command = json.loads(record.read_text(encoding="utf-8")).get("command") if record.is_file() else None
+    command = read_record(folder).get("command") if (folder / RECORD).is_file() else None
     again = f"; to have them, train again: {command}" if command else ""
     with replacing(folder / NOT_KEPT) as unfinished:
         unfinished.write_text(

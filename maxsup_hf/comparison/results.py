@@ -14,6 +14,7 @@ import numpy as np
 from maxsup_hf.comparison import statistics
 from maxsup_hf.comparison.plan import DETAILS, Plan, Run, alphas, model_bytes, run_folder
 from maxsup_hf.comparison.verdict import verdict
+from maxsup_hf.hub.record import read_record
 from maxsup_hf.metrics import get_metric
 from maxsup_hf.metrics._records import ranked
 from maxsup_hf.metrics.geometry import feature_metric
@@ -89,7 +90,7 @@ def _read(run: Run, folder: Path, failed: Mapping[str, str]) -> dict[str, Any]:
     if not (place / DETAILS).is_file():
         return found
     details = json.loads((place / DETAILS).read_text(encoding="utf-8"))
-    record = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    record = read_record(place)
     results = json.loads((place / "all_results.json").read_text(encoding="utf-8"))
     metrics = {"eval": metrics_of(results, "eval"), "test": metrics_of(results, "test")}
     for name in ("feature_within", "feature_r2"):  # the callback logs those of the validation data without a prefix

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from maxsup_hf.hub.record import RECORD
+from maxsup_hf.hub.record import RECORD, read_record
 from maxsup_hf.trainer.complete import damage, last_checkpoint, on_main_process
 from maxsup_hf.trainer.continuation import changes_on_resume
 from maxsup_hf.trainer.loss_state import loss_changes
@@ -61,10 +60,10 @@ def _checkpoint(resume: str, args: Any) -> str | None:
 
 def is_recorded(trainer: Any) -> bool:
     """Whether a finished run that was resumed had been saved to the end: its `run.json` is written last."""
-    path = Path(trainer.args.output_dir, RECORD)
-    if not trainer.already_finished or not path.is_file():
+    folder = Path(trainer.args.output_dir)
+    if not trainer.already_finished or not (folder / RECORD).is_file():
         return False
-    return json.loads(path.read_text(encoding="utf-8")).get("steps") == trainer.state.global_step
+    return read_record(folder).get("steps") == trainer.state.global_step
 
 
 def disk_is_full(error: OSError) -> bool:
