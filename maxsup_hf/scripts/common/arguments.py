@@ -161,12 +161,8 @@ def parse(
         parser.set_defaults(load_best_model_at_end=True)
     if not given.do_eval and "eval_strategy" not in config:  # which would switch do_eval on again
         parser.set_defaults(eval_strategy="no")
-    if "--help_all" in argv:
-        parser.print_help()
-        raise HelpShown(parser)
     if len(without_help) < len(argv):
-        print(short_help(parser, [field.name for field in fields(arguments_class) if field.init]))
-        raise SystemExit(0)
+        _show_help(parser, arguments_class, in_full="--help_all" in argv)
     final = parser.parse_args(argv)
     _check_values(final)
     args, training_args, *_ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
@@ -182,6 +178,15 @@ def parse(
     if training_args.push_to_hub and not constants.is_offline_mode() and training_args.process_index == 0:
         ensure_destination(destination(training_args))  # before the data are read: an invalid token shows at once
     return args, training_args
+
+
+def _show_help(parser: _Parser, arguments_class: type[Any], in_full: bool) -> NoReturn:
+    """Print the help, which lists the defaults of this command line, and end the program."""
+    if in_full:
+        parser.print_help()
+        raise HelpShown(parser)
+    print(short_help(parser, [field.name for field in fields(arguments_class) if field.init]))
+    raise SystemExit(0)
 
 
 def _check_values(given: Any) -> None:
