@@ -151,9 +151,12 @@ def _task(name: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds greater than 0, got {text!r}")
     return value
 
 
@@ -211,6 +214,7 @@ def _analyze(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    _known_losses()
     import_module("maxsup_hf.bench").main(args.rest)
 
 
@@ -220,6 +224,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _completion(args: argparse.Namespace) -> None:
+    _known_losses()
     from maxsup_hf.completion import completion_script
 
     print(completion_script(args.shell, _parser()[0], tasks()))
@@ -231,16 +236,22 @@ def _compare(args: argparse.Namespace) -> None:
     compare(args.rest, tasks(), find_task)
 
 
-def _losses(args: argparse.Namespace) -> None:
-    from maxsup_hf.losses import get_spec, list_losses
-    from maxsup_hf.losses._schedules import SCHEDULES
+def _known_losses() -> list[str]:
+    """The names of the losses. A file named in MAXSUP_HF_LOSSES that cannot be used ends the program."""
+    from maxsup_hf.losses import list_losses
 
     try:
-        names = list_losses()
-    except (ValueError, TypeError) as error:  # from a file named in MAXSUP_HF_LOSSES
+        return list_losses()
+    except (ValueError, TypeError) as error:
         print("error:", error, file=sys.stderr)
         raise SystemExit(2) from error
-    for name in names:
+
+
+def _losses(args: argparse.Namespace) -> None:
+    from maxsup_hf.losses import get_spec
+    from maxsup_hf.losses._schedules import SCHEDULES
+
+    for name in _known_losses():
         spec = get_spec(name)
         print(f"{name}\n    {spec.description}")
         parameters = _defaults(spec)

@@ -44,10 +44,11 @@ def test_without_matplotlib(tmp_path):
     assert asks.returncode == 2 and asks.stderr.startswith("error: ") and "pip install" in asks.stderr, asks.stderr
 
 
-def test_a_missing_file_of_losses_is_one_line_of_error(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("words", ["losses", "completion bash", "bench", "compare image-classification"])
+def test_a_missing_file_of_losses_is_one_line_of_error(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MAXSUP_HF_LOSSES", str(tmp_path / "none.py"))
     with pytest.raises(SystemExit) as exit:
-        cli.main(["losses"])
+        cli.main(words.split())
     assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: MAXSUP_HF_LOSSES must name Python files")
 
 

@@ -106,6 +106,8 @@ def _texts():
 
 
 def _other_tasks():
+    write("broken_record/run.json", "{")
+    write("other_record/run.json", "{}")
     write("short_tags.jsonl", {"tokens": WORDS, "tags": [tags[:1] for tags in TAGS]})
     write("tags.jsonl", {"tokens": WORDS, "tags": TAGS})
     write("other_tags.jsonl", {"tokens": [["Ann"]], "tags": [["B-ORG"]]})
@@ -119,6 +121,7 @@ def _other_tasks():
     asked = {"question": QUESTIONS, "context": CONTEXTS}
     write("questions.jsonl", {**asked, "answers": ["Ann", "Paris"] * 4})
     write("no_answers.jsonl", asked)
+    write("unanswered.jsonl", {**asked, "answers": [""] * 8})
     write("wrong_answers.jsonl", {**asked, "answers": ["Ann", "Berlin"] * 4})
     write("one_context.jsonl", {"question": QUESTIONS, "context": ["Ann is in Paris"] * 8, "answers": ["Ann"] * 8})
     write("blank_context.jsonl", {"question": QUESTIONS, "context": ["Ann", " "] * 4, "answers": [""] * 8})

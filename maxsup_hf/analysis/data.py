@@ -11,9 +11,9 @@ import numpy as np
 from datasets import Dataset
 
 from maxsup_hf.data.builtin import digits, names_in_languages
-from maxsup_hf.data.columns import check_strings, find_column, is_image, read_column
+from maxsup_hf.data.columns import check_strings, find_column, read_column
 from maxsup_hf.data.files import FORMATS, load_file
-from maxsup_hf.data.images import as_images, check_images
+from maxsup_hf.data.images import as_images, check_images, holds_images
 from maxsup_hf.data.labels import class_names, find_label_column, label_names, without_hidden_test
 from maxsup_hf.data.loading import USUAL_NAMES, Splits, load_named
 from maxsup_hf.data.splits import hold_out_validation, stratified_indices
@@ -100,8 +100,9 @@ def _inputs(
             check_strings(dataset, column, "text_column_name", split)
         return dataset, columns
     argument = "image_column_name"
-    column = find_column(dataset, argument, args.image_column_name, fits=is_image, names=IMAGE_NAMES, taken=[label_column])
-    dataset = as_images(dataset, column, argument, split)
+    given, file = args.image_column_name, args.dataset if _is_file(args.dataset) else None
+    column = find_column(dataset, argument, given, fits=holds_images, names=IMAGE_NAMES, taken=[label_column])
+    dataset = as_images(dataset, column, argument, split, file)
     check_images(dataset, column, argument, split)
     return dataset, [column]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from maxsup_hf.comparison import results, tables
-from maxsup_hf.comparison.execute import execute
+from maxsup_hf.comparison.execute import BadInput, execute
 from maxsup_hf.comparison.models import models_line
 from maxsup_hf.comparison.plan import PLAN, SAVE_MODELS, Plan, alphas, check_grid, keep_plan, load_plan, share_strength
 from maxsup_hf.comparison.statistics import TESTS
@@ -112,10 +113,16 @@ def main(argv: Sequence[str], tasks: Mapping[str, str], find_task: Callable[[str
         if args.task is None:
             known.error("the following arguments are required: TASK")
         plan, folder, jobs = make_plan(args, find_task(args.task), [flag for flag in flags if flag != "--"])
+        is_new = not (folder / PLAN).is_file()
         with _lock(folder):
             keep_plan(folder, plan)
             print(f"{len(plan.runs())} runs in {folder}; {KEPT[plan.save_models]}", file=sys.stderr)
-            failed = execute(plan, folder, jobs)
+            try:
+                failed = execute(plan, folder, jobs)
+            except BadInput:
+                if is_new:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
             status = _report(plan, folder, failed, args.test)
     except (ValueError, TypeError, OSError) as error:
         print("error:", one_line(error), file=sys.stderr)

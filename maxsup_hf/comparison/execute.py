@@ -23,6 +23,10 @@ from maxsup_hf.comparison.plan import PROGRESS, Plan, Run, is_finished, run_fold
 INPUT_ERROR = 2  # exit status of a script with bad input, which every run would have
 
 
+class BadInput(ValueError):
+    """The first run found its input to be bad; nothing was trained."""
+
+
 class Process:
     """A run in progress."""
 
@@ -81,15 +85,16 @@ def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
     """Run all unfinished runs, with one progress bar, and keep the models that `plan.save_models` says.
 
     A failed run is reported, and the others continue. But if the very first one finds its input to be bad, the others are
-    not started, because their input is the same.
+    not started, because their input is the same. Without a terminal, a line for each run replaces the bar.
 
     Args:
         jobs: number of runs at the same time.
 
     Returns:
-        Name of each failed run -> reason. Runs that were not started are neither finished nor in it.
+        Name of each failed run -> reason.
 
     Raises:
+        BadInput: what the first run says of its input.
         KeyboardInterrupt: interrupted; the processes have ended, and finished runs are kept.
     """
     runs = plan.runs()
@@ -99,7 +104,7 @@ def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
     failed: dict[str, str] = {}
     active: list[Process] = []
     form = "{percentage:3.0f}%|{bar}| {n:.1f} of {total:.0f} runs [{elapsed}<{remaining}]{postfix}"
-    with _sigterm_interrupts(), tqdm(total=len(runs), initial=done, bar_format=form, mininterval=0.5) as bar:
+    with _sigterm_interrupts(), tqdm(total=len(runs), initial=done, bar_format=form, mininterval=0.5, disable=None) as bar:
         if done:
             bar.write(f"{done} of {len(runs)} runs have finished before, and are kept", file=sys.stderr)
         try:
@@ -113,16 +118,17 @@ def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
                 for process in [process for process in active if process.poll() is not None]:
                     active.remove(process)
                     process.close()
+                    done += 1
                     if is_finished(folder, process.run):
                         keep_models(plan, folder)
-                        done += 1
+                        if bar.disable:
+                            bar.write(f"{done} of {len(runs)} runs: {process.run.name} has finished", file=sys.stderr)
                         continue
+                    if process.poll() == INPUT_ERROR and done == 1:
+                        raise BadInput(_last_line(process).removeprefix("error: "))
                     reason = _failure_reason(process)
                     failed[process.run.name] = reason
-                    done += 1
                     bar.write(f"FAILED {process.run.name}: {reason} (log: {process.log})", file=sys.stderr)
-                    if process.poll() == INPUT_ERROR and len(failed) == done:
-                        waiting = []
                 bar.update(max(bar.n, done + sum(process.share() for process in active)) - bar.n)
         finally:
             for process in active:
@@ -131,15 +137,19 @@ def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
 
 
 def _failure_reason(process: Process) -> str:
-    """How the process ended, and its last error message, else the last line of its log."""
+    """How the process ended, and what its log says last."""
     status = process.poll() or 0
+    ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    return f"{ended}: {_last_line(process)}"
+
+
+def _last_line(process: Process) -> str:
+    """The last error message in the log of a run, else the last line."""
+    lines: list[str] = []
     with suppress(OSError):
         lines = [line.strip() for line in process.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        errors = [line for line in lines if line.startswith("error:")]
-        last_line = (errors or [line for line in lines if line] or ["nothing was logged"])[-1]
-        ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        return f"{ended}: {last_line}"
-    return f"status {status}"
+    errors = [line for line in lines if line.startswith("error:")]
+    return (errors or [line for line in lines if line] or ["nothing was logged"])[-1]
 
 
 def _environment(plan: Plan, jobs: int, slot: int) -> dict[str, str]:

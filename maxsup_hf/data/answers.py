@@ -87,6 +87,11 @@ def check_answers(dataset: Dataset, question: str, context: str, answers: str, s
             raise ValueError(f"label_column_name: row {row} of the {split} data: {error}; correct or drop it") from None
         texts.append([text for text, _ in found])
         starts.append(found[0][1] if found else -1)
+    if split == "train" and not any(texts):
+        raise ValueError(
+            f"label_column_name: column {answers!r} of the train data has no answer in any of its {len(dataset)} rows: "
+            "there is nothing to learn"
+        )
     columns = {"question": read_column(dataset, question).to_pylist(), "context": contexts, "texts": texts, "start": starts}
     return Dataset.from_dict(columns)
 

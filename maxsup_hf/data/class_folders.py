@@ -68,6 +68,7 @@ def load_class_folders(argument: str, path: str) -> Dataset:
         logger.warning("%s: images in folders inside a class belong to that class: %s", argument, listed(nested))
     report_skipped(argument, skipped)
     _name_what_lies_beside(argument, root)
+    rows.sort()  # the order of `datasets`, so that `analyze --dataset` holds out the rows that `--train_dir` held out
     names = [folder.name for folder in classes]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
     return Dataset.from_dict({"image": [image for image, _ in rows], "label": [label for _, label in rows]}, features)

@@ -13,9 +13,14 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
+
+
+class UnreadableRow(ValueError):
+    """A row of the training data cannot be read any more, or was not checked before training."""
 
 
 class SeededFetching(Dataset):
@@ -54,7 +59,19 @@ class SeededFetching(Dataset):
         np.random.seed(number % 2**32)
         torch.default_generator.manual_seed(number % 2**63)  # torch.manual_seed would also reset the generators of GPUs
         fetch = getattr(self.dataset, "__getitems__", None)
-        return fetch(indices) if fetch else [self.dataset[index] for index in indices]
+        try:
+            return fetch(indices) if fetch else [self.dataset[index] for index in indices]
+        except (OSError, SyntaxError) as error:  # what Pillow raises for a broken file
+            raise UnreadableRow(self._describe(indices, error)) from error
+
+    def _describe(self, indices: Sequence[int], error: Exception) -> str:
+        """Which of some rows cannot be read, and its files."""
+        for index in map(int, indices):
+            try:
+                self.dataset[index]
+            except (OSError, SyntaxError) as found:
+                return f"row {index} of the training data{_files(self.dataset, index)} cannot be read: {found}"
+        return f"rows of the training data could not be read: {error}"
 
     def restore(self) -> None:
         """Restore the generators once the batch is collated."""
@@ -77,3 +94,12 @@ class RestoringCollator:
             return self.collator(rows)
         finally:
             self.dataset.restore()
+
+
+def _files(dataset: Any, index: int) -> str:
+    """The files that a row of images was read from, in parentheses; empty if they are unknown."""
+    if not isinstance(dataset, datasets.Dataset):
+        return ""
+    (row,) = dataset.with_format("arrow")[index : index + 1].to_pylist()
+    paths = [value["path"] for value in row.values() if isinstance(value, dict) and value.get("path")]
+    return f" ({', '.join(paths)})" if paths else ""

@@ -54,6 +54,7 @@ def describe(
             what = "base_model" if name == base_model else "dataset"
             raise ValueError(f"{what} must be on the Hub, as owner/name, got {name!r}")
     folder = Path(folder)
+    load_record(folder)  # raises before anything is written
     found = read_record(folder)
     if (folder / "README.md").is_file():
         read_card(folder / "README.md")  # an invalid one must not leave a changed record behind

@@ -80,7 +80,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """The record in a folder.
 
     Raises:
-        ValueError: the folder has no record.
+        ValueError: the folder has no record, or it is damaged.
     """
     path = Path(folder) / RECORD
     if not path.is_file():
@@ -88,7 +88,13 @@ def read_record(folder: str | Path) -> dict[str, Any]:
             f"{folder} has no {RECORD}, from which the card is written: give the output_dir of `maxsup-hf train`, or call "
             "create_model_card() of a MaxSupTrainer first"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not the record of a run")
+    return found
 
 
 def write_record(folder: str | Path, found: Mapping[str, Any]) -> None:
@@ -100,9 +106,11 @@ def load_record(folder: str | Path) -> dict[str, Any]:
     """The record in a folder, updated with the results and the numbers of rows in its `all_results.json`.
 
     Raises:
-        ValueError: the folder has no record.
+        ValueError: the folder has no record, or one that names no model.
     """
     found = read_record(folder)
+    if not isinstance(found.get("model"), dict):
+        raise ValueError(f"{Path(folder) / RECORD} is not the record of a run: it names no model")
     results = Path(folder) / "all_results.json"
     if results.is_file():
         values = json.loads(results.read_text(encoding="utf-8"))

@@ -24,10 +24,10 @@ from maxsup_hf.output.private import public_text, without_host
 from maxsup_hf.output.secrets import has_secret
 
 # `_*` and checkpoints as in transformers. Pickles run code when they are loaded, and only resuming needs them. Logs of
-# TensorBoard and measurements of codecarbon name the machine.
+# TensorBoard and measurements of codecarbon name the machine. Predictions repeat the user's test data.
 NOT_PUSHED = (
     "_*", "checkpoint-*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", ".cache/*", ".git/*", "*.unfinished",
-    "*tfevents*",
+    "*tfevents*", "predictions.*", "predictions/*",
 )  # fmt: skip
 LOSS_STATE_NAME = "loss_state.safetensors"  # the loss of a training, beside its weights
 EMISSIONS = "emissions.csv"

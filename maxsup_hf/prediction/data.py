@@ -22,6 +22,7 @@ from maxsup_hf.data.images import as_images
 from maxsup_hf.data.loading import load_named, sliced, with_dotted_columns
 from maxsup_hf.data.tags import read_conll
 from maxsup_hf.output.files import plain, replacing
+from maxsup_hf.output.secrets import masked
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 # A text file has a row in each line; the words of a CoNLL file need no tags.
@@ -107,7 +108,9 @@ def write_rows(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
     suffix = check_output(path)
     with replacing(path) as unfinished:
         if suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist([plain(row) for row in rows]), unfinished)
+            # masked before it is compressed
+            visible = [json.loads(masked(json.dumps(plain(row), ensure_ascii=False))) for row in rows]
+            pq.write_table(pa.Table.from_pylist(visible), unfinished)
         elif suffix == ".jsonl":
             lines = (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) for row in rows)
             unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

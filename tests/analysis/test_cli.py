@@ -246,6 +246,17 @@ def test_which_split(tmp_path):
             load_data(TEXT, flags("--dataset", name, *(("--split", split) if split else ())))
 
 
+@pytest.mark.parametrize("kind", ["paths", "bytes"])
+def test_images_as_training_reads_them(kind, tmp_path):
+    """By paths beside the file that names them, or encoded."""
+    image_folder(tmp_path / "photos", count=2)
+    files = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(2)]
+    images = files if kind == "paths" else [(tmp_path / "photos" / file).read_bytes() for file in files]
+    name = write("photos/rows.parquet", {"image": images, "label": ["cat", "cat", "dog", "dog"]})
+    data, _ = load_data(IMAGE, flags("--dataset", name))
+    assert data.classes == ["cat", "dog"] and [image.size for image in data.dataset["image"]] == [(8, 8)] * 4
+
+
 def test_fewer_rows_keep_the_shares_of_the_classes():
     data, _ = load_data(IMAGE, flags("--max_samples", "50"))
     counts = np.bincount(read_column(data.dataset, "labels").to_numpy())

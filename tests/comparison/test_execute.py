@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from maxsup_hf import cli
 from maxsup_hf.comparison import execute
 from maxsup_hf.comparison.plan import Plan, run_folder
 
@@ -63,11 +64,17 @@ def begun(folder):
     return [line.split()[0] for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def test_each_once_in_turn_and_one_bar(tmp_path, capsys):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_each_once_in_turn_and_one_bar_or_a_line_for_each(terminal, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     assert execute.execute(plan(), tmp_path, 1) == {}
     assert begun(tmp_path) == ["cross_entropy-seed0", "maxsup-seed0", "cross_entropy-seed1", "maxsup-seed1"]
     said = capsys.readouterr().err
-    assert "4.0 of 4 runs" in said and said.count("\n") == 1
+    if terminal:
+        assert "4.0 of 4 runs" in said and said.count("\n") == 1
+    else:
+        assert said.splitlines()[-1] == "4 of 4 runs: maxsup-seed1 has finished"
+        assert said.count("\n") == 4 and "\r" not in said
     assert execute.execute(plan(), tmp_path, 1) == {}  # nothing is left to do
     assert len(begun(tmp_path)) == 4 and "4 of 4 runs have finished before" in capsys.readouterr().err
 
@@ -107,9 +114,16 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, no_training, ca
     assert begun(tmp_path)[4:] == ["maxsup-seed0", "cross_entropy-seed1"]
 
 
-def test_wrong_input_stops_at_the_first_run(tmp_path, no_training):
+def test_wrong_input_is_one_line_after_the_first_run_and_nothing_is_left(tmp_path, no_training, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     no_training |= {run.name: "status 2" for run in plan().runs()}
-    assert execute.execute(plan(), tmp_path, 1) == {"cross_entropy-seed0": "status 2: error: bad input"}
+    words = ["compare", "text-classification", "--losses", "cross_entropy,maxsup", "--seeds", "0,1", "--jobs", "1"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--output_dir", "new"])
+    assert end.value.code == 2 and capsys.readouterr().err.splitlines()[-1] == "error: bad input"
+    assert not Path("new").exists()
+    with pytest.raises(execute.BadInput):
+        execute.execute(plan(), tmp_path, 1)
     assert begun(tmp_path) == ["cross_entropy-seed0"]
 
 

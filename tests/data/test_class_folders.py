@@ -2,9 +2,11 @@
 
 import os
 
+import datasets
 import pytest
 
 from maxsup_hf.data.class_folders import load_class_folders
+from maxsup_hf.data.loading import load_named
 from tests.scripts.conftest import image_folder, picture
 
 
@@ -17,6 +19,16 @@ def counts(dataset):
 def photos(tmp_path):
     image_folder(tmp_path / "photos", ("cat", "dog"), 3)
     return tmp_path / "photos"
+
+
+def test_rows_are_in_the_order_of_datasets(photos, tmp_path, monkeypatch):
+    """Or `maxsup-hf analyze --dataset photos --split validation` would take rows that were trained on."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    image_folder(photos, ("cat-b", "cat b", "Cat", "cat.c"), 11)
+    found = [load_class_folders("train_dir", str(photos)), load_named("dataset_name", str(photos))["train"]]
+    paths, others = (dataset.cast_column("image", datasets.Image(decode=False))["image"] for dataset in found)
+    assert [image["path"] for image in paths] == [image["path"] for image in others]
+    assert found[0]["label"] == found[1]["label"]
 
 
 def test_links_and_names_that_begin_with_a_sign(photos, tmp_path):

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maxsup_hf.data.class_folders import load_class_folders
 from maxsup_hf.data.files import load_file
 from maxsup_hf.data.images import as_images, check_images, to_rgb
 from maxsup_hf.data.loading import load_splits
+from maxsup_hf.data.seeded_fetching import SeededFetching
+from maxsup_hf.scripts.common import run
 from maxsup_hf.scripts.common.image_processors import ImageArguments
 from tests.scripts.conftest import image_folder, picture
 
@@ -95,3 +98,16 @@ def test_transparency_becomes_white(mode):
     else:
         image = Image.fromarray(np.stack([np.zeros_like(alpha)] * (len(mode) - 1) + [alpha], -1), mode)
     assert (np.asarray(to_rgb(image)) == 255 - alpha[..., None]).all()
+
+
+def test_a_file_that_breaks_during_training_is_one_line_with_its_row(tmp_path, capsys):
+    rows = load_class_folders("train_dir", image_folder(tmp_path / "photos", count=2))
+    rows = SeededFetching(rows.with_transform(lambda batch: {"size": [image.size for image in batch["image"]]}), seed=0)
+    assert len(rows.__getitems__([3, 0])) == 2
+    broken = tmp_path / "photos" / "dog" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(SystemExit) as end:
+        run._act(None, lambda job: rows.__getitems__([0, 3, 1]))
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and said.count("\n") == 1
+    assert said.startswith(f"error: row 3 of the training data ({broken}) cannot be read: ")

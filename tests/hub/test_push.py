@@ -120,6 +120,9 @@ def test_the_pushed_card_speaks_of_the_repository(here, tmp_path):
     logs = folder / "runs" / "Nov26_12-00-00_machine-7" / "events.out.tfevents.1.machine-7.2.0"
     logs.parent.mkdir(parents=True)
     logs.write_bytes(b"machine-7")
+    (folder / "predictions").mkdir()
+    for name in ("predictions.csv", "predictions/0.png"):
+        (folder / name).write_bytes(b"machine-7")
     before = snapshot(folder)
     for name in ("bird", "cat"):
         if name == "cat":  # as if it had been trained for another repository
@@ -131,7 +134,7 @@ def test_the_pushed_card_speaks_of_the_repository(here, tmp_path):
         text = pushed["README.md"].decode()
         assert f"# {name}\n" in text and f'"me/{name}"' in text and '"run"' not in text
         assert ModelCard(text).data.model_name == name
-        assert not [path for path in pushed if "machine-7" in path]
+        assert not [path for path, content in pushed.items() if "machine-7" in path or b"machine-7" in content]
         state = json.loads(pushed["trainer_state.json"])
         assert state["best_model_checkpoint"] == "checkpoint-1" and str(tmp_path).encode() not in b"".join(pushed.values())
     assert snapshot(folder) == before

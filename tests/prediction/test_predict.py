@@ -17,6 +17,7 @@ from maxsup_hf.data.builtin_names import choices_of_names, questions_about_names
 from maxsup_hf.data.builtin_scenes import digit_scenes
 from maxsup_hf.data.builtin_texts import python_documentation, translated_phrases
 from maxsup_hf.metrics import chrf, exact_match
+from maxsup_hf.prediction.data import write_rows
 from maxsup_hf.prediction.tasks import HEADS, TASKS, find_task
 from tests.scripts.conftest import image_folder, picture, results, texts, write
 
@@ -60,6 +61,16 @@ def read_lines(path):
 
 
 READERS = {"csv": read, "jsonl": read_lines, "parquet": lambda path: pq.read_table(path).to_pylist()}
+
+
+@pytest.mark.parametrize("ending", READERS)
+def test_no_file_of_predictions_holds_a_token(ending, tmp_path):
+    """Parquet is compressed, so nothing would find it there."""
+    path = tmp_path / f"out.{ending}"
+    write_rows(str(path), [{"text": f"log in with hf_{'a1B2' * 8}", "prediction": ["x", "y"], "probability": 0.5}])
+    (row,) = READERS[ending](path)
+    assert row["text"] == "log in with <token>" and words(row["prediction"]) == ["x", "y"]
+    assert float(row["probability"]) == 0.5
 
 
 @pytest.mark.parametrize(("task", "rows"), [("image-classification", digits), ("text-classification", names_in_languages)])

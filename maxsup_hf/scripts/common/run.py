@@ -18,6 +18,7 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, EvalPrediction
 
 from maxsup_hf.data.arguments import data_flags
+from maxsup_hf.data.seeded_fetching import UnreadableRow
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.metrics import CalibrationMetrics, ClassScores, LogitMetrics, balanced_accuracy, macro_f1, per_class
 from maxsup_hf.output.files import plain, replacing
@@ -104,7 +105,8 @@ def main(
 
     Wrong input raises an error while the job is prepared: the message is printed as one line and the program ends with
     status 2 (`--log_level debug` shows the traceback). Later errors are not the user's and keep their traceback, except that
-    a failed push or export, or a checkpoint that cannot be written, is one line again, with status 1.
+    a failed push or export, a checkpoint that cannot be written, or a row that cannot be read, is one line again, with
+    status 1.
 
     With `--enable_jit_checkpoint`, SIGTERM ends training with a checkpoint and the program with status 143, as a shell
     reports that signal: a batch system that sees it restarts the run.
@@ -172,7 +174,7 @@ def _act(job: Job, act: Callable[[Job], None]) -> None:
                 hint = f"continue from {checkpoint} with --resume_from_checkpoint true"
             print(f"\ninterrupted: {hint}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
-    except (PushError, CheckpointError, ExportError) as error:
+    except (PushError, CheckpointError, ExportError, UnreadableRow) as error:
         print("error:", error, file=sys.stderr)
         raise SystemExit(1) from error
     except OSError as error:
