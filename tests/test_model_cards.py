@@ -322,7 +322,7 @@ def test_a_model_is_published_by_one_command(hub, hub_environment, tmp_path):  #
     figures = {path.name for path in (card / "figures").glob("*.png")}
     assert {"reliability.png", "within_class.png", "confidence.png"} <= figures
     text = (card / "README.md").read_text()
-    assert str(tmp_path) not in text + (card / "run.json").read_text() and "--output_dir digits-maxsup" in text
+    assert str(tmp_path) not in text + (card / "run.json").read_text() and "--output_dir runs/digits-maxsup" in text
     assert all(f"(figures/{name})" in text for name in figures) and "| R² |" in text
     assert {"README.md", "model.safetensors", "figures/reliability.png"} <= set(hub.repos["me/digits"].files("main"))
     assert set(publish.models(Path())) >= {"digits-maxsup"}

@@ -149,7 +149,7 @@ def test_a_slurm_job_ends_early_with_a_checkpoint_is_requeued_and_goes_on(tmp_pa
         first = subprocess.Popen([*job, "--max_steps", "1000000"], cwd=tmp_path, env=environment, stdout=file, stderr=file)
         for _ in range(600):
             time.sleep(0.2)
-            if "train_penalty" in log.read_text() or first.poll() is not None:
+            if re.search(r"step \d+ of 1000000", log.read_text()) or first.poll() is not None:
                 break
         first.send_signal(signal.SIGUSR1)
         code = first.wait(120)
