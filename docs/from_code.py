@@ -48,8 +48,8 @@ ROOMS = (
 )  # fmt: skip
 
 
-class _Asked(Exception):
-    """Carries the parser that was about to print its help."""
+class _Asked(BaseException):
+    """Carries the parser that was about to print its help; commands turn any `Exception` into a line."""
 
 
 @cache

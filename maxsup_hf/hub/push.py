@@ -18,7 +18,7 @@ from maxsup_hf.hub.retries import Deadline, PushError, masked_message, with_retr
 from maxsup_hf.hub.staging import size, staged
 from maxsup_hf.output.secrets import secret
 
-__all__ = ["Destination", "PushError", "Pushed", "ensure_destination", "push", "push_checkpoint", "push_folder"]
+__all__ = ["Destination", "Pushed", "ensure_destination", "push", "push_checkpoint", "push_folder"]
 
 logger = logging.getLogger(__name__)
 
