@@ -74,13 +74,35 @@ def load_class_folders(argument: str, path: str) -> Dataset:
     return Dataset.from_dict({"image": [image for image, _ in rows], "label": [label for _, label in rows]}, features)
 
 
+def class_folder_splits(path: str) -> dict[str, Path]:
+    """Split -> folder with a subfolder of images for each class, of a folder that is laid out like this or holds a folder
+    like this for each split. Empty for any other, such as one with files of data or of metadata beside the folders."""
+    root = Path(path)
+    if not root.is_dir():
+        return {}
+    inside = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in TOOL_FOLDERS]
+    found = {folder.name: folder for folder in inside} if _are_splits(inside) else {"train": root}
+    return found if all(_holds_classes(folder) for folder in found.values()) else {}
+
+
+def _are_splits(folders: list[Path]) -> bool:
+    return all(folder.name.lower() in SPLIT_NAMES and any(x.is_dir() for x in folder.iterdir()) for folder in folders)
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether images lie in its subfolders, and no files beside these but what tools leave."""
+    beside = [x for x in folder.iterdir() if x.is_file() and x.name not in TOOL_FILES]
+    known = _readable_extensions()
+    return not beside and any(path.suffix.lower() in known for path in _files(folder))
+
+
 def _check_layout(argument: str, root: Path, classes: list[Path]) -> None:
     if not classes:
         raise ValueError(
             f"{argument}: {str(root)!r} has no subfolders; put the images of each class into one of its own, as "
             f"{root / 'cat' / '1.jpeg'}"
         )
-    if all(folder.name.lower() in SPLIT_NAMES and any(x.is_dir() for x in folder.iterdir()) for folder in classes):
+    if _are_splits(classes):
         raise ValueError(
             f"{argument}: {str(root)!r} holds a folder for each split ({', '.join(x.name for x in classes)}), not for each "
             f"class; give one of them (--{argument} {classes[0]}), or all as --dataset_name {root}"

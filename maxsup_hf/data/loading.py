@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, ReadInstruction, load_dataset, load_from_disk
 
 from maxsup_hf.data.arguments import DataArguments, data_flags
-from maxsup_hf.data.class_folders import load_class_folders
+from maxsup_hf.data.class_folders import class_folder_splits, load_class_folders
 from maxsup_hf.data.files import FORMATS, Formats, is_saved, load_file, load_saved, loading
 
 Splits = dict[str, Dataset]
@@ -81,6 +81,9 @@ def load_named(argument: str, name: str, configuration: str | None = None) -> Da
     """
     if is_saved(name) and configuration is not None:
         raise ValueError(f"dataset_config_name: {name!r} is a folder of save_to_disk, which has no configurations")
+    folders = class_folder_splits(name) if configuration is None else {}
+    if folders:  # datasets would leave out classes whose name begins with a dot or two underscores, and links
+        return DatasetDict({split: load_class_folders(argument, str(folder)) for split, folder in folders.items()})
     with loading(argument, name):
         if is_saved(name):
             loaded = load_from_disk(name)

@@ -22,10 +22,10 @@ def photos(tmp_path):
 
 
 def test_rows_are_in_the_order_of_datasets(photos, tmp_path, monkeypatch):
-    """Or `maxsup-hf analyze --dataset photos --split validation` would take rows that were trained on."""
+    """So that a folder that `datasets` read before is held out the same."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     image_folder(photos, ("cat-b", "cat b", "Cat", "cat.c"), 11)
-    found = [load_class_folders("train_dir", str(photos)), load_named("dataset_name", str(photos))["train"]]
+    found = [load_class_folders("train_dir", str(photos)), datasets.load_dataset(str(photos))["train"]]
     paths, others = (dataset.cast_column("image", datasets.Image(decode=False))["image"] for dataset in found)
     assert [image["path"] for image in paths] == [image["path"] for image in others]
     assert found[0]["label"] == found[1]["label"]
@@ -36,7 +36,22 @@ def test_links_and_names_that_begin_with_a_sign(photos, tmp_path):
     os.symlink(tmp_path / "elsewhere" / "slug", photos / "slug")
     os.symlink(photos / "slug", photos / "slug" / "loop")
     image_folder(photos, (".hidden", "__boa"), 1)
-    assert counts(load_class_folders("train_dir", str(photos))) == {".hidden": 1, "__boa": 1, "cat": 3, "dog": 3, "slug": 2}
+    everything = {".hidden": 1, "__boa": 1, "cat": 3, "dog": 3, "slug": 2}
+    assert counts(load_class_folders("train_dir", str(photos))) == everything
+    assert counts(load_named("dataset_name", str(photos))["train"]) == everything
+
+
+def test_a_folder_for_each_split(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for split, images in (("train", 2), ("test", 1)):
+        image_folder(tmp_path / "splits" / split, ("__owl", "fox"), images)
+    found = load_named("dataset_name", str(tmp_path / "splits"))
+    assert {split: counts(rows) for split, rows in found.items()} == {
+        "train": {"__owl": 2, "fox": 2}, "test": {"__owl": 1, "fox": 1},
+    }  # fmt: skip
+    # a file of metadata says what the images are: that is left to `datasets`
+    (photos / "metadata.csv").write_text("file_name,caption\ncat/0.png,a cat\n")
+    assert load_named("dataset_name", str(photos))["train"].column_names == ["image", "caption"]
 
 
 def test_what_tools_leave_behind_is_no_class(photos, caplog):

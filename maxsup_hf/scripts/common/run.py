@@ -233,8 +233,8 @@ def run(job: Job) -> None:
     trainer.pushes_after_training = False  # but after the evaluation, in one commit with the card
     describe(job)
     last = LastEvaluation(trainer)
+    _write_settings(job)
     if trainer.args.do_train:
-        _write_settings(job)
         trainer.add_callback(last)
         if not _train(trainer):
             return
@@ -256,11 +256,11 @@ def run(job: Job) -> None:
 
 
 def _write_settings(job: Job) -> None:
-    """Write `config.yaml`, with which `--config` repeats the run."""
-    if job.trainer.is_world_process_zero():
-        folder = Path(job.trainer.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "config.yaml") as unfinished:
+    """Write `config.yaml`, with which `--config` repeats the run. An evaluation keeps the one of a training."""
+    file = Path(job.trainer.args.output_dir) / "config.yaml"
+    if job.trainer.is_world_process_zero() and (job.trainer.args.do_train or not file.exists()):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as unfinished:
             unfinished.write_text(yaml.safe_dump(plain(job.settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
