@@ -54,7 +54,7 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 
 def resamples(rows: int) -> int:
-    """How often so many rows are resampled."""
+    """The number of bootstrap resamples for this many rows."""
     return min(RESAMPLES, max(FEWEST_RESAMPLES, MOST_DRAWS // rows))
 
 

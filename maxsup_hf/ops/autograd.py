@@ -209,7 +209,6 @@ def supports_loss(logits: Tensor, target: Tensor) -> bool:
         and logits.is_contiguous()
         and target.is_contiguous()
         and logits.device == target.device
-        and hasattr(backends.fastest(logits), "loss_and_grad")
     )
 
 
@@ -227,14 +226,15 @@ def loss_in_one_call(
         divisor: divides the sums; 0 means the number of rows that are not ignored. A 0-dim tensor only on a GPU.
 
     Returns:
-        As for `linear_loss`, or `None` if the backend does not support these after all: for the CPU, too many rows, or a
-        class index that is out of range.
+        As for `linear_loss`, or `None` if the backend has no such operation, or does not support these after all: for the
+        CPU, too many rows, or a class index that is out of range.
     """
     backend = backends.choose("auto", logits)
+    operation = getattr(resolve(backend, logits), "loss_and_grad", None)
+    if operation is None:
+        return None
     gradient = torch.empty_like(logits)
-    found = resolve(backend, logits).loss_and_grad(
-        logits, target, slopes, gradient, ignore_index=ignore_index, divisor=divisor
-    )
+    found = operation(logits, target, slopes, gradient, ignore_index=ignore_index, divisor=divisor)
     if found is None:
         return None
     loss, entropy, scale = found

@@ -19,6 +19,9 @@ from tests.hub.cards import leave, read
 
 peft = pytest.importorskip("peft", reason="adapters need PEFT")
 WORDS = ["<unk>", "</s>", "Once", "upon", "a", "time", "cat", "dog"]
+TINY = {
+    "vocab_size": len(WORDS), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["CAUSAL_LM", "SEQ_CLS", None])
@@ -28,26 +31,12 @@ def saved(request, tmp_path_factory):
     torch.manual_seed(0)
     rows = [{"input_ids": torch.tensor([2, 3, 4, 5]), "labels": torch.tensor([2, 3, 4, 5])} for _ in range(4)]
     if request.param == "SEQ_CLS":
-        config = BertConfig(
-            vocab_size=len(WORDS),
-            hidden_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=8,
-            num_labels=3,
-        )
+        config = BertConfig(**TINY, num_labels=3)
         BertForSequenceClassification(config).save_pretrained(folder / "base")
         model = BertForSequenceClassification.from_pretrained(folder / "base")
         layers, rows = ["query"], [row | {"labels": 1} for row in rows]
     else:
-        config = LlamaConfig(
-            vocab_size=len(WORDS),
-            hidden_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=8,
-            eos_token_id=1,
-        )
+        config = LlamaConfig(**TINY, eos_token_id=1)
         LlamaForCausalLM(config).save_pretrained(folder / "base")
         model, layers = LlamaForCausalLM.from_pretrained(folder / "base"), ["q_proj"]
     words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
