@@ -13,32 +13,39 @@ can be continued.
 - `corrupted_accuracy`: the mean over 15 corruptions at 5 severities of 300 test images (Hendrycks & Dietterich 2019).
 - `many`, `medium`, `few`: test accuracy of classes with more than 100, 20 to 100, and fewer than 20 training images.
 - `oos_auroc`: how well the confidence separates the test sentences of CLINC150 from its 1,000 out-of-scope ones.
+- `ood_auroc`: the same for the test images of CIFAR-10 and the 5,000 validation images of Tiny-ImageNet-100, a few of whose
+  classes are close to those of CIFAR-10.
+- `token_…`: perplexity, accuracy and calibration of the next token, over the answers of the test chats.
+- `choice_…`: the same for the options of the multiple-choice test chats. The probability of an option is the model's
+  probability of that answer, normalised over the options.
 """
 
 import json
 import math
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import chats
 import numpy as np
 import torch
 from datasets import Dataset, load_dataset
 from experiments import parser, training
 from store import write
 from torch import Tensor
+from torch.nn import functional as F
 
 from maxsup_hf.analysis.measure import measure
 from maxsup_hf.comparison.plan import load_plan, run_folder
 from maxsup_hf.comparison.statistics import summarise
 from maxsup_hf.data.columns import read_column
-from maxsup_hf.metrics import CORRUPTIONS, corrupt, linear_probe, ood_auroc, shot_accuracy
+from maxsup_hf.metrics import CORRUPTIONS, CalibrationMetrics, corrupt, linear_probe, ood_auroc, perplexity, shot_accuracy
 from maxsup_hf.metrics.robustness import SEVERITIES
 from maxsup_hf.output.tables import Table, markdown
-from maxsup_hf.trainer.features import FeatureRows, extract, find_classifier
+from maxsup_hf.trainer.features import Classifier, FeatureRows, extract, find_classifier
 
 ROWS = 10_000
 
@@ -57,13 +64,17 @@ class TrainedModel:
         if "--config_name" in flags:  # the trained model's folder has its own config
             at = flags.index("--config_name")
             del flags[at : at + 2]
+        if task == "image-classification":  # training rows are measured as they are
+            flags += ["--augmentation", "none"]
         with TemporaryDirectory() as out:
             flags += ["--output_dir", f"{out}/out", "--model_name_or_path", str(folder)]
             job = import_module(f"maxsup_hf.scripts.{task.replace('-', '_')}").prepare(flags)
         self.trainer, self.test, self.data = job.trainer, job.test_dataset, data
         self.processor = job.trainer.processing_class
-        batch = next(iter(self.trainer.get_eval_dataloader()))
-        self.classifier = find_classifier(self.trainer.model, batch)
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        return find_classifier(self.trainer.model, next(iter(self.trainer.get_eval_dataloader())))
 
     def rows(self, batches: Any) -> Iterator[FeatureRows]:
         return extract(self.trainer.model, batches, self.classifier)
@@ -124,6 +135,52 @@ def foreign(trained: TrainedModel) -> dict[str, float]:
     return {"oos_auroc": ood_auroc(known, unknown)}
 
 
+def foreign_images(trained: TrainedModel) -> dict[str, float]:
+    others = [image.convert("RGB") for image in parquet(trained.data / "tiny_imagenet_100" / "validation.parquet")["image"]]
+    unknown = trained.all_rows(trained.pixels(others, np.zeros(len(others), int))).logits
+    known = trained.all_rows(trained.trainer.get_eval_dataloader(trained.test)).logits
+    return {"ood_auroc": ood_auroc(known, unknown)}
+
+
+@torch.no_grad()
+def next_token(trained: TrainedModel) -> dict[str, float]:
+    metrics = CalibrationMetrics()
+    for batch in trained.trainer.get_eval_dataloader(trained.test):
+        labels = batch.pop("labels")[:, 1:]
+        logits = trained.trainer.model.eval()(**batch).logits[:, :-1]
+        kept = labels != -100
+        metrics.update(logits[kept], labels[kept])
+    return _calibration("token", metrics)
+
+
+@torch.no_grad()
+def choices(trained: TrainedModel) -> dict[str, float]:
+    metrics = {size: CalibrationMetrics() for size in (2, 4)}
+    for question in chats.questions(trained.data, "test", 500):
+        scores = [_answer_score(trained, question.prompt, option) for option in question.options]
+        metrics[len(scores)].update(torch.tensor([scores]), torch.tensor([question.label]))
+    return {name: value for size, of in metrics.items() for name, value in _calibration(f"choice{size}", of).items()}
+
+
+def _answer_score(trained: TrainedModel, prompt: str, answer: str) -> float:
+    """Log-probability of an answer, given the prompt."""
+    found = trained.processor.apply_chat_template(
+        chats.messages(prompt, answer), return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
+    )
+    ids, of_answer = found["input_ids"], found["assistant_masks"].bool()
+    logits = trained.trainer.model.eval()(input_ids=ids).logits[:, :-1]
+    log_likelihood = -F.cross_entropy(logits[0], ids[0, 1:], reduction="none")
+    return float(log_likelihood[of_answer[0, 1:]].sum())
+
+
+def _calibration(prefix: str, metrics: CalibrationMetrics) -> dict[str, float]:
+    found = metrics.compute()
+    kept = {name: found[name] for name in ("accuracy", "nll", "ece", "confidence_when_wrong")}
+    if prefix == "token":
+        kept["perplexity"] = perplexity(found["nll"])
+    return {f"{prefix}_{name}": value for name, value in kept.items()}
+
+
 def parquet(path: Path) -> Dataset:
     return load_dataset("parquet", data_files=str(path), split="train")
 
@@ -144,6 +201,12 @@ def corrupted(data: Path) -> tuple[np.ndarray, list[list[np.ndarray]]]:
 # ---- all experiments ----
 
 PARTS = {
+    "cifar10_resnet20": (on_training_rows, transfer, corruptions, foreign_images),
+    "cifar10_finetuned": (on_training_rows, transfer, foreign_images),
+    "clinc150_minilm": (on_training_rows, foreign),
+    "banking77_minilm": (on_training_rows,),
+    "sft_chats": (next_token, choices),
+    **{f"longtail{ratio}_resnet32": (on_training_rows, tail) for ratio in (50, 100)},
     **dict.fromkeys(("cifar10", "cifar10fifth", "vit"), (on_training_rows, transfer, corruptions)),
     **dict.fromkeys(("tinyimagenet100", "halves", "sst2"), (on_training_rows,)),
     "clinc150": (on_training_rows, foreign),

@@ -1,7 +1,8 @@
-"""Make the data sets and networks that some experiments need: long tails, noisy labels, a small ViT and our own networks."""
+"""Make the data sets and networks that some experiments need: long tails, noisy labels, chats, a small ViT, our networks."""
 
 from pathlib import Path
 
+import chats
 import numpy as np
 from datasets import ClassLabel, Dataset, load_dataset
 from networks import write_network
@@ -36,6 +37,8 @@ def make(name: str, data: Path, folder: Path) -> None:
         train, test = noisy_digits(float(name.removeprefix("noise")) / 100)
         write(train, folder / "train.parquet")
         write(test, folder / "test.parquet")
+    elif name == "sft_chats":
+        chats.make(data, folder)
     elif name == "vit":
         sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
         ViTConfig(image_size=32, patch_size=8, **sizes).save_pretrained(folder)

@@ -145,16 +145,7 @@ def at_accuracy(data: Path, made: Path) -> dict[str, list[str]]:
     resnet20 = [*images, *cifar10, *sgd, "--optim_args", "momentum=0.9,nesterov=true", "--lr_scheduler_type", "cosine"]
     resnet20 += ["--train_val_split", "0.05"]
     resnet32 = [*images, "--test_file", f"{data}/cifar10/test.parquet", *sgd, "--optim_args", "momentum=0.9"]
-    resnet32 += [
-        "--lr_milestones",
-        "0.6,0.8",
-        "--lr_gamma",
-        "0.01",
-        "--train_val_split",
-        "0.02",
-        "--num_train_epochs",
-        "100",
-    ]
+    resnet32 += ["--lr_milestones", "0.6,0.8", "--lr_gamma", "0.01", "--train_val_split", "0.02", "--num_train_epochs", "64"]
     intents = ["text-classification", "--losses", THREE, "--model_name_or_path", minilm(), "--learning_rate", "2e-4"]
     intents += ["--num_train_epochs", "5", "--per_device_train_batch_size", "32", "--eval_strategy", "no"]
     clinc150 = [f"--{split}_file={data}/clinc150/{split}.parquet" for split in ("train", "validation", "test")]
@@ -180,6 +171,12 @@ def at_accuracy(data: Path, made: Path) -> dict[str, list[str]]:
         # all-MiniLM-L6-v2 on all sentences of two sets of intents.
         "clinc150_minilm": [*intents, *clinc150],
         "banking77_minilm": [*intents, *banking77],
+        # The default Llama (1 M parameters) from random weights on chats: multiple-choice questions and translations.
+        "sft_chats": [
+            "sft", "--losses", THREE, "--train_file", f"{made}/sft_chats/train.jsonl",
+            "--test_file", f"{made}/sft_chats/test.jsonl", "--train_val_split", "0.05", "--eval_strategy", "no",
+            "--num_train_epochs", "3", "--assistant_only_loss", "true",
+        ],
         # Each loss's best α, chosen on validation data.
         "alphas_resnet20": [*resnet20, "--config_name", network("alphas_resnet20"), "--num_train_epochs", "10", *grid],
         "alphas_banking77": [*intents, *banking77, *grid],
