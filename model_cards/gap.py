@@ -29,6 +29,8 @@ def points(metric: str) -> dict[str, tuple[float, float, float]]:
     for path in RESULTS.glob("*-beyond.json"):
         name = path.stem.removesuffix("-beyond")
         values = measured(name)
+        if "train_accuracy" not in values:
+            continue
         error = 1 - fmean(x for loss in ("label_smoothing", "maxsup") for x in values["train_accuracy"][loss].values())
         apart = differences(values, metric, "maxsup", "label_smoothing")
         low, high = interval(apart)

@@ -4,9 +4,10 @@
     python model_cards/publish.py cifar10-maxsup --data DATA --push me/cifar10-maxsup
 
 The card and its figures are copied to model_cards/NAME. Beside the results of the model, the card shows those of the
-comparison in model_cards/results that trained the same network with other losses. DATA is the folder described in
-experiments.py. Finished steps are stored in the folder `runs`, and a second call continues with the next one. Other flags
-are passed on to the training.
+comparison in model_cards/results that trained the same network with other losses. A model of `OF_COMPARISON` is a run of
+that comparison itself: run experiments.py with its name first. DATA is the folder described in experiments.py. Finished
+steps are stored in the folder `runs`, and a second call continues with the next one. Other flags are passed on to the
+training.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 from datasets import Dataset
-from experiments import minilm, portable, training
+from experiments import portable, training
 from PIL import Image
 from store import RESULTS, read
 
@@ -24,29 +25,26 @@ from maxsup_hf.data.builtin import digits
 
 SHOWN = ("accuracy", "nll", "ece", "confidence_when_wrong", "feature_within", "feature_r2")
 
+# Name -> the experiment of which it is the first MaxSup run with weights.
+OF_COMPARISON = {"clinc150-maxsup": "clinc150_minilm"}
 # Name -> flags of `maxsup-hf card`, besides the example.
 CARDS = {
     "digits-maxsup": ["--comparison", str(RESULTS / "noise0.json")],
     "cifar10-maxsup": ["--dataset", "uoft-cs/cifar10", "--comparison", str(RESULTS / "cifar10.json")],
     "clinc150-maxsup": [
         "--dataset", "clinc/clinc_oos", "--base_model", "sentence-transformers/all-MiniLM-L6-v2", "--language", "en",
-        "--comparison", str(RESULTS / "clinc150.json"),
+        "--comparison", str(RESULTS / "clinc150_minilm.json"),
     ],
 }  # fmt: skip
 
 
 def models(data: Path) -> dict[str, tuple[list[str], list[str]]]:
     """Name -> arguments of `maxsup-hf train`, and flags of `maxsup-hf analyze`."""
-    clinc150 = [f"--{s}_file={data}/clinc150/{s}.parquet" for s in ("train", "validation", "test")]
     return {
         "digits-maxsup": (["image-classification"], []),
         "cifar10-maxsup": (training("cifar10", data), ["--dataset", f"{data}/cifar10/test.parquet"]),
-        "clinc150-maxsup": (
-            ["text-classification", *clinc150, "--model_name_or_path", minilm(), "--num_train_epochs", "3",
-             "--learning_rate", "5e-4", "--max_train_samples", "4500"],
-            ["--dataset", f"{data}/clinc150/test.parquet"],
-        ),
-    }  # fmt: skip
+        "clinc150-maxsup": (training("clinc150_minilm", data), ["--dataset", f"{data}/clinc150/test.parquet"]),
+    }
 
 
 def example(name: str, data: Path, runs: Path) -> str:
@@ -57,6 +55,14 @@ def example(name: str, data: Path, runs: Path) -> str:
     path = runs / f"{name}.png"
     next(value for value in rows[0].values() if isinstance(value, Image.Image)).save(path)
     return str(path)
+
+
+def of_comparison(name: str, runs: Path) -> Path:
+    """The folder of the comparison's run."""
+    finished = sorted((runs / OF_COMPARISON[name] / "runs").glob("maxsup-seed*/model.safetensors"))
+    if not finished:
+        raise SystemExit(f"error: {name} is a run of {OF_COMPARISON[name]}: run experiments.py {OF_COMPARISON[name]} first")
+    return finished[0].parent
 
 
 def maxsup_hf(*words: str) -> None:
@@ -84,7 +90,9 @@ def main() -> None:
     args, more = parser.parse_known_args()
     train, analyze = models(args.data)[args.name]
     folder, analysis = args.runs / args.name, args.runs / f"{args.name}-analysis"
-    if not (folder / "run.json").exists():
+    if not folder.exists() and args.name in OF_COMPARISON:
+        shutil.copytree(of_comparison(args.name, args.runs), folder)
+    elif not (folder / "run.json").exists():
         maxsup_hf("train", *train, "--loss", "maxsup", "--save_strategy", "no", "--log_feature_geometry", "true",
                   "--output_dir", str(folder), *more)  # fmt: skip
     if not analysis.exists():

@@ -9,6 +9,7 @@ mean is larger than two standard errors and a paired t-test gives p < 0.05. Othe
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
+from experiments import TITLES
 from store import RESULTS, comparisons, read
 
 from maxsup_hf.comparison.statistics import LEVEL, paired_p
@@ -66,27 +67,38 @@ def verdict(differences: Sequence[float], sign: int) -> str:
 
 
 def text() -> str:
+    """The claims on the experiments at full accuracy, and below them on the short runs."""
+    names = list(comparisons())
+    parts = {
+        "At the accuracy that these networks reach": [name for name in TITLES if name in names],
+        "Short runs": [name for name in names if name not in TITLES],
+    }
+    return "\n\n".join(f"## {title}\n\n{_of(of)}" for title, of in parts.items() if of) + "\n"
+
+
+def _of(names: Sequence[str]) -> str:
     """Two tables: the comparisons in which each claim holds or not, and the differences behind these verdicts."""
     summary, details = [], []
-    every = {name: measured(name) for name in comparisons()}
+    every = {name: measured(name) for name in names}
     for one, other, metric, sign, claim in CLAIMS:
-        names: dict[str, list[str]] = {said: [] for said in VERDICTS}
+        judged: dict[str, list[str]] = {said: [] for said in VERDICTS}
         compared = f"{metric.replace('feature_', '').replace('_', ' ')}, {one} − {other}"
         for name, values in every.items():
             found = differences(values, metric, one, other)
             if len(found) < 2:
                 continue
             said = verdict(found, sign)
-            first_row = not any(names.values())
+            first_row = not any(judged.values())
             spread = f"{fmean(found):+.4f} ± {stdev(found):.4f}"
             details.append([claim if first_row else "", name, compared, spread, said])
-            names[said].append(name)
-        summary.append([claim, *(", ".join(of) for of in names.values())])
+            judged[said].append(name)
+        if any(judged.values()):
+            summary.append([claim, *(", ".join(of) for of in judged.values())])
     tables = [
         Table(["claim of the paper", *VERDICTS], summary),
         Table(["claim", "data", "compared", "difference over seeds", "verdict"], details),
     ]
-    return "\n\n".join(markdown(table).replace("---:", "---") for table in tables) + "\n"  # words, so left-aligned
+    return "\n\n".join(markdown(table).replace("---:", "---") for table in tables)  # words, so left-aligned
 
 
 if __name__ == "__main__":

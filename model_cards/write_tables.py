@@ -6,18 +6,22 @@ python model_cards/write_tables.py
 from pathlib import Path
 
 import beyond
+import short_runs
 import speed
 import verdicts
+from experiments import TITLES
 from store import RESULTS, comparisons, read
 
 from maxsup_hf.comparison.tables import markdown
 
 
 def texts() -> dict[Path, str]:
-    """Path -> Markdown of every table."""
-    found = {RESULTS / f"{name}.md": markdown(of) for name, of in comparisons().items()}
-    found |= {path.with_suffix(".md"): beyond.table(read(path)["values"]) for path in RESULTS.glob("*-beyond.json")}
-    return found | {RESULTS / "verdicts.md": verdicts.text(), RESULTS / "bench_cpu.md": speed.text()}
+    """Path -> Markdown of every table. The short runs share one."""
+    found = {RESULTS / f"{name}.md": markdown(of) for name, of in comparisons().items() if name in TITLES}
+    beyonds = {name: RESULTS / f"{name}-beyond.json" for name in TITLES}
+    found |= {path.with_suffix(".md"): beyond.table(read(path)["values"]) for path in beyonds.values() if path.exists()}
+    whole = {"verdicts": verdicts.text(), "short_runs": short_runs.text(), "bench_cpu": speed.text()}
+    return found | {RESULTS / f"{name}.md": text for name, text in whole.items()}
 
 
 if __name__ == "__main__":

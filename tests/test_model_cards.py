@@ -16,7 +16,7 @@ from scipy.stats import ttest_1samp
 from maxsup_hf import cli
 from maxsup_hf.comparison import cli as compare_cli
 from maxsup_hf.comparison.statistics import best, differences, stands_out
-from maxsup_hf.comparison.tables import main_metrics
+from maxsup_hf.comparison.tables import main_metrics, markdown
 from maxsup_hf.hub.card import write_card
 from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.scripts.common.output_dir import in_use
@@ -30,6 +30,7 @@ import derived  # noqa: E402
 import experiments  # noqa: E402
 import gap  # noqa: E402
 import publish  # noqa: E402
+import short_runs  # noqa: E402
 import speed  # noqa: E402
 import store  # noqa: E402
 import verdicts  # noqa: E402
@@ -38,6 +39,7 @@ import write_tables  # noqa: E402
 NAMES = list(experiments.experiments(Path("data")))
 COMPARISONS = store.comparisons()
 BEYOND = sorted(RESULTS.glob("*-beyond.json"))
+AT_ACCURACY = [name for name in COMPARISONS if name in experiments.TITLES]
 NUMBER = re.compile(r"\**[-+−]?\d[\d,]*(?:\.\d+)?\**")  # with the asterisks of bold ones
 PAIR = re.compile(r"([-+−]?\d+\.\d+) ± (\d+\.\d+)")
 
@@ -118,7 +120,7 @@ def test_tables_hold_the_numbers_of_the_results():
         assert cells(text) == cells(written) and numbers(text) == numbers(written), f"{path}: run write_tables.py"
 
 
-@pytest.mark.parametrize(("name", "which"), [(name, which) for name, of in COMPARISONS.items() for which in of["tables"]])
+@pytest.mark.parametrize(("name", "which"), [(name, which) for name in AT_ACCURACY for which in COMPARISONS[name]["tables"]])
 def test_a_table_shows_means_and_deviations_of_the_values(name, which):
     found = COMPARISONS[name]
     metrics = found["tables"][which]
@@ -144,8 +146,9 @@ def test_what_is_best_follows_from_the_stored_values(name):
             assert of["best"] == first or not of["significant"], metric
 
 
-@pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
-def test_a_table_beyond_the_comparison_shows_its_values(path):
+@pytest.mark.parametrize("name", [name for name in AT_ACCURACY if RESULTS / f"{name}-beyond.json" in BEYOND])
+def test_a_table_beyond_the_comparison_shows_its_values(name):
+    path = RESULTS / f"{name}-beyond.json"
     values = store.read(path)["values"]
     (table,) = tables(path.with_suffix(".md").read_text(encoding="utf-8"))
     losses = next(iter(values.values()))
@@ -155,8 +158,30 @@ def test_a_table_beyond_the_comparison_shows_its_values(path):
             check(cell, of[loss])
 
 
+def pairs_of_tables():
+    """(summary, details) of each part of verdicts.md."""
+    found = tables((RESULTS / "verdicts.md").read_text(encoding="utf-8"))
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def test_the_table_of_the_short_runs_shows_their_values():
+    (rows,) = tables((RESULTS / "short_runs.md").read_text(encoding="utf-8"))
+    labels, name, found = {label: metric for metric, label in short_runs.METRICS.items()}, "", set()
+    for first, label, *means, apart in rows:
+        name = first or name
+        found.add(name)
+        values = verdicts.measured(name)[labels[label]]
+        for loss, mean in zip(short_runs.LOSSES, means, strict=True):
+            assert (mean == "–") == (loss not in values)
+            assert mean == "–" or float(mean) == pytest.approx(np.nanmean(list(values[loss].values())), abs=5.001e-5)
+        one, other = values["maxsup"], values["label_smoothing"]
+        check(apart, {seed: one[seed] - other[seed] for seed in one})
+    assert found == COMPARISONS.keys() - experiments.TITLES.keys()
+
+
 def test_verdicts_follow_from_the_values():
-    summary, details = tables((RESULTS / "verdicts.md").read_text(encoding="utf-8"))
+    parts = pairs_of_tables()
+    summary, details = ([row for pair in parts for row in pair[i]] for i in range(2))
     names = {metric.replace("feature_", "").replace("_", " "): metric for _, _, metric, _, _ in verdicts.CLAIMS}
     for _, data, compared, difference, said in details:
         metric, one, other = re.fullmatch(r"(.+), (\w+) − (\w+)", compared).groups()
@@ -166,6 +191,7 @@ def test_verdicts_follow_from_the_values():
         t, p = ttest_1samp(list(found.values()), 0)
         assert (said == "undecided") == (abs(t) <= 2 or p >= 0.05)
     said = [row[-1] for row in details]
+    assert {row[1] for row in details} == {name for name in COMPARISONS if "accuracy" in verdicts.measured(name)}
     for column, name in enumerate(verdicts.VERDICTS, 1):
         assert sum(len(row[column].split(", ")) for row in summary if row[column]) == said.count(name) > 0
 
@@ -173,7 +199,8 @@ def test_verdicts_follow_from_the_values():
 @pytest.mark.parametrize("metric", gap.SHOWN)
 def test_the_figure_has_a_point_for_each_comparison(metric):
     points = gap.points(metric)
-    assert set(points) == {path.stem.removesuffix("-beyond") for path in BEYOND}
+    names = {path.stem.removesuffix("-beyond") for path in BEYOND}
+    assert set(points) == {name for name in names if "train_accuracy" in verdicts.measured(name)}
     assert all(0 <= error < 1 and spread >= 0 for error, _, spread in points.values())
 
 
@@ -282,11 +309,10 @@ def test_an_experiment_and_its_measurements_beyond_the_table(tmp_path):
         assert run.returncode == 0, run.stderr[-3000:]
     text = (tmp_path / "results" / "noise20.json").read_text()
     assert str(tmp_path) not in text and "runs/made/noise20/train.parquet" in text
-    table = tmp_path / "runs" / "noise20" / "table.md"
-    assert (tmp_path / "results" / "noise20.md").read_text() == table.read_text(), "trimming must not change the table"
+    table = (tmp_path / "runs" / "noise20" / "table.md").read_text()
+    assert markdown(json.loads(text)) == table, "trimming must not change the table"
     values = json.loads((tmp_path / "results" / "noise20-beyond.json").read_text())["values"]
     assert {loss: list(of) for loss, of in values["train_feature_r2"].items()} == {"label_smoothing": ["0"], "maxsup": ["0"]}
-    assert "| maxsup | 0." in (tmp_path / "results" / "noise20-beyond.md").read_text()
 
 
 def test_noise_is_a_share_of_the_labels():
