@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maxsup_hf.output.guard import masked_output
+from maxsup_hf.output.parser import Parser
 from maxsup_hf.output.secrets import keep_flags
 
 if TYPE_CHECKING:
@@ -34,33 +35,32 @@ def tasks() -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `maxsup-hf`; `argv` defaults to the command line."""
     keep_flags(argv or ())
-    parser, train = _parser()
+    parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if args.command is None:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
     if args.command is _train and args.task is None:
-        train.error(f"TASK is missing; choose one of {', '.join(tasks())}")
+        args.parser.error(f"TASK is missing; choose one of {', '.join(tasks())}")
     if rest and args.command not in (_analyze, _bench, _compare, _predict):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     args.command(args)
 
 
-def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    """The parser of `maxsup-hf`, and that of its command `train`."""
-    parser = argparse.ArgumentParser(prog="maxsup-hf", description="MaxSup and related losses for Hugging Face models.")
+def _parser() -> Parser:
+    parser = Parser(prog="maxsup-hf", description="MaxSup and related losses for Hugging Face models.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('maxsup-hf')}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    train = _add_train(commands)
+    _add_train(commands)
     # The commands without help here parse their own flags, --help included: their parsers are built only when needed.
     compare = commands.add_parser("compare", help="train with several losses and seeds, and report", add_help=False)
     compare.set_defaults(command=_compare)
     predict = commands.add_parser("predict", help="write the predictions of a trained model to a file", add_help=False)
     predict.set_defaults(command=_predict)
     losses = commands.add_parser("losses", help="list the losses with their parameters and defaults")
-    losses.set_defaults(command=_losses)
+    losses.set_defaults(command=_losses, parser=losses)
     _add_card(commands)
     _add_push(commands)
     analyze = commands.add_parser("analyze", help="compare trained classifiers in figures and a report", add_help=False)
@@ -69,11 +69,11 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     bench.set_defaults(command=_bench)
     completion = commands.add_parser("completion", help="print a script that completes commands and flags in a shell")
     completion.add_argument("shell", choices=("bash", "zsh"), help="for which shell")
-    completion.set_defaults(command=_completion)
-    return parser, train
+    completion.set_defaults(command=_completion, parser=completion)
+    return parser
 
 
-def _add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+def _add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser(
         "train",
         help="train or fine-tune a model",
@@ -84,8 +84,7 @@ def _add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     train.add_argument("task", metavar="TASK", nargs="?", type=_task, help="one of the tasks below")
     train.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the task")
-    train.set_defaults(command=_train)
-    return train
+    train.set_defaults(command=_train, parser=train)
 
 
 def _add_card(commands: argparse._SubParsersAction) -> None:
@@ -103,7 +102,7 @@ def _add_card(commands: argparse._SubParsersAction) -> None:
     card.add_argument("--task_id", help="the task's id in the benchmark; required with --benchmark")
     card.add_argument("--metric", default="test_accuracy", help="the result to write (test_accuracy)")
     card.add_argument("--benchmark_revision", metavar="SHA", help="commit of the benchmark's data that was evaluated on")
-    card.set_defaults(command=_card)
+    card.set_defaults(command=_card, parser=card)
 
 
 def _add_push(commands: argparse._SubParsersAction) -> None:
@@ -125,7 +124,7 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
         help="end after this time, with the command that pushes later (120, 5 more for each MB, and the pauses that the "
         "Hub asks for)",
     )  # fmt: skip
-    push.set_defaults(command=_push)
+    push.set_defaults(command=_push, parser=push)
 
 
 def find_task(name: str) -> str:
@@ -227,7 +226,7 @@ def _completion(args: argparse.Namespace) -> None:
     _known_losses()
     from maxsup_hf.completion import completion_script
 
-    print(completion_script(args.shell, _parser()[0], tasks()))
+    print(completion_script(args.shell, _parser(), tasks()))
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -165,3 +165,20 @@ def test_two_processes(tmp_path):
     found = (tmp_path / "run" / "all_results.json").read_text()
     assert '"epoch": 0.1,' in found, "3 steps of 2 x 8 rows are a tenth of 480"
     assert '"eval_samples": 51' in found
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["predict", "m", "--output", "x.csv"], "did you mean --output_file? `maxsup-hf predict --help`"),
+        (["push", "a", "b", "--privat"], "did you mean --private? `maxsup-hf push --help`"),
+        (["card", "a", "--zzz", "1"], "unrecognized arguments: --zzz 1; `maxsup-hf card --help`"),
+        (["analyze", "--datset", "x", "m"], "did you mean --dataset? `maxsup-hf analyze --help`"),
+        (["push", "a"], "are required: REPO; `maxsup-hf push --help`"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_suggests_the_flag(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("error: ") and said in line

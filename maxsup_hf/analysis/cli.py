@@ -20,12 +20,13 @@ from maxsup_hf.analysis.classes import match_classes
 from maxsup_hf.analysis.data import load_data
 from maxsup_hf.analysis.models import load_model, model_inputs, training_record
 from maxsup_hf.output.messages import one_line
+from maxsup_hf.output.parser import Parser
 from maxsup_hf.scripts.common.output_dir import first_free, in_use
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The flags of `maxsup-hf analyze`."""
-    flags = argparse.ArgumentParser(prog="maxsup-hf analyze", description=__doc__, allow_abbrev=False)
+    flags = Parser(prog="maxsup-hf analyze", usage="%(prog)s MODEL [MODEL …] [flags]", description=__doc__)
     add = flags.add_argument
     add("models", nargs="+", metavar="MODEL", help="image or text classifiers: folders or Hub ids")
     add("--dataset", help="a Hub id, a folder (of class folders, or as a data set on the Hub) or a file (csv, tsv, json, "

@@ -13,15 +13,17 @@ from maxsup_hf.bench import linear, logits, variants
 from maxsup_hf.bench.timing import machine
 from maxsup_hf.losses import create_loss, list_losses
 from maxsup_hf.output.files import write_json
+from maxsup_hf.output.parser import Parser
 
 SHAPES = "64x10,64x150,256x1000,2048x1000,4096x21841,1024x32000,512x128256"
 VARIANT_SHAPES = "64x10,65536x19,16384x150,2048x1000,1024x32000"
 LINEAR_SHAPES = "2048x512x32000,2048x512x128256"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line of `maxsup-hf bench`."""
-    found = argparse.ArgumentParser(prog="maxsup-hf bench", description=(__doc__ or "").partition("\n")[0])
+    description = (__doc__ or "").partition("\n")[0]
+    found = Parser(prog="maxsup-hf bench", usage="%(prog)s [flags]", description=description)
     found.add_argument("--loss", default="maxsup", choices=list_losses(), metavar="LOSS", help="a registered loss (maxsup)")
     found.add_argument("--shapes", type=_shapes, metavar="NxK,…", help=f"rows x classes of logits ({SHAPES})")
     found.add_argument(

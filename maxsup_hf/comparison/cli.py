@@ -24,6 +24,7 @@ from maxsup_hf.losses import flatten, get_spec
 from maxsup_hf.losses._schedules import SCHEDULES
 from maxsup_hf.output.files import replacing, write_json
 from maxsup_hf.output.messages import one_line
+from maxsup_hf.output.parser import Parser
 from maxsup_hf.output.secrets import without_hub_token
 from maxsup_hf.trainer.training_args import parse_loss_kwargs
 
@@ -55,8 +56,8 @@ QUICK: dict[str, dict[str, float]] = {
 }
 
 
-def parser(tasks: Mapping[str, str]) -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+def parser(tasks: Mapping[str, str]) -> Parser:
+    found = Parser(
         prog="maxsup-hf compare",
         usage="%(prog)s TASK [--losses …] [--seeds …] [flags of compare] [flags of the task's script]",
         description="Train with each loss and each seed, evaluate all models alike, and write comparison.json, table.md and "
@@ -64,7 +65,6 @@ def parser(tasks: Mapping[str, str]) -> argparse.ArgumentParser:
         "to every run; `maxsup-hf train TASK --help` lists them.",
         epilog="tasks:\n" + "\n".join(f"  {name:24}{line}" for name, line in tasks.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = found.add_argument
     add("task", metavar="TASK", nargs="?", help="one of the tasks below")

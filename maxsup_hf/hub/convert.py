@@ -8,7 +8,6 @@ converted models load with transformers alone; those with BlurPool need `trust_r
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -34,6 +33,7 @@ from maxsup_hf.hub.converted_folder import save_converted
 from maxsup_hf.hub.source_names import renamed_to_transformers
 from maxsup_hf.hub.source_weights import ENTRIES, first_names, read_checkpoint, read_source
 from maxsup_hf.output.guard import masked_output
+from maxsup_hf.output.parser import Parser
 
 __all__ = ["ARCHITECTURES", "convert", "imagenet_labels", "main", "read_checkpoint"]
 
@@ -160,7 +160,7 @@ def _check_blur(model: PreTrainedModel, blurred: set[str]) -> None:
 
 @masked_output()
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m maxsup_hf.hub.convert", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m maxsup_hf.hub.convert", description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", help="weights of the source model, a file of torch.save or safetensors")
     parser.add_argument("output", help="folder that the converted model, its image processor and its card are saved to")
     parser.add_argument("--architecture", required=True, choices=ARCHITECTURES, help="of the source model")

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from maxsup_hf.data.arguments import delimiter
 from maxsup_hf.output.messages import listed, one_line
+from maxsup_hf.output.parser import Parser
 from maxsup_hf.prediction.data import check_output, identifiers, known_labels, load_rows, write_rows
 from maxsup_hf.prediction.loading import load_model
 from maxsup_hf.prediction.model import Model
@@ -28,12 +29,12 @@ LEAST = {  # smallest values of the flags that are numbers
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="maxsup-hf predict",
+        usage="%(prog)s MODEL [flags]",
         description="Write the predictions of a trained model for new rows, with or without labels.",
-        allow_abbrev=False,
     )
     found.add_argument("model", metavar="MODEL", help="a Hub id, or the output_dir of a training run; or an adapter")
     found.add_argument("--base_model", help="base model of an adapter (default: the one that the adapter names)")
@@ -50,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--csv_delimiter", help="what separates the columns of csv files (default: a comma)")
     data.add_argument("--source_prefix", default="", help="text to put before every source")
     output = found.add_argument_group("output")
-    output.add_argument("--output_file", default="predictions.csv", help="csv, jsonl or parquet (predictions.csv)")
+    output.add_argument(
+        "--output_file", "--predictions_file", default="predictions.csv", help="csv, jsonl or parquet (predictions.csv)"
+    )
     output.add_argument("--overwrite", action="store_true", help="write over an output file that exists")
     output.add_argument("--top_k", type=int, default=1, help="classes of each row that are written (1)")
     output.add_argument("--max_new_tokens", type=int, default=128, help="length of generated texts in tokens (128)")
