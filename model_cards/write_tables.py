@@ -6,7 +6,7 @@ python model_cards/write_tables.py
 from pathlib import Path
 
 import beyond
-import short_runs
+import overview
 import speed
 import verdicts
 from experiments import TITLES
@@ -20,8 +20,8 @@ def texts() -> dict[Path, str]:
     found = {RESULTS / f"{name}.md": markdown(of) for name, of in comparisons().items() if name in TITLES}
     beyonds = {name: RESULTS / f"{name}-beyond.json" for name in TITLES}
     found |= {path.with_suffix(".md"): beyond.table(read(path)["values"]) for path in beyonds.values() if path.exists()}
-    whole = {"verdicts": verdicts.text(), "short_runs": short_runs.text(), "bench_cpu": speed.text()}
-    return found | {RESULTS / f"{name}.md": text for name, text in whole.items()}
+    whole = {"verdicts.md": verdicts.text(), "bench_cpu.md": speed.text(), **overview.texts()}
+    return found | {RESULTS / name: text for name, text in whole.items()}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from maxsup_hf import cli
@@ -29,8 +30,8 @@ sys.path.insert(0, str(FOLDER))
 import derived  # noqa: E402
 import experiments  # noqa: E402
 import gap  # noqa: E402
+import overview  # noqa: E402
 import publish  # noqa: E402
-import short_runs  # noqa: E402
 import speed  # noqa: E402
 import store  # noqa: E402
 import verdicts  # noqa: E402
@@ -164,19 +165,22 @@ def pairs_of_tables():
     return list(zip(found[::2], found[1::2], strict=True))
 
 
-def test_the_table_of_the_short_runs_shows_their_values():
-    (rows,) = tables((RESULTS / "short_runs.md").read_text(encoding="utf-8"))
-    labels, name, found = {label: metric for metric, label in short_runs.METRICS.items()}, "", set()
-    for first, label, *means, apart in rows:
-        name = first or name
+@pytest.mark.parametrize("file", overview.texts())
+def test_an_overview_shows_the_values_of_its_comparisons(file):
+    of_label = {label: metric for metric, label in overview.METRICS.items()}
+    of_title, name, found = {title: name for name, title in experiments.TITLES.items()}, "", set()
+    for title, label, *means, apart in (row for table in tables((RESULTS / file).read_text("utf-8")) for row in table):
+        name = of_title.get(title, title) if title else name
         found.add(name)
-        values = verdicts.measured(name)[labels[label]]
-        for loss, mean in zip(short_runs.LOSSES, means, strict=True):
+        values = verdicts.measured(name)[of_label[label]]
+        for loss, mean in zip(overview.LOSSES, means, strict=True):
             assert (mean == "–") == (loss not in values)
-            assert mean == "–" or float(mean) == pytest.approx(np.nanmean(list(values[loss].values())), abs=5.001e-5)
-        one, other = values["maxsup"], values["label_smoothing"]
-        check(apart, {seed: one[seed] - other[seed] for seed in one})
-    assert found == COMPARISONS.keys() - experiments.TITLES.keys()
+            assert mean == "–" or float(mean) == pytest.approx(np.mean(list(values[loss].values())), abs=5.001e-5)
+        one = np.array([values["maxsup"][seed] - values["label_smoothing"][seed] for seed in values["maxsup"]])
+        limits = student.interval(0.95, len(one) - 1, one.mean(), one.std(ddof=1) / len(one) ** 0.5)
+        assert [float(x) for x in re.findall(r"[-+]\d+\.\d+", apart)] == pytest.approx([one.mean(), *limits], abs=5.001e-5)
+    of_file = AT_ACCURACY if file == "overview.md" else COMPARISONS.keys() - experiments.TITLES.keys()
+    assert found == set(of_file)
 
 
 def test_verdicts_follow_from_the_values():
