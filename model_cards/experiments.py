@@ -159,7 +159,7 @@ def at_accuracy(data: Path, made: Path) -> dict[str, list[str]]:
     intents = ["text-classification", "--losses", THREE, "--model_name_or_path", minilm(), "--learning_rate", "2e-4"]
     intents += ["--num_train_epochs", "5", "--per_device_train_batch_size", "32", "--eval_strategy", "no"]
     clinc150 = [f"--{split}_file={data}/clinc150/{split}.parquet" for split in ("train", "validation", "test")]
-    banking77 = [f"--{split}_file={data}/banking77/{split}.parquet" for split in ("train", "test")]
+    banking77 = [f"--{split}_file={data}/banking77/{split}.parquet" for split in ("train", "test")] + ["--bf16", "true"]
     grid = ["--grid", "alpha=0.05,0.1,0.2,0.4"]
 
     def network(name: str) -> str:
@@ -189,7 +189,7 @@ def at_accuracy(data: Path, made: Path) -> dict[str, list[str]]:
         ],
         # Each loss's best α, chosen on validation data.
         "alphas_resnet20": [*resnet20, "--config_name", network("alphas_resnet20"), "--num_train_epochs", "10", *grid],
-        "alphas_banking77": [*intents, *banking77, *grid],
+        "alphas_banking77": [*intents, *banking77, "--num_train_epochs", "3", *grid],
     }  # fmt: skip
 
 
