@@ -156,14 +156,18 @@ def at_accuracy(data: Path, made: Path) -> dict[str, list[str]]:
     resnet20 += ["--train_val_split", "0.05"]
     resnet32 = [*images, "--test_file", f"{data}/cifar10/test.parquet", *sgd, "--optim_args", "momentum=0.9"]
     resnet32 += ["--lr_milestones", "0.6,0.8", "--lr_gamma", "0.01", "--train_val_split", "0.02", "--num_train_epochs", "64"]
-    intents = ["text-classification", "--losses", THREE, "--model_name_or_path", minilm(), "--learning_rate", "2e-4"]
-    intents += ["--num_train_epochs", "5", "--per_device_train_batch_size", "32", "--eval_strategy", "no"]
     clinc150 = [f"--{split}_file={data}/clinc150/{split}.parquet" for split in ("train", "validation", "test")]
     banking77 = [f"--{split}_file={data}/banking77/{split}.parquet" for split in ("train", "test")] + ["--bf16", "true"]
     grid = ["--grid", "alpha=0.05,0.1,0.2,0.4"]
 
     def network(name: str) -> str:
         return f"{made}/{name}/network"
+
+    def intents(epochs: int) -> list[str]:
+        return [
+            "text-classification", "--losses", THREE, "--model_name_or_path", minilm(), "--learning_rate", "2e-4",
+            "--num_train_epochs", f"{epochs}", "--per_device_train_batch_size", "32", "--eval_strategy", "no",
+        ]  # fmt: skip
 
     return {
         # The ResNet-20 for CIFAR (0.27 M parameters) on all images, with random crops and flips.
@@ -179,8 +183,8 @@ def at_accuracy(data: Path, made: Path) -> dict[str, list[str]]:
             "--num_train_epochs", "3", "--learning_rate", "1e-3", "--per_device_train_batch_size", "128",
         ],
         # all-MiniLM-L6-v2 on all sentences of two sets of intents.
-        "clinc150_minilm": [*intents, *clinc150],
-        "banking77_minilm": [*intents, *banking77],
+        "clinc150_minilm": [*intents(5), *clinc150],
+        "banking77_minilm": [*intents(5), *banking77],
         # The default Llama (1 M parameters) from random weights on chats: multiple-choice questions and translations.
         "sft_chats": [
             "sft", "--losses", THREE, "--train_file", f"{made}/sft_chats/train.jsonl",
@@ -189,7 +193,7 @@ def at_accuracy(data: Path, made: Path) -> dict[str, list[str]]:
         ],
         # Each loss's best α, chosen on validation data.
         "alphas_resnet20": [*resnet20, "--config_name", network("alphas_resnet20"), "--num_train_epochs", "10", *grid],
-        "alphas_banking77": [*intents, *banking77, "--num_train_epochs", "3", *grid],
+        "alphas_banking77": [*intents(3), *banking77, *grid],
     }  # fmt: skip
 
 
