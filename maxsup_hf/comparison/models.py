@@ -12,6 +12,7 @@ from maxsup_hf.comparison.results import metrics_of, selecting_metric
 from maxsup_hf.hub.record import NOT_KEPT, RECORD, read_record
 from maxsup_hf.metrics import get_metric
 from maxsup_hf.output.files import replacing
+from maxsup_hf.output.weights import LOSS_STATE_NAME
 
 
 def keep_models(plan: Plan, folder: Path) -> None:
@@ -68,3 +69,4 @@ def _remove(folder: Path, how: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+    (folder / LOSS_STATE_NAME).unlink(missing_ok=True)

@@ -13,12 +13,12 @@ from typing import Any
 from maxsup_hf.losses import get_spec, prefix_of
 from maxsup_hf.output.files import write_json
 from maxsup_hf.output.secrets import masked_words
+from maxsup_hf.output.weights import weight_files
 
 PLAN = "plan.json"
 DETAILS = "details.json"  # of a run, written last: a folder that has it holds a finished run
 PROGRESS = "progress"  # of a run, the share of its steps that are done
 SAVE_MODELS = ("none", "best", "all")
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_model*", "checkpoint-*")
 GROWS = ("losses", "seeds", "grid")  # may be extended later, because finished runs stay valid
 
 
@@ -181,8 +181,8 @@ def is_finished(folder: Path, run: Run) -> bool:
 
 
 def weights(folder: Path) -> list[Path]:
-    """The files of weights and the checkpoints in the folder of a run."""
-    return [path for pattern in WEIGHTS for path in folder.glob(pattern)]
+    """The files of weights, with the index of shards, and the checkpoints in the folder of a run."""
+    return [*weight_files(folder), *folder.glob("*.index.json"), *folder.glob("checkpoint-*")]
 
 
 def model_bytes(folder: Path) -> int:

@@ -90,8 +90,12 @@ class HubMixin(_Base):
         if busy and not self.args.hub_always_push and strategy != HubStrategy.ALL_CHECKPOINTS:
             return  # the next push, or the last one, brings the Hub up to date
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        job = self._start_push(Path(checkpoint_folder))
-        job.add_done_callback(self._report_failure)
+        try:
+            job = self._start_push(Path(checkpoint_folder))
+        except OSError as error:  # the links, or copies on a full disk
+            self._report_failure(error)
+            return
+        job.add_done_callback(lambda job: self._report_failure(job.exception()))
         if busy:
             self.push_in_progress.jobs.append(job)
         else:
@@ -102,7 +106,11 @@ class HubMixin(_Base):
         # Rotation may delete the checkpoint before it is pushed, so links to its files are pushed instead.
         snapshot = Path(str(self.args.output_dir)) / f"_push-{step}"
         shutil.rmtree(snapshot, ignore_errors=True)
-        shutil.copytree(checkpoint, snapshot, copy_function=_link)
+        try:
+            shutil.copytree(checkpoint, snapshot, copy_function=_link)
+        except OSError:
+            shutil.rmtree(snapshot, ignore_errors=True)
+            raise
         to = destination(self.args)
         # The model goes to the root of the repository; with these strategies the complete checkpoint is pushed as well.
         folders = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
@@ -118,8 +126,7 @@ class HubMixin(_Base):
 
         return HfApi(token=to.token).run_as_future(push_snapshot)
 
-    def _report_failure(self, job: Future) -> None:
-        error = job.exception()
+    def _report_failure(self, error: BaseException | None) -> None:
         if error is not None:
             self._failed_pushes.append(error)
             logger.warning("%s. Training continues, and the last push makes up for it.", error)

@@ -22,6 +22,7 @@ from maxsup_hf.output.files import plain, write_json
 from maxsup_hf.output.private import without_host
 from maxsup_hf.output.secrets import masked_words
 from maxsup_hf.output.versions import versions
+from maxsup_hf.output.weights import weight_files
 
 RECORD = "run.json"
 NOT_KEPT = "weights_not_kept.txt"  # in the folder of a run whose weights were removed afterwards, it says why
@@ -123,7 +124,7 @@ def load_record(folder: str | Path) -> dict[str, Any]:
 def why_no_weights(folder: str | Path) -> str | None:
     """Why the folder of a run has no weights any more, or `None`."""
     note = Path(folder) / NOT_KEPT
-    if not note.is_file() or any(Path(folder).glob("*.safetensors")):
+    if not note.is_file() or weight_files(folder):
         return None
     return note.read_text(encoding="utf-8").strip()
 

@@ -22,6 +22,7 @@ from maxsup_hf.hub.retries import PushError
 from maxsup_hf.output.files import replacing
 from maxsup_hf.output.private import public_text, without_host
 from maxsup_hf.output.secrets import has_secret
+from maxsup_hf.output.weights import LOSS_STATE_NAME
 
 # `_*` and checkpoints as in transformers. Pickles run code when they are loaded, and only resuming needs them. Logs of
 # TensorBoard and measurements of codecarbon name the machine. Predictions repeat the user's test data.
@@ -29,7 +30,6 @@ NOT_PUSHED = (
     "_*", "checkpoint-*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", ".cache/*", ".git/*", "*.unfinished",
     "*tfevents*", "predictions.*", "predictions/*",
 )  # fmt: skip
-LOSS_STATE_NAME = "loss_state.safetensors"  # the loss of a training, beside its weights
 EMISSIONS = "emissions.csv"
 WITH_PATHS = (
     "README.md", RECORD, "config.yaml", "config.json", "adapter_config.json", "tokenizer_config.json", "trainer_state.json",

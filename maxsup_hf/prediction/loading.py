@@ -16,6 +16,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from maxsup_hf.data.files import loading
 from maxsup_hf.hub.record import why_no_weights
+from maxsup_hf.output.weights import is_adapter, weight_files
 from maxsup_hf.prediction.model import Model
 from maxsup_hf.prediction.tasks import TASKS, Task, find_task
 from maxsup_hf.scripts.common.models import hub_options, weights_dtype
@@ -40,7 +41,9 @@ def load_model(args: Namespace) -> tuple[Model, str]:
     if args.model.startswith((".", "/", "~")) and not os.path.isdir(args.model):
         raise ValueError(f"model: there is no folder {args.model!r}")
     dtype = weights_dtype(args.dtype)
-    if find_adapter_config_file(args.model, revision=args.model_revision) and not _has_weights(args.model):
+    # A complete model may lie beside an adapter.
+    is_complete = os.path.isdir(args.model) and not all(map(is_adapter, weight_files(args.model)))
+    if find_adapter_config_file(args.model, revision=args.model_revision) and not is_complete:
         task, config, processor, model = _load_adapter(args, dtype)
     elif args.base_model is not None:
         raise ValueError(f"base_model is for adapters, and {args.model!r} is a complete model")
@@ -64,11 +67,6 @@ def load_model(args: Namespace) -> tuple[Model, str]:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: the model cannot be put on {args.device!r}: {error}") from None
     return Model(model, processor, length, args), task
-
-
-def _has_weights(model: str) -> bool:
-    """Whether a local folder has the weights of a model, which an adapter may lie beside."""
-    return os.path.isdir(model) and any(file.startswith(("model", "pytorch_model")) for file in os.listdir(model))
 
 
 def _check_config(config: PretrainedConfig, task: str) -> None:

@@ -29,16 +29,21 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from maxsup_hf.data.seeded_fetching import RestoringCollator, SeededFetching
 from maxsup_hf.hub.push import PushError
-from maxsup_hf.trainer.complete import damage, last_checkpoint, on_main_process, safetensors_error, what_is_safe
-from maxsup_hf.trainer.continuation import (
+from maxsup_hf.output.weights import safetensors_error
+from maxsup_hf.trainer.complete import (
     cannot_be_verified,
-    changes_on_resume,
-    settings_given_here,
-    settings_of,
-    what_holds,
+    checkpoints,
+    damage,
+    find_checkpoint,
+    last_checkpoint,
+    on_main_process,
+    what_is_safe,
 )
+from maxsup_hf.trainer.continuation import changes_on_resume, settings_given_here, settings_of, what_holds
 from maxsup_hf.trainer.manifest import renew_manifest, write_manifest
 from maxsup_hf.trainer.preemption import StopAtSigterm
+
+__all__ = ["CheckpointError", "CheckpointMixin", "check_writable", "last_checkpoint"]
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors wrap an OSError in the other two
 
@@ -121,18 +126,9 @@ class CheckpointMixin(_TrainerBase):
 
     def _resumed(self, resume_from_checkpoint: str | bool) -> tuple[str, dict[str, str]]:
         """The checkpoint to resume, and what differs from the run that wrote it."""
-        if resume_from_checkpoint is True:
-            checkpoint = last_checkpoint(str(self.args.output_dir))
-            if checkpoint is None:
-                raise ValueError(f"resume_from_checkpoint: there is no complete checkpoint in {str(self.args.output_dir)!r}")
-        else:
-            checkpoint = str(resume_from_checkpoint)
-            reason = damage(checkpoint)
-            if reason is not None:
-                raise ValueError(
-                    f"resume_from_checkpoint: {checkpoint!r} is not a complete checkpoint: {reason}. Use "
-                    "resume_from_checkpoint=True for the newest complete one in output_dir"
-                )
+        checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+        if checkpoint is None:
+            raise ValueError(f"resume_from_checkpoint: there is no complete checkpoint in {str(self.args.output_dir)!r}")
         unknown = cannot_be_verified(checkpoint)
         if unknown is not None:
             logger.warning(unknown)
@@ -220,7 +216,7 @@ class CheckpointMixin(_TrainerBase):
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
         except WRITE_ERRORS as error:
-            if self.args.should_save:
+            if self.args.should_save and self._saved != folder:
                 shutil.rmtree(folder, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {self.state.global_step} could not be written to {str(folder)!r}: "
@@ -242,6 +238,12 @@ class CheckpointMixin(_TrainerBase):
             },
         )
         self._saved = folder
+        if self.args.save_total_limit:
+            # On file systems that keep no modification times, the stock Trainer keeps the highest number, which may be a
+            # damaged checkpoint that this run had skipped.
+            for step, other in checkpoints(folder.parent).items():
+                if step > self.state.global_step and damage(other) is not None:
+                    shutil.rmtree(other, ignore_errors=True)
 
     def after_saving(self) -> None:
         """Accept what callbacks did to the last checkpoint when they were told of it, such as deleting weights."""

@@ -10,12 +10,13 @@ from typing import Any
 from torch.optim.lr_scheduler import LambdaLR
 
 from maxsup_hf.output.files import plain
-from maxsup_hf.trainer.manifest import MANIFEST, read_manifest
+from maxsup_hf.trainer.manifest import read_manifest
 
 DECIDING = (
-    "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last", "gradient_accumulation_steps", "learning_rate",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "lr_milestones", "lr_gamma", "warmup_steps", "optim", "optim_args",
-    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last", "dataloader_persistent_workers",
+    "ignore_data_skip", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs",
+    "lr_milestones", "lr_gamma", "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "max_grad_norm", "bf16", "fp16", "neftune_noise_alpha",
 )  # fmt: skip
 
 
@@ -56,10 +57,10 @@ def changes_on_resume(checkpoint: str | Path, args: Any, rows: int | None = None
     manifest = read_manifest(checkpoint)
     if manifest is None:
         return {}
-    before, now = manifest["settings"], settings_of(args, rows)
+    before, now = manifest.get("settings") or {}, settings_of(args, rows)
     unknown = [key for key in ("rows", "batch_size_of_all_processes") if None in (before.get(key), now[key])]
     changes = differences(before, {key: value for key, value in now.items() if key not in unknown})
-    if manifest["save_only_model"] and not (manifest["finished"] and "length" not in changes):
+    if manifest.get("save_only_model") and not (manifest.get("finished") and "length" not in changes):
         changes["save_only_model"] = "optimizer, schedule and random state were not saved there (--save_only_model)"
     refused = [phrase for key, phrase in changes.items() if key not in ("length", "processes")]
     if refused and not args.resume_anyway:
@@ -100,17 +101,3 @@ def settings_given_here(optimizer: Any, scheduler: Any) -> Iterator[None]:
         scheduler._last_lr = [rate * shape(steps) for rate, shape in zip(rates, scheduler.lr_lambdas, strict=True)]
         for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
             group["lr"] = rate
-
-
-def cannot_be_verified(checkpoint: str | Path) -> str | None:
-    """For a checkpoint without a manifest, what is unknown about it, in words for the log; otherwise `None`."""
-    folder = Path(checkpoint)
-    if (folder / MANIFEST).exists():
-        return None
-    expected = {"optimizer": "optimizer", "schedule": "scheduler", "random state": "rng_state"}
-    missing = [what for what, name in expected.items() if not any(folder.glob(f"{name}*"))]
-    without = f" It has no {', '.join(missing)}." if missing and not any(folder.glob("global_step*")) else ""
-    return (
-        f"{checkpoint} has no {MANIFEST} (version 0.1 and stock Trainers write none), so it cannot be verified that its "
-        f"files and the settings are those it was saved with.{without}"
-    )

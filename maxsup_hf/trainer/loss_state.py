@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maxsup_hf.hub.staging import LOSS_STATE_NAME
 from maxsup_hf.losses import Loss
 from maxsup_hf.output.files import replacing
+from maxsup_hf.output.weights import LOSS_STATE_NAME
 from maxsup_hf.trainer.continuation import differences
 
 HAS_MANIFEST = "has_manifest"  # in the metadata: its checkpoint is incomplete without one

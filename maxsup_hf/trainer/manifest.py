@@ -16,6 +16,8 @@ from maxsup_hf.output.files import plain, replacing
 MANIFEST = "checkpoint-manifest.json"  # NOT_PUSHED of maxsup_hf.hub.staging keeps checkpoint-* out of a published model
 BUFFER = 1 << 18  # fits into the cache of a core
 THREADS = 8  # half of them wait for the disk
+# What a Trainer reads from a checkpoint if it is there, so it must be what was written.
+READ_IF_THERE = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 
 
 def write_manifest(folder: str | Path, contents: Mapping[str, Any]) -> None:
@@ -58,7 +60,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """The manifest of a folder, or `None` if it has none.
 
     Raises:
-        ValueError: the manifest is not what was written.
+        ValueError: the manifest is not what was written, or it was written by a version with another layout.
     """
     try:
         manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
@@ -66,18 +68,32 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
             raise ValueError("its own hash differs")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
+    except OSError as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # not JSON, or of something else
         raise ValueError(f"{MANIFEST} is damaged ({error})") from error
+    if not _has_known_layout(manifest):
+        raise ValueError(f"{MANIFEST} was written by a version of maxsup_hf that this one cannot read: update maxsup_hf")
     return manifest
 
 
+def _has_known_layout(manifest: Mapping[str, Any]) -> bool:
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files:
+        return False
+    return all(isinstance(entry, dict) and {"size", "xxh3_128"} <= entry.keys() for entry in files.values())
+
+
 def changed_files(folder: str | Path, manifest: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the files of a folder, one phrase each: missing, of another size, or of another content."""
+    """What is wrong with the files of a folder, one phrase each: missing, of another size, of another content, or added."""
     folder = Path(folder)
     files = manifest["files"]
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda name: _change(folder / name, **files[name]), files)
-        return [f"{name} {change}" for name, change in zip(files, found, strict=True) if change]
+        found = pool.map(lambda name: _change(folder / name, files[name]["size"], files[name]["xxh3_128"]), files)
+        changes = [f"{name} {change}" for name, change in zip(files, found, strict=True) if change]
+    names = [path.relative_to(folder).as_posix() for path in _files(folder)]
+    added = [name for name in names if name not in files and name.endswith(READ_IF_THERE)]
+    return changes + [f"{name} was added later: move it out of the checkpoint" for name in added]
 
 
 def _change(path: Path, size: int, xxh3_128: str) -> str | None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli
 from maxsup_hf.hub.push import Destination, PushError, ensure_destination, push, push_folder
 from maxsup_hf.hub.retries import Deadline
+from maxsup_hf.trainer.complete import last_checkpoint
 from tests import HANGS, tiny
 
 ME = Destination("me/tiny", token="hf_writer")
@@ -368,6 +369,17 @@ def test_training_survives_a_hub_that_stays_down(here, tmp_path, caplog):
     assert (tmp_path / "model.safetensors").exists()
     with pytest.raises(PushError):
         trainer.push_to_hub()
+
+
+def test_a_checkpoint_that_cannot_be_copied_for_a_push_stays(here, tmp_path, monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("maxsup_hf.hub.mixin.shutil.copytree", fail)
+    trainer = train(tmp_path)
+    assert len(trainer._failed_pushes) == 2 and "No space left on device. Training continues" in caplog.text
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2") and not list(tmp_path.glob("_push-*"))
+    assert "model.safetensors" in here.repos["me/tiny"].files("main")
 
 
 def test_a_slow_hub_ends_with_the_last_step(here, tmp_path):

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
-from maxsup_hf.trainer.checkpointing import damage, last_checkpoint
+from maxsup_hf.trainer.complete import damage, last_checkpoint
 
 STEPS, ROWS, BATCH = 18, 96, 4
 ASKED = 128 + signal.SIGTERM

@@ -5,18 +5,21 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
-from maxsup_hf.trainer.checkpointing import CheckpointError, check_writable, damage, last_checkpoint
+from maxsup_hf.trainer.checkpointing import CheckpointError, check_writable
+from maxsup_hf.trainer.complete import damage, last_checkpoint
 from maxsup_hf.trainer.manifest import changed_files, read_manifest, write_manifest
 from tests import HANGS, tiny
 from tests.trainer.trainings import flip, saving
@@ -57,6 +60,85 @@ def test_any_damage_to_any_file_is_noticed_and_named(name, destroy, output):
     destroy(checkpoint / name)
     assert name in damage(checkpoint)
     assert last_checkpoint(output) == str(output / "checkpoint-4")
+
+
+MANIFEST = "checkpoint-manifest.json"
+
+
+def manifest(**changed):
+    """A change of the manifest, whose own hash is that of the changed one."""
+
+    def change(run):
+        content = json.loads((run / "checkpoint-6" / MANIFEST).read_text()) | changed
+        del content["xxh3_128"]
+        digest = {"xxh3_128": xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())}
+        (run / "checkpoint-6" / MANIFEST).write_text(json.dumps(content | digest))
+
+    return change
+
+
+def added(name, content=b"x"):
+    return lambda run: (run / "checkpoint-6" / name).write_bytes(content)
+
+
+def made(name, kind=Path.mkdir):
+    def make(run):
+        (run / name).unlink(missing_ok=True)
+        kind(run / name)
+
+    return make
+
+
+def without(*names):
+    return lambda run: [(run / "checkpoint-6" / name).unlink() for name in names]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    {
+        "swapped": (
+            lambda run: shutil.copy(run / "checkpoint-4" / "optimizer.pt", run / "checkpoint-6"),
+            "optimizer.pt has changed",
+        ),
+        "another manifest": (
+            lambda run: shutil.copy(run / "checkpoint-4" / MANIFEST, run / "checkpoint-6"),
+            "it holds the checkpoint of step 4",
+        ),
+        "no files": (manifest(files={}), f"{MANIFEST} was written by a version of maxsup_hf that this one cannot read"),
+        "other hashes": (manifest(files={"config.json": {"size": 1, "sha256": "0"}}), "that this one cannot read"),
+        "a list": (added(MANIFEST, b"[]"), f"{MANIFEST} is damaged"),
+        "a folder": (made(f"checkpoint-6/{MANIFEST}"), f"{MANIFEST} cannot be read"),
+        "older weights": (added("pytorch_model.bin"), "pytorch_model.bin was added later"),
+        "a scaler": (added("scaler.pt"), "scaler.pt was added later"),
+        "without a manifest": (without(MANIFEST), f"it has no {MANIFEST}, which is written last"),
+        "half deleted": (without(MANIFEST, "loss_state.safetensors", "optimizer.pt"), "it has no optimizer"),
+    }.values(),
+)  # fmt: skip
+def test_a_checkpoint_that_is_not_what_was_written_is_skipped(change, reason, output):
+    change(output)
+    assert reason in damage(output / "checkpoint-6")
+    assert last_checkpoint(output) == str(output / "checkpoint-4")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        manifest(written_by="a newer version"),
+        added("notes.txt"),
+        lambda run: shutil.copytree(run / "checkpoint-2", run / "checkpoint-9"),
+        made("checkpoint-7"),
+        made("checkpoint-7", Path.touch),
+        made("checkpoint-²"),
+    ],
+)
+def test_the_newest_checkpoint_is_found_among_others(change, output):
+    change(output)
+    assert last_checkpoint(output) == str(output / "checkpoint-6")
+
+
+def test_a_run_is_not_taken_for_a_checkpoint(output):
+    with pytest.raises(ValueError, match=r"is not a checkpoint, but has some: name '.*checkpoint-6'"):
+        saving(output).train(resume_from_checkpoint=str(output))
 
 
 def test_every_file_of_a_checkpoint_is_in_its_manifest(finished):
@@ -240,6 +322,13 @@ def test_an_old_checkpoint_is_deleted_only_once_the_new_one_is_complete(tmp_path
     with pytest.raises(CheckpointError, match="No space left on device. Earlier checkpoints are unchanged"):
         saving(tmp_path, save_total_limit=1).train()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_a_damaged_checkpoint_does_not_outlive_a_new_one(output, monkeypatch):
+    monkeypatch.setattr(os.path, "getmtime", lambda path: 0.0)  # as on file systems without times
+    flip(output / "checkpoint-6" / "optimizer.pt")
+    saving(output, save_steps=1, max_steps=5, save_total_limit=1).train(resume_from_checkpoint=True)
+    assert last_checkpoint(output) == str(output / "checkpoint-5")
 
 
 def test_a_read_only_folder_is_found_before_training(tmp_path, monkeypatch):

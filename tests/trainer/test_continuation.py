@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from maxsup_hf.trainer.checkpointing import damage
+from maxsup_hf.trainer.complete import damage
 from maxsup_hf.trainer.continuation import changes_on_resume
 from tests.trainer.trainings import flip, saving
 
@@ -24,6 +24,10 @@ OTHER = {
     "optim": {"optim": "sgd"},
     "weight_decay": {"weight_decay": 0.1},
     "train_sampling_strategy": {"train_sampling_strategy": "sequential"},
+    "ignore_data_skip": {"ignore_data_skip": True},
+    "dataloader_persistent_workers": {"dataloader_persistent_workers": True, "dataloader_num_workers": 1},
+    "bf16": {"bf16": True},
+    "neftune_noise_alpha": {"neftune_noise_alpha": 5.0},
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from maxsup_hf.hub.record import RECORD, read_record
-from maxsup_hf.trainer.complete import damage, last_checkpoint, on_main_process
+from maxsup_hf.trainer.complete import find_checkpoint, on_main_process
 from maxsup_hf.trainer.continuation import changes_on_resume
 from maxsup_hf.trainer.loss_state import loss_changes
 
@@ -30,28 +30,19 @@ def checkpoint_to_resume(resume: str | None, args: Any) -> str | None:
         args: the training arguments.
 
     Raises:
-        FileNotFoundError: there is no complete checkpoint.
-        ValueError: the settings or the loss of this run are not those of the run that wrote it.
+        ValueError: there is no complete checkpoint, or the settings or the loss of this run are not those of the run that
+            wrote it.
     """
     return on_main_process(partial(_checkpoint, resume, args)) if resumes(resume) else None
 
 
 def _checkpoint(resume: str, args: Any) -> str | None:
-    checkpoint: str | None = resume
-    if resume.lower() in NEWEST:
-        checkpoint = last_checkpoint(args.output_dir)
-        if checkpoint is None and resume.lower() != "auto":
-            raise FileNotFoundError(
-                f"resume_from_checkpoint: there is no complete checkpoint in {args.output_dir!r}; set --output_dir to the "
-                "folder of the run, or name a checkpoint"
-            )
-    else:
-        reason = damage(resume)
-        if reason is not None:
-            raise FileNotFoundError(
-                "resume_from_checkpoint: expected the folder of a complete checkpoint, true, or auto (start if there is "
-                f"none), got {resume!r}: {reason}"
-            )
+    checkpoint = find_checkpoint(resume.lower() in NEWEST or resume, args.output_dir)
+    if checkpoint is None and resume.lower() != "auto":
+        raise ValueError(
+            f"resume_from_checkpoint: there is no complete checkpoint in {args.output_dir!r}; set --output_dir to the "
+            "folder of the run, or start it with auto"
+        )
     if checkpoint is not None:
         changes_on_resume(checkpoint, args)
         loss_changes(checkpoint, args.make_loss(), args.resume_with_other_loss)
