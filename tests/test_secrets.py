@@ -22,7 +22,7 @@ from maxsup_hf.hub.push import Destination, PushError
 from maxsup_hf.output import secrets
 from maxsup_hf.output.files import replacing
 from maxsup_hf.output.guard import masked_output
-from maxsup_hf.output.private import public_text, without_host
+from maxsup_hf.output.private import public_text, public_values, without_host
 from maxsup_hf.output.secrets import has_secret, is_secret_flag, keep_flags, keep_settings, masked, masked_words
 from maxsup_hf.scripts.common import run
 from tests import tiny
@@ -40,9 +40,34 @@ IN_CONFIG, STORED, WRONG = "planted-in-the-config", "planted-and-stored", "plant
 PLANTED = [LOOKS, *VARIABLES.values(), *FLAGS, IN_CONFIG, STORED, WRONG]
 MISSPELLED = [
     [f"--hub_tok={WRONG}"], [f"--hubtoken={WRONG}"], ["--hub-tok", WRONG], ["--hub_t", WRONG], [f"--hf_token={WRONG}"],
-    ["--token", WRONG], [f"--hub_tokne={WRONG}"], [f"--push_to_hub_token={WRONG}"],
+    ["--token", WRONG], [f"--hub_tokne={WRONG}"], [f"--push_to_hub_token={WRONG}"], [f"--hub_token:{WRONG}"],
+    [f"hub_token={WRONG}"], ["—hub_token", WRONG], ["--accelerator_config", f'{{"hub_token": "{WRONG}"}}'],
 ]  # fmt: skip
+LONG = "planted-in-another-variable"
+OTHERS = (
+    "HUGGINGFACEHUB_API_TOKEN",
+    "CODECARBON_API_KEY",
+    "DAGSHUB_TOKEN",
+    "GITHUB_TOKEN",
+    "AZURE_STORAGE_CONNECTION_STRING",
+)
+TEXTS = {  # text -> the secret in it
+    "https://me:pass-word@example.org": "pass-word",
+    "https://me:pass:word@example.org": "pass:word",
+    "redis://:pass-word@example.org": "pass-word",
+    "https://0123456789abcdef0123@sentry.io/1": "0123456789abcdef0123",
+    "https://a.org/b?c=1&access_token=0123456789abcdef&d=2": "0123456789abcdef",
+    "https://a.org/b?api_key=0123456789abcdef": "0123456789abcdef",
+    "https://a.org/b?sv=1&sig=0123456789abc%2Fdef": "0123456789abc%2Fdef",
+    "https://a.org/b?X-Amz-Signature=0123456789abcdef": "0123456789abcdef",
+    f"wandb login local-{'0a' * 20}": "0a0a",
+    f"databricks: dapi{'0a' * 16}": "0a0a",
+    f"'eyJhcGlfYWRkcmVzcyI6I{'Aa0' * 20}=='": "Aa0Aa0",
+}
 CONFIGS = {
+    "anchor.yaml": f"hub_token: &mine {WRONG}\nnothing: 1\n",
+    "escaped.yaml": f'"hub_\\x74oken": {WRONG}\nnothing: 1\n',
+    "nested.yaml": f"accelerator_config: {{hub_token: {WRONG}}}\nnothing: 1\n",
     "colon.yaml": f"hub_token: {WRONG}: x\n",
     "bracket.yaml": f"hub_token: [{WRONG}\n",
     "tab.yaml": f"seed:\t1\n\thub-token: '{WRONG}'\n",
@@ -275,6 +300,30 @@ def test_spellings_of_the_flag_and_of_the_key(monkeypatch):
         assert masked(f'"{WRONG}"') == '"<token>"', name
 
 
+def test_stored_keys_and_variables(planted, monkeypatch):
+    for name in OTHERS:
+        monkeypatch.setenv(name, LONG)
+        assert masked(f"a {LONG} b") == "a <token> b", name
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DATABASE_PASSWORD", "postgres")  # a word, which files may have
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", LONG)
+    assert masked(f"postgres {LONG}") == f"postgres {LONG}"
+    (planted / "netrc").write_text(f"machine api.wandb.ai login user password {LONG}\n")
+    monkeypatch.setenv("NETRC", str(planted / "netrc"))
+    assert masked(LONG) == "<token>"
+    (planted / "netrc2").write_text("password")
+    (planted / "binary").write_bytes(b"\xff\xfe\x00")
+    monkeypatch.setenv("NETRC", str(planted / "netrc2"))
+    monkeypatch.setenv("HF_TOKEN_PATH", str(planted / "binary"))
+    assert masked(LONG) == LONG
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_looks_of_secrets(text, planted):
+    (planted / "file").write_bytes(b"\xff" * 100 + text.encode())
+    assert TEXTS[text] not in masked(text) and has_secret(planted / "file")
+
+
 def test_spellings_of_a_secret_in_files(planted, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", 'a"b&c/d\\e ü')
     for text in (json.dumps('a"b&c/d\\e ü'), "a&quot;b&amp;c/d\\e ü", "a%22b%26c%2Fd%5Ce%20%C3%BC", 'a"b&c/d\\e ü'):
@@ -283,7 +332,14 @@ def test_spellings_of_a_secret_in_files(planted, monkeypatch):
     for text in ("https://me:password@example.org", "wandb_v1_" + "a" * 20, "api_org_" + "a" * 34, f"x{'=' * 50}{LOOKS}"):
         (planted / "file").write_bytes(b"\xff" * 100 + text.encode())
         assert "<token>" in masked(text) and has_secret(planted / "file")
-    for text in ("hf_hub_download(maxsup_hf_comparison_long_name)", "https://a.org/b:c@d", "true", ""):
+    harmless = (
+        "hf_hub_download(maxsup_hf_comparison_long_name)",
+        "https://a.org/b:c@d",
+        "ssh://git@github.com/a",
+        "true",
+        "",
+    )
+    for text in (*harmless, "https://a.org:80/?a=b@c", "f(token=my_long_variable_name)", "?token=short"):
         (planted / "file").write_text(text)
         assert masked(text) == text and not has_secret(planted / "file")
 
@@ -293,7 +349,10 @@ def test_paths_and_host_are_left_out_of_what_is_public(monkeypatch):
     for text, expected in {
         '{"best": "/tmp/out/checkpoint-5"}': '{"best": "checkpoint-5"}',
         "see file:///home/me/a.csv, and C:\\Users\\me\\b.csv": "see a.csv, and b.csv",
+        "in /home/me or /nvme0/me/a.csv": "in folder or a.csv",
         "https://example.org/home/me and/or train/data /database": "https://example.org/home/me and/or train/data /database",
     }.items():
         assert public_text(text) == expected
+    settings = {"file": "/team/me/my data/a.csv", "more": ["D:\\me\\b.csv", "machine-7", 1e-5, None], "task": "a/b"}
+    assert public_values(settings) == {"file": "a.csv", "more": ["b.csv", "host", 1e-5, None], "task": "a/b"}
     assert without_host("machine-7.local, machine-70") == "host.local, machine-70"

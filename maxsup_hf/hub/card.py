@@ -19,6 +19,10 @@ from maxsup_hf.output.files import replacing
 MARK = "<!-- maxsup_hf:"  # how START begins, in the cards of every version
 START = f"{MARK} the text between these two marks is rewritten with every card -->"
 END = f"{MARK} end -->"
+CONVERTED = "converted from the MaxSup authors' code"  # in the title of a converted model's card
+ITS_MODEL = re.compile(
+    r'(pipeline\("image-classification", model=)"[^"\n]*"(.*?)( *# or the full path of the folder)?$', re.M
+)
 PEFT_TEMPLATE = "# Model Card for Model ID"
 PEFT_VERSION = re.compile(r"\s*### Framework versions\s+- PEFT \S+\s*$")  # what PEFT adds to a card that is not its own
 
@@ -53,7 +57,7 @@ def write_card(folder: str | Path, given: Mapping[str, Any] | None = None) -> Pa
 def card_for_repository(folder: str | Path, repo_id: str) -> None:
     """Prepare the card of a folder for a repository: title, code and results name the repository, and nothing is left of
     PEFT's template and of the path of a local base model, which the Hub rejects. A README without a record is otherwise
-    left as it is.
+    left as it is, except for the code of a converted model.
 
     Args:
         folder: the files to push, which are changed.
@@ -75,6 +79,8 @@ def card_for_repository(folder: str | Path, repo_id: str) -> None:
     if path.is_file():
         card = read_card(path)
         text, existing = _without_template(card.text).strip(), card.data.to_dict()
+        if CONVERTED in text:
+            text = ITS_MODEL.sub(rf'\1"{repo_id}"\2', text)
         public = without_paths(existing)
         if text != card.text.strip() or public != existing:
             _write(path, public, text)

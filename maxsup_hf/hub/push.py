@@ -6,16 +6,17 @@ import logging
 import re
 import shlex
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import CommitInfo, HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from maxsup_hf.hub.record import why_no_weights
-from maxsup_hf.hub.retries import Deadline, PushError, masked_message, with_retries
-from maxsup_hf.hub.staging import size, staged
+from maxsup_hf.hub.retries import Deadline, PushError, UnexpectedAnswer, masked_message, with_retries
+from maxsup_hf.hub.staging import check_weights, size, staged
 from maxsup_hf.output.secrets import secret
 
 __all__ = ["Destination", "Pushed", "ensure_destination", "push", "push_checkpoint", "push_folder"]
@@ -98,7 +99,7 @@ def push(
     create_pr: bool = False,
     deadline: Deadline | None = None,
 ) -> Pushed:
-    """Push a folder in one commit, without checkpoints, pickles (`training_args.bin`, `optimizer.pt`) and logs.
+    """Push a folder in one commit, without checkpoints, pickles (`training_args.bin`, `optimizer.pt`), logs and tables.
 
     A card that this library wrote names the repository. Absolute paths in the card and in settings become
     names.
@@ -112,8 +113,8 @@ def push(
         deadline: shared with other requests. Default: that of `to.timeout`, from now.
 
     Raises:
-        PushError: the push failed, or a file contains a token. The folder is unchanged; the next push sends only what is
-            missing.
+        PushError: the push failed, the weights are missing or damaged, or a file contains a token. The folder is
+            unchanged; the next push sends only what is missing.
     """
     if not (Path(folder) / "config.json").is_file() and not (Path(folder) / "adapter_config.json").is_file():
         raise PushError(
@@ -123,6 +124,7 @@ def push(
     reason = why_no_weights(folder)
     if reason:
         raise PushError(f"{folder}: {reason}")
+    check_weights(Path(folder))
     deadline = deadline or Deadline(to.timeout, size(folder))
     create_pr = create_pr and not to.is_pull_request
     checking = Deadline() if to.timeout is None else deadline  # which takes seconds, whatever the size
@@ -188,6 +190,8 @@ def _command(folder: str | Path, to: Destination, create_pr: bool) -> str:
 
 def _check_offline(to: Destination) -> None:
     """What can be checked without a request."""
+    if to.revision == "":  # as an unset variable of a shell
+        raise PushError("revision is empty; give it a value, or leave it out")
     try:
         validate_repo_id(to.repo_id)
     except HFValidationError as error:
@@ -206,14 +210,14 @@ def _check_offline(to: Destination) -> None:
 
 def _full_repo_id(api: HfApi, to: Destination, for_pull_request: bool, deadline: Deadline) -> tuple[str, bool]:
     """`namespace/name` and whether the token may write there, after checking that it may push."""
-    user = with_retries(api.whoami, "checking the token", deadline)
+    user = with_retries(partial(_user, api), "checking the token", deadline)
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise PushError(
             f"the token of {user['name']} has the role read: create one with the role write, and run `hf auth login` again"
         )
     namespace, _, name = to.repo_id.rpartition("/")
     namespace = namespace or user["name"]
-    writable = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
+    writable = [user["name"], *(organisation["name"] for organisation in user.get("orgs") or [])]
     if namespace not in writable and not for_pull_request:
         raise PushError(
             f"{user['name']} cannot push to the namespace {namespace!r}, only to {', '.join(writable)}: change the "
@@ -221,6 +225,14 @@ def _full_repo_id(api: HfApi, to: Destination, for_pull_request: bool, deadline:
             "`maxsup-hf push DIR REPO --create-pr`"
         )
     return f"{namespace}/{name}", namespace in writable
+
+
+def _user(api: HfApi) -> dict[str, Any]:
+    """The owner of the token."""
+    user = api.whoami()
+    if not isinstance(user, dict) or "name" not in user:
+        raise UnexpectedAnswer
+    return user
 
 
 def _check_visibility(api: HfApi, repo_id: str, to: Destination, deadline: Deadline) -> None:

@@ -45,6 +45,13 @@ class PushError(OSError):
     """A push failed. The message says why and what to type next; `__cause__` is the client's error."""
 
 
+class UnexpectedAnswer(ConnectionError):
+    """The Hub, or a proxy in front of it, answered a request with something else than it should."""
+
+
+UNEXPECTED = (UnexpectedAnswer, KeyError, TypeError)  # as the client's code ends at such an answer
+
+
 class Deadline:
     """The end of a push with all of its requests, attempts and pauses.
 
@@ -196,7 +203,7 @@ def is_transient(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return status in TRANSIENT
-    return isinstance(error, (json.JSONDecodeError, ConnectionError, TimeoutError)) or _is_of_http(error)
+    return isinstance(error, (json.JSONDecodeError, *UNEXPECTED, ConnectionError, TimeoutError)) or _is_of_http(error)
 
 
 def asked_pause(response: Any) -> float | None:
@@ -236,6 +243,8 @@ def _is_of_http(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
         return "the Hub answered with something that is not JSON"
+    if isinstance(error, UNEXPECTED):
+        return "the Hub answered with something that its client cannot read"
     root = _root(error)
     about = "" if root is error else f"{masked_message(error)} "
     return f"{_status(root) or type(root).__name__}: {about}{masked_message(root)}"

@@ -1,7 +1,7 @@
 """Find and mask secrets (tokens of the Hub, keys of trackers) in what is written and printed.
 
 A value is secret if it was given to a flag for tokens in any spelling, stands in a variable such as HF_TOKEN or
-WANDB_API_KEY, is the stored token of the Hub, or looks like a token.
+WANDB_API_KEY, is the stored token of the Hub or a password of ~/.netrc, or looks like a token.
 """
 
 from __future__ import annotations
@@ -10,28 +10,43 @@ import difflib
 import html
 import json
 import mmap
+import netrc
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+import yaml
 
 MASK = "<token>"
 SHORTEST = 6  # characters; shorter values are found in too many words
 LONGEST = 1000
 NO_VALUES = ("false", "true", "null", "none")
 VARIABLE = re.compile(
-    r"(HF|HUGGING_?FACE|WANDB|COMET|MLFLOW|NEPTUNE|CLEARML|SWANLAB|TRACKIO|DVC|DATABRICKS|AWS|AZURE|GOOGLE)_"
-    r"(\w+_)?(TOKEN|KEY|SECRET|PASSWORD)"
+    r"(HF|HUGGING_?FACE(HUB)?|WANDB|COMET|MLFLOW|NEPTUNE|CLEARML|SWANLAB|TRACKIO|CODECARBON|DAGSHUB|DVC|DATABRICKS|AWS|AZURE|"
+    r"GOOGLE|KAGGLE)_(\w+_)?(TOKEN|KEY|SECRET|PASSWORD|CONNECTION_STRING)",
+    re.IGNORECASE,
 )
+# A variable of any other program; its value is masked if it is too long to be a word.
+OTHER_VARIABLE = re.compile(r"(\w+_)?(TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY|SECRET_KEY)", re.IGNORECASE)
+SHORTEST_OF_OTHERS = 16
 # What a token begins with, and what it looks like from there.
 LOOKS = {
     "hf_": r"(?<![A-Za-z0-9])hf_(?:(?:oauth|jwt)_[\w.-]{16,}|[A-Za-z0-9]{16,})",
     "api_org_": r"(?<![A-Za-z0-9])api_org_[A-Za-z0-9]{16,}",
     "wandb_v1_": r"(?<![A-Za-z0-9])wandb_v1_\w{16,}",
-    "://": r"(?<=://)[^/\s:@\"'<>]+:[^/\s:@\"'<>]+(?=@)",  # user and password
+    "local-": r"(?<![A-Za-z0-9])local-[0-9a-f]{40}(?![A-Za-z0-9])",  # of a W&B server
+    "dapi": r"(?<![A-Za-z0-9])dapi[0-9a-f]{32}(?![A-Za-z0-9])",  # of Databricks
+    "eyJhcGlf": r"(?<![A-Za-z0-9+/])eyJhcGlf[A-Za-z0-9+/_-]{40,}=*",  # of Neptune, {"api_… in base64
+    "://": r"(?<=://)(?:[^/\s:@\"'<>?#]*:[^/\s@\"'<>?#]+|[\w.%-]{20,})(?=@)",  # user and password, or a token alone
+    "token=": r"(?<=[?&_]token=)[\w.%~+-]{16,}",
+    "api_key=": r"(?<=[?&]api_key=)[\w.%~+-]{16,}",
+    "sig=": r"(?<=[?&]sig=)[\w.%~+-]{16,}",  # of Azure
+    "Signature=": r"(?<=[?&-]Signature=)[\w.%~+-]{16,}",  # of Amazon
 }
 FLAG_ENDS = ("hubtoken", "hftoken", "accesstoken", "authtoken", "apikey", "password", "secret")
 
@@ -74,25 +89,29 @@ def is_secret_flag(name: str) -> bool:
 
 
 def keep_flags(words: Sequence[str]) -> None:
-    """Mask the values that a command line gives to flags for tokens from now on."""
-    for _, flag, word in _secret_places(words):
-        secret(word.removeprefix(f"{flag}=").strip("'\" "))
+    """Mask the values that a command line gives to flags for tokens, alone or in JSON, from now on."""
+    for _, _, value in _secret_places(words):
+        secret(value.strip("'\" "))
+    for word in words:
+        if "{" in word:
+            keep_settings(word)
 
 
 def masked_words(words: Sequence[str]) -> list[str]:
     """A command line without its secrets, including those that are too short to be masked elsewhere."""
     found = list(words)
-    for index, flag, word in _secret_places(words):
-        found[index] = f"{flag}={MASK}" if word.startswith(f"{flag}=") else MASK
+    for index, before, _ in _secret_places(words):
+        found[index] = before + MASK
     return [masked(word) for word in found]
 
 
 def without_hub_token(words: Sequence[str]) -> list[str]:
     """A command line without `--hub_token` and its value."""
     left_out = set()
-    for index, flag, word in _secret_places(words):
-        if flag.replace("-", "_") == "__hub_token":
-            left_out |= {index} if word.startswith(f"{flag}=") else {index - 1, index}
+    for index, before, _ in _secret_places(words):
+        flag = before or words[index - 1]
+        if flag.rstrip("=").replace("-", "_") == "__hub_token":
+            left_out |= {index} if before else {index - 1, index}
     return [word for index, word in enumerate(words) if index not in left_out]
 
 
@@ -102,18 +121,33 @@ def keep_settings(text: str) -> None:
         if is_secret_flag(key):
             secret(value.rstrip(":"))
             secret(value)
+    with suppress(yaml.YAMLError, RecursionError):
+        _keep_values(yaml.safe_load(text), is_secret=False)
+
+
+def _keep_values(value: Any, is_secret: bool) -> None:
+    """Mask what stands under a key for tokens in settings that were read."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _keep_values(item, is_secret or is_secret_flag(str(key)))
+    elif isinstance(value, list):
+        for item in value:
+            _keep_values(item, is_secret)
+    elif is_secret and isinstance(value, str):
+        secret(value)
 
 
 def _secret_places(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Index, flag, and word of each value: `X` of `--hub_token X`, and `--hub_token=X` itself."""
+    """Index of the word with each value, what stands before the value in it, and the value: of `--hub_token X` the second
+    word, nothing and `X`, and of `--hub_token=X` the word itself, `--hub_token=` and `X`."""
     for index, word in enumerate(words):
-        flag, equals, _ = word.partition("=")
-        if not flag.startswith("-") or not is_secret_flag(flag):
+        before, flag = re.match(r"([-–—]*([\w-]*)[=:]?)", word).groups()  # type: ignore[union-attr]
+        if not is_secret_flag(flag):
             continue
-        if equals:
-            yield index, flag, word
-        elif index + 1 < len(words) and not words[index + 1].startswith("--"):
-            yield index + 1, flag, words[index + 1]
+        if before.endswith(("=", ":")):
+            yield index, before, word.removeprefix(before)
+        elif word == before and before[0] in "-–—" and index + 1 < len(words) and not words[index + 1].startswith("--"):
+            yield index + 1, "", words[index + 1]
 
 
 # ---- masking ----
@@ -154,7 +188,7 @@ def _looks_secret(content: mmap.mmap, start: bytes, look: str) -> bool:
     pattern = re.compile(look.encode())
     at = content.find(start)
     while at >= 0:
-        if pattern.search(content, at, at + LONGEST):
+        if pattern.match(content, at, at + LONGEST) or pattern.match(content, at + len(start), at + LONGEST):
             return True
         at = content.find(start, at + 1)
     return False
@@ -164,19 +198,34 @@ def _known() -> frozenset[str]:
     """The values that are secret at this moment."""
     found = set(_kept)
     for name, value in os.environ.items():
-        if VARIABLE.fullmatch(name) and len(value) >= SHORTEST:
+        if VARIABLE.fullmatch(name):
+            shortest = SHORTEST
+        elif OTHER_VARIABLE.fullmatch(name):
+            shortest = SHORTEST_OF_OTHERS
+        else:
+            continue
+        if len(value) >= shortest:
             found.add(value)
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
     stored = _stored(os.path.expanduser(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")))
-    return frozenset(found | {stored} if len(stored) >= SHORTEST else found)
+    passwords = _netrc_passwords(os.path.expanduser(os.environ.get("NETRC") or "~/.netrc"))  # W&B keeps its key there
+    return frozenset(found | {value for value in (stored, *passwords) if len(value) >= SHORTEST})
 
 
 @cache
 def _stored(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
+    except (OSError, UnicodeError):
         return ""
+
+
+@cache
+def _netrc_passwords(path: str) -> tuple[str, ...]:
+    try:
+        return tuple(password or "" for _, _, password in netrc.netrc(path).hosts.values())
+    except (OSError, UnicodeError, netrc.NetrcParseError):
+        return ()
 
 
 @lru_cache(4)

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from maxsup_hf.hub.card import card_for_repository
 from maxsup_hf.hub.convert import convert, imagenet_labels, main, read_checkpoint
 from maxsup_hf.hub.source_weights import ENTRIES
 from tests.hub.authors_networks import random
@@ -84,6 +85,9 @@ def test_a_checkpoint_of_the_authors_becomes_a_pipeline(architecture, blur, save
         probability, index = source(prepared(Image.open("photo.jpg"), architecture, blur)).softmax(-1).topk(5)
     assert [entry["label"] for entry in names["found"]] == [labels[i] for i in index[0].tolist()]
     assert [entry["score"] for entry in names["found"]] == pytest.approx(probability[0].tolist(), rel=1e-3)
+    card_for_repository(tmp_path / "out", "me/converted")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'model="me/converted"' in card and '"out"' not in card and "full path of the folder" not in card
 
 
 def prepared(image, architecture, blur):

@@ -149,6 +149,50 @@ def test_the_state_of_a_loss_is_pushed_if_it_has_one(here, saved, tmp_path):
         assert ("loss_state.safetensors" in here.repos[f"me/{name}"].files("main")) == bool(tensors)
 
 
+@pytest.mark.parametrize("name", ["found.csv", "Test/found.JSONL", "found.parquet"])
+def test_predictions_are_not_pushed_under_any_name(name, here, saved, tmp_path, caplog):
+    folder = shutil.copytree(saved, tmp_path / "saved")
+    masks = (folder / name).with_suffix("")
+    for path in (folder / name, masks / "0.png", folder / "figures" / "0.png", folder / "eval_per_class.csv"):
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"mine")
+    with caplog.at_level(logging.INFO):
+        push_folder(folder, ME)
+    pushed = here.repos["me/tiny"].files("main")
+    assert [path for path, content in pushed.items() if content == b"mine"] == ["eval_per_class.csv", "figures/0.png"]
+    assert f"not pushed, because tables may be predictions, which repeat the test data: {name}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no weights as safetensors"),
+        (b"", "model.safetensors is damaged"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "model.safetensors is damaged"),
+    ],
+)
+def test_a_model_without_its_weights_is_not_pushed(content, message, here, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "saved")
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    save_file({"mean": torch.zeros(3)}, folder / "loss_state.safetensors", {"loss": "maxsup"})
+    (folder / "model.safetensors").unlink()
+    if content is not None:
+        (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(PushError, match=message):
+        push_folder(folder, ME)
+    assert not here.requests
+
+
+def test_paths_of_any_root_are_left_out_of_settings(here, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "saved")
+    (folder / "config.yaml").write_text("train_file: /team/me/my data/train.csv\nlearning_rate: 1e-05\n")
+    (folder / "trainer_state.json").write_text('{"best_model_checkpoint": "/team/me/checkpoint-1", "learning_rate": 1e-05}')
+    push_folder(folder, ME)
+    pushed = here.repos["me/tiny"].files("main")
+    assert pushed["config.yaml"] == b"train_file: train.csv\nlearning_rate: 1e-05\n"
+    assert json.loads(pushed["trainer_state.json"]) == {"best_model_checkpoint": "checkpoint-1", "learning_rate": 1e-05}
+
+
 @pytest.mark.parametrize("secret", ["hf_" + "0a1B" * 6, "https://me:planted-password@example.org", "planted-in-a-variable"])
 def test_a_file_with_a_token_is_not_pushed(secret, here, saved, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "planted-in-a-variable")
@@ -201,11 +245,12 @@ def test_an_invalid_card_is_named_by_its_folder(here, saved, tmp_path):
         (Destination("you/tiny", "hf_writer"), "me cannot push to the namespace 'you', only to me, my-org: change"),
         (Destination("me/a b", "hf_writer"), "'me/a b' is not a valid repository name, expected NAME or NAMESPACE/NAME"),
         (Destination("me/you/tiny", "hf_writer"), "'me/you/tiny' is not a valid repository name"),
+        (Destination("me/tiny", "hf_writer", revision=""), "revision is empty; give it a value, or leave it out"),
     ],
 )
 def test_refused_before_anything_is_sent(to, message, here, tmp_path):
     args = MaxSupTrainingArguments(
-        str(tmp_path), use_cpu=True, push_to_hub=True, hub_model_id=to.repo_id, hub_token=to.token
+        str(tmp_path), use_cpu=True, push_to_hub=True, hub_model_id=to.repo_id, hub_token=to.token, hub_revision=to.revision
     )
     with pytest.raises(PushError, match=message) as caught:
         MaxSupTrainer(tiny.vit(), args)
@@ -238,6 +283,10 @@ def test_a_folder_without_a_model_is_refused(here, tmp_path):
         ("POST /api/models/me/tiny/commit", {"status": 522}),
         ("POST /api/models/me/tiny/commit", {"status": 200, "body": b"<html>maintenance</html>"}),
         ("GET /api/whoami-v2", {"status": 200, "body": b"<html>maintenance</html>"}),
+        ("GET /api/whoami-v2", {"status": 200, "body": b"null"}),
+        ("POST /api/models/me/tiny/commit", {"status": 200, "body": b"{}"}),
+        ("POST /me/tiny.git/info/lfs/objects/batch", {"status": 500}),
+        ("GET /api/models/me/tiny", {"drop": True}),
         ("PUT /lfs", {"drop": True}),
         ("POST /api/models/me/tiny/commit", {"drop": True}),
     ],
