@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,6 +15,18 @@ def flag(help: str, default: Any = None) -> Any:
 def no_flag() -> Any:
     """Remove a flag of the base class from a task that has no use for it: giving it is then an error."""
     return field(default=None, init=False)
+
+
+def check_not_blank(flags: Mapping[str, Any], allowed: Collection[str] = ()) -> None:
+    """Check that no flag has the value that an unset variable of a shell gives it.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    for name, value in flags.items():
+        # A space or a tab may separate columns; `delimiter` refuses an empty text.
+        if isinstance(value, str) and not value.strip() and name not in ("csv_delimiter", *allowed):
+            raise ValueError(f"{name} is empty; give it a value, or leave it out")
 
 
 def delimiter(text: str) -> str:
@@ -48,11 +61,7 @@ class DataArguments:
     label_column_name: str | None = flag("Column of the labels (default: found by its type or name).")
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            is_blank = isinstance(value, str) and not value.strip() and each.name != "csv_delimiter"
-            if each.default is None and is_blank:  # as an unset variable of a shell
-                raise ValueError(f"{each.name} is empty; give it a value, or leave it out")
+        check_not_blank({each.name: getattr(self, each.name) for each in fields(self) if each.default is None})
         if not 0 < self.train_val_split < 1:
             raise ValueError(f"train_val_split must lie between 0 and 1 (both excluded), got {self.train_val_split}")
         if self.csv_delimiter is not None:

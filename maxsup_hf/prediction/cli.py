@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from maxsup_hf.data.arguments import delimiter
+from maxsup_hf.data.arguments import check_not_blank, delimiter
 from maxsup_hf.output.messages import listed, one_line
 from maxsup_hf.output.parser import Parser
 from maxsup_hf.prediction.data import check_output, identifiers, known_labels, load_rows, write_rows
@@ -86,9 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    empty = next((name for name, value in vars(args).items() if value == "" and name != "source_prefix"), None)
-    if empty is not None:  # as an unset variable of a shell
-        raise ValueError(f"{empty} is empty; give it a value, or leave it out")
+    check_not_blank(vars(args), allowed=("source_prefix",))
     if args.csv_delimiter is not None:
         args.csv_delimiter = delimiter(args.csv_delimiter)
     for name, least in LEAST.items():

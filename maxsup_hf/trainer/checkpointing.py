@@ -145,6 +145,9 @@ class CheckpointMixin(_TrainerBase):
 
     def begin_training(self) -> None:
         """Find out whether the run that is resumed was finished: it has all of its steps, or was stopped early."""
+        best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if self.state.best_model_checkpoint is None and best.is_dir():  # its path is that of before the run was moved
+            self.state.best_model_checkpoint = str(best)
         stopping = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
         states: Any = self.state.stateful_callbacks
         for callback in stopping:
@@ -220,8 +223,7 @@ class CheckpointMixin(_TrainerBase):
                 shutil.rmtree(folder, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {self.state.global_step} could not be written to {str(folder)!r}: "
-                f"{' '.join(str(error).split())}. Earlier checkpoints are unchanged: free some space and continue with "
-                "--resume_from_checkpoint true"
+                f"{' '.join(str(error).split())}. Earlier checkpoints are unchanged. {what_is_safe(folder.parent)}"
             ) from error
         finally:
             del vars(state)["save_to_json"]

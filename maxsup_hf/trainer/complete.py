@@ -57,11 +57,13 @@ def step_in_name(folder: Path) -> int | None:
 
 def _damage_without_manifest(folder: Path) -> str | None:
     try:
-        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+        state = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except OSError:
         return f"it has no {TRAINER_STATE_NAME}"
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return f"its {TRAINER_STATE_NAME} is truncated"
+    if not isinstance(state, dict):
+        return f"its {TRAINER_STATE_NAME} is damaged"
     missing = missing_states(folder)
     if 0 < len(missing) < len(STATES):  # --save_only_model leaves out all of them
         return f"it has no {', '.join(missing)}"
@@ -153,7 +155,7 @@ def what_is_safe(output_dir: str | Path) -> str:
     """After a file of a run could not be written: which checkpoint is complete, and how to continue."""
     checkpoint = last_checkpoint(output_dir)
     if checkpoint is None:
-        return "There is no complete checkpoint: free some space and train again, with --save_strategy steps"
+        return "There is no complete checkpoint: free some space and begin again with --resume_from_checkpoint auto"
     return f"{checkpoint} is complete: free some space and repeat the command with --resume_from_checkpoint true"
 
 

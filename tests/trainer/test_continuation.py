@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from maxsup_hf.trainer.complete import damage
@@ -127,6 +128,22 @@ def test_a_finished_run_trains_no_further(length, tmp_path):
 
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_the_best_model_of_a_run_that_was_moved(tmp_path):
+    def keeps_the_best(folder, **kwargs):
+        best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+        return saving(folder, **best, **kwargs)
+
+    before, after = tmp_path / "before", tmp_path / "after"
+    keeps_the_best(before, greater_is_better=True, learning_rate=1e-3).train()  # the loss falls, so the first is the "best"
+    before.rename(after)
+    again = keeps_the_best(after, greater_is_better=True, learning_rate=1e-3)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.best_model_checkpoint == str(after / "checkpoint-2")
+    expected = load_file(after / "checkpoint-2" / "model.safetensors")
+    again.save_model()
+    assert all(torch.equal(value, expected[name]) for name, value in load_file(after / "model.safetensors").items())
 
 
 def test_a_run_that_was_stopped_early_trains_no_further(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def evaluate(trainer: Any, prefix: str, dataset: Any, known: Mapping[str, float]
 
 def save_metrics(trainer: Any, prefix: str, metrics: Mapping[str, float], dataset: Any) -> None:
     """Write `PREFIX_results.json`, and add the metrics to `all_results.json`."""
+    path = Path(trainer.args.output_dir) / "all_results.json"
+    if trainer.is_world_process_zero() and path.is_file():
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # of a run that was killed while it wrote the file
+            path.unlink()
     trainer.save_metrics(prefix, {**metrics, f"{prefix}_samples": len(dataset)})
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from maxsup_hf.data.arguments import check_not_blank
 from maxsup_hf.scripts.common.resuming import NEWEST, resumes
 
 
@@ -19,6 +20,11 @@ def choose_output_dir(given: str | None, resume: str | None, default: str) -> st
         return _new_folder(given, default)
     if resume.lower() in NEWEST:
         return default if given is None else given
+    if not os.path.isdir(resume):
+        raise ValueError(
+            f"resume_from_checkpoint: there is no folder {resume!r}; name a checkpoint, or give true for the newest "
+            "complete one in output_dir, or auto, which begins if there is none"
+        )
     parent = os.path.dirname(os.path.abspath(resume))
     if given is not None and os.path.abspath(given) != parent and in_use(given):
         raise FileExistsError(
@@ -30,8 +36,7 @@ def choose_output_dir(given: str | None, resume: str | None, default: str) -> st
 def _new_folder(given: str | None, default: str) -> str:
     if given is None:
         return first_free(default)
-    if not given.strip():
-        raise ValueError("output_dir is empty; give it a value, or leave it out")
+    check_not_blank({"output_dir": given})
     above = next(folder for folder in Path(given).absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise NotADirectoryError(f"output_dir: {given!r} cannot be made in {str(above)!r}; name another folder")

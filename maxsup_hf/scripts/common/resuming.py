@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from maxsup_hf.hub.record import RECORD, read_record
+from maxsup_hf.hub.record import read_record
+from maxsup_hf.output.weights import safetensors_error, weight_files
 from maxsup_hf.trainer.complete import find_checkpoint, on_main_process
 from maxsup_hf.trainer.continuation import changes_on_resume
 from maxsup_hf.trainer.loss_state import loss_changes
@@ -50,11 +51,16 @@ def _checkpoint(resume: str, args: Any) -> str | None:
 
 
 def is_recorded(trainer: Any) -> bool:
-    """Whether a finished run that was resumed had been saved to the end: its `run.json` is written last."""
+    """Whether a finished run that was resumed had been saved to the end: its `run.json` is written last. It has not if the
+    record or the weights are not there any more, or cannot be read."""
     folder = Path(trainer.args.output_dir)
-    if not trainer.already_finished or not (folder / RECORD).is_file():
+    weights = weight_files(folder)
+    if not trainer.already_finished or not weights or any(map(safetensors_error, weights)):
         return False
-    return read_record(folder).get("steps") == trainer.state.global_step
+    try:
+        return read_record(folder).get("steps") == trainer.state.global_step
+    except ValueError:
+        return False
 
 
 def disk_is_full(error: OSError) -> bool:

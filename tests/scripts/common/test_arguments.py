@@ -106,6 +106,9 @@ def test_resume_writes_to_the_folder_of_the_checkpoint(tmp_path):
     (tmp_path / "other" / "config.json").write_text("{}")
     with pytest.raises(FileExistsError, match="'other' is not empty and not the folder of the checkpoint"):
         flags("--resume_from_checkpoint", "run/checkpoint-5", "--output_dir", "other")
+    for name in ("run/checkpoint-6", "latest", "1"):
+        with pytest.raises(ValueError, match=rf"there is no folder '{name}'; name a checkpoint, or give true .* or auto"):
+            flags("--resume_from_checkpoint", name, "--output_dir", "run")
 
 
 # ---- help, names of other tools, settings ----
