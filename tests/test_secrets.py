@@ -199,7 +199,9 @@ def test_arguments_and_destinations_do_not_show_the_token(planted):
         note: str = field(default="")
 
     for kind in (MaxSupTrainingArguments, Mine):
-        args = kind("out", hub_token=FLAGS[0], run_name=LOOKS, use_cpu=True, report_to=[])
+        args = kind(
+            "out", hub_token=FLAGS[0], run_name=LOOKS, use_cpu=True, report_to=[], lr_scheduler_kwargs={"a": [LOOKS]}
+        )
         assert args.hub_token == FLAGS[0] == copy.deepcopy(args).hub_token
         assert copy.deepcopy(args).save_strategy is args.save_strategy  # an enum of texts
         torch.save(args.__dict__, "args.bin")
@@ -207,6 +209,7 @@ def test_arguments_and_destinations_do_not_show_the_token(planted):
         written = [pickle.dumps(vars(args)), (planted / "args.bin").read_bytes()]
         assert not any(value in text for text in shown[2:] for value in (FLAGS[0], LOOKS))
         assert not any(FLAGS[0] in text for text in shown) and not any(FLAGS[0].encode() in each for each in written)
+        assert LOOKS not in str(args.__getstate__()) and args.lr_scheduler_kwargs == {"a": [LOOKS]}
         args.hub_token = FLAGS[1]
         assert FLAGS[1] not in repr(args)
     to = Destination("me/tiny", FLAGS[2])

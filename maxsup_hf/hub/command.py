@@ -13,7 +13,7 @@ MEANINGS = {
     "MODELS": "the folder of the model that the training starts from",
     "FOLDER": "a folder of your own",
 }
-OUTPUTS = ("--output_dir", "--logging_dir")
+OUTPUTS = ("--output_dir", "--logging_dir", "--predictions_file")
 
 
 def with_placeholders(words: Sequence[str]) -> list[str]:

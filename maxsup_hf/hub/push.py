@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from maxsup_hf.hub.record import why_no_weights
 from maxsup_hf.hub.retries import Deadline, PushError, UnexpectedAnswer, masked_message, with_retries
 from maxsup_hf.hub.staging import check_weights, size, staged
-from maxsup_hf.output.secrets import secret
+from maxsup_hf.output.secrets import masked, secret
 
 __all__ = ["Destination", "Pushed", "ensure_destination", "push", "push_checkpoint", "push_folder"]
 
@@ -192,6 +192,9 @@ def _check_offline(to: Destination) -> None:
     """What can be checked without a request."""
     if to.revision == "":  # as an unset variable of a shell
         raise PushError("revision is empty; give it a value, or leave it out")
+    for name, value in {"repository name": to.repo_id, "revision": to.revision or ""}.items():
+        if masked(value) != value:  # such as arguments in the wrong order
+            raise PushError(f"the {name} is or has a token, which everybody would see: nothing was sent")
     try:
         validate_repo_id(to.repo_id)
     except HFValidationError as error:

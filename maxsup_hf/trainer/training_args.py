@@ -209,8 +209,16 @@ class MaxSupArgumentsMixin:
 
 def _masked_values(values: dict[str, Any]) -> dict[str, Any]:
     """Values without secrets in their texts; a `Secret` takes care of itself, and enums of texts stay what they are."""
-    texts = {name: value for name, value in values.items() if isinstance(value, str) and not isinstance(value, Secret)}
-    return values | {name: masked(text) for name, text in texts.items() if masked(text) != text}
+    return {name: _masked_value(value) for name, value in values.items()}
+
+
+def _masked_value(value: Any) -> Any:
+    if type(value) is dict:
+        return _masked_values(value)
+    if type(value) is list:
+        return [_masked_value(item) for item in value]
+    is_clean = not isinstance(value, str) or isinstance(value, Secret) or masked(value) == value
+    return value if is_clean else masked(value)
 
 
 @dataclass

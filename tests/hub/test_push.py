@@ -20,6 +20,7 @@ from maxsup_hf.trainer.complete import last_checkpoint
 from tests import HANGS, tiny
 
 ME = Destination("me/tiny", token="hf_writer")
+LOOKS = "hf_" + "0a1B" * 6
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +194,7 @@ def test_paths_of_any_root_are_left_out_of_settings(here, saved, tmp_path):
     assert json.loads(pushed["trainer_state.json"]) == {"best_model_checkpoint": "checkpoint-1", "learning_rate": 1e-05}
 
 
-@pytest.mark.parametrize("secret", ["hf_" + "0a1B" * 6, "https://me:planted-password@example.org", "planted-in-a-variable"])
+@pytest.mark.parametrize("secret", [LOOKS, "https://me:planted-password@example.org", "planted-in-a-variable"])
 def test_a_file_with_a_token_is_not_pushed(secret, here, saved, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "planted-in-a-variable")
     folder = shutil.copytree(saved, tmp_path / "saved")
@@ -245,6 +246,8 @@ def test_an_invalid_card_is_named_by_its_folder(here, saved, tmp_path):
         (Destination("you/tiny", "hf_writer"), "me cannot push to the namespace 'you', only to me, my-org: change"),
         (Destination("me/a b", "hf_writer"), "'me/a b' is not a valid repository name, expected NAME or NAMESPACE/NAME"),
         (Destination("me/you/tiny", "hf_writer"), "'me/you/tiny' is not a valid repository name"),
+        (Destination(f"me/{LOOKS}", "hf_writer"), "the repository name is or has a token, which everybody would see"),
+        (Destination("me/tiny", "hf_writer", revision=LOOKS), "the revision is or has a token"),
         (Destination("me/tiny", "hf_writer", revision=""), "revision is empty; give it a value, or leave it out"),
     ],
 )
