@@ -41,6 +41,7 @@ WEIGHTS = (".safetensors", ".distcp")  # of what is pushed; shards of FSDP have 
 EMISSIONS = "emissions.csv"
 RESULTS = ("*per_class.csv", EMISSIONS)  # tables of this library and of codecarbon that are not predictions
 WITH_PATHS = ("README.md", RECORD, "config.json", "tokenizer_config.json")
+REPORTS = ("report.html", "analysis.json", "comparison.json", "plan.json")  # in any folder beside the model
 SETTINGS = ("config.yaml", "adapter_config.json", "trainer_state.json")  # in which a text that begins with / is a path
 
 logger = logging.getLogger(__name__)
@@ -141,12 +142,12 @@ def _is_empty(path: Path) -> bool:
 
 
 def _remove_paths(stage: Path) -> None:
-    for name in WITH_PATHS:
-        path = stage / name
+    reports = [path for path in stage.rglob("*") if path.name in REPORTS]
+    for path in (*(stage / name for name in WITH_PATHS), *reports):
         if not path.is_file():
             continue
         text = path.read_text(encoding="utf-8")
-        public = _public_card(text) if name == "README.md" else public_text(text)
+        public = _public_card(text) if path.name == "README.md" else public_text(text)
         if public != text:
             with replacing(path) as unfinished:
                 unfinished.write_text(public, encoding="utf-8")

@@ -52,7 +52,7 @@ def without_host(text: str) -> str:
 def _paths(*folders: str) -> re.Pattern[str]:
     known = "|".join(re.escape(folder.rstrip("/")) for folder in folders if len(folder) > 1)
     end = r"""[^\s"'`,;:)\]}>|\\/]"""
-    posix = rf"(?:file://|(?<![\w.~/<-]))(?:{known}|/(?:{ROOTS}))(?![\w.-])(?:/+{end}*)*"
+    posix = rf"(?:file://|(?<![\w.~/<+-]))(?:{known}|/(?:{ROOTS}))(?![\w.-])(?:/+{end}*)*"
     windows = rf"(?<!\w)[A-Za-z]:[\\/]+Users(?:[\\/]+{end}*)*"
     return re.compile(f"{posix}|{windows}")
 

@@ -188,8 +188,12 @@ def test_paths_of_any_root_are_left_out_of_settings(here, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "saved")
     (folder / "config.yaml").write_text("train_file: /team/me/my data/train.csv\nlearning_rate: 1e-05\n")
     (folder / "trainer_state.json").write_text('{"best_model_checkpoint": "/team/me/checkpoint-1", "learning_rate": 1e-05}')
+    (folder / "analysis").mkdir()
+    page = '<h1>on {}photos</h1><img src="data:image/png;base64,a+/home/me/b">'
+    (folder / "analysis" / "report.html").write_text(page.format("/home/me/"))
     push_folder(folder, ME)
     pushed = here.repos["me/tiny"].files("main")
+    assert pushed["analysis/report.html"].decode() == page.format("")
     assert pushed["config.yaml"] == b"train_file: train.csv\nlearning_rate: 1e-05\n"
     assert json.loads(pushed["trainer_state.json"]) == {"best_model_checkpoint": "checkpoint-1", "learning_rate": 1e-05}
 
