@@ -51,7 +51,7 @@ def without_host(text: str) -> str:
 
 def _paths(*folders: str) -> re.Pattern[str]:
     known = "|".join(re.escape(folder.rstrip("/")) for folder in folders if len(folder) > 1)
-    end = r"""[^\s"'`,;:)\]}>|\\/]"""
+    end = r"""[^\s"'`,;:)\]}<>|\\/]"""
     posix = rf"(?:file://|(?<![\w.~/<+-]))(?:{known}|/(?:{ROOTS}))(?![\w.-])(?:/+{end}*)*"
     windows = rf"(?<!\w)[A-Za-z]:[\\/]+Users(?:[\\/]+{end}*)*"
     return re.compile(f"{posix}|{windows}")
