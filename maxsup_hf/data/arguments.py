@@ -59,6 +59,7 @@ class DataArguments:
     max_eval_samples: int | None = flag("Evaluate on at most this many rows, drawn in proportion from every class.")
     max_test_samples: int | None = flag("Test on at most this many rows, drawn in proportion from every class.")
     label_column_name: str | None = flag("Column of the labels (default: found by its type or name).")
+    needs_training_data: bool = field(default=True, init=False)  # not to evaluate a trained model; not a flag
 
     def __post_init__(self) -> None:
         check_not_blank({each.name: getattr(self, each.name) for each in fields(self) if each.default is None})

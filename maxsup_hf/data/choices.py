@@ -91,7 +91,7 @@ def _place(letter: str | None, letters: Sequence[str], where: str) -> int:
 
 
 def find_choice_columns(
-    dataset: Dataset, question: str | None, choices: str | None, label: str | None
+    dataset: Dataset, question: str | None, choices: str | None, label: str | None, split: str = "train"
 ) -> tuple[str, list[str], str]:
     """Find the column of the questions, the column or columns of the choices, and the column of the right choice.
 
@@ -101,14 +101,16 @@ def find_choice_columns(
     Raises:
         ValueError: see `find_column`.
     """
-    label = find_column(dataset, "label_column_name", label, fits=is_class, names=RIGHT_CHOICE_NAMES)
+    label = find_column(dataset, "label_column_name", label, fits=is_class, names=RIGHT_CHOICE_NAMES, split=split)
     named = [name.strip() for name in choices.split(",")] if choices else [None]
     found = [
-        find_column(dataset, "choices_column_name", name, fits=is_list_of_strings, names=CHOICES_NAMES, taken=[label])
+        find_column(
+            dataset, "choices_column_name", name, fits=is_list_of_strings, names=CHOICES_NAMES, taken=[label], split=split
+        )
         for name in named
     ]
     question = find_column(
-        dataset, "question_column_name", question, fits=is_string, names=QUESTION_NAMES, taken=[label, *found]
+        dataset, "question_column_name", question, fits=is_string, names=QUESTION_NAMES, taken=[label, *found], split=split
     )
     return question, found, label
 
@@ -128,12 +130,12 @@ def check_choices(splits: Splits, question: str, choices: list[str], label: str)
             of choices, or a label is neither an index nor one of the row's choices.
     """
     checked: Splits = {}
-    count = None  # C, that of the first row of the training data
+    first, count = "", 0  # the first split, and C of its first row
     for split, dataset in splits.items():
         check_strings(dataset, question, "question_column_name", split)
         rows = read_choices(dataset, choices, split)
-        count = len(rows[0]) if count is None else count
-        check_counts(rows, count, split)
+        first, count = (first, count) if first else (split, len(rows[0]))
+        check_counts(rows, count, split, of=first)
         columns = {
             "question": read_column(dataset, question),
             "choices": pa.array(rows, pa.list_(pa.string())),

@@ -41,20 +41,22 @@ def classification_splits(
         config: of the model if it has one already. If it has the same classes, their order is kept.
 
     Returns:
-        `train`, `validation` and, if present, `test`, with the columns `inputs` and `labels`, limited in size; and the
-        class names.
+        `train`, `validation` and `test`, those that are present, with the columns `inputs` and `labels`, limited in size;
+        and the class names.
 
     Raises:
         TypeError, ValueError: see `encode_labels`.
     """
-    order = pretrained_classes(config)
-    splits, names = encode_labels(splits, label_column, inputs, order, hidden_test=args.dataset_name is not None)
+    splits, names = encode_labels(
+        splits, label_column, inputs, pretrained_classes(config), hidden_test=args.dataset_name is not None,
+        only_these=not args.needs_training_data,
+    )  # fmt: skip
     return hold_out_and_limit(splits, args, "labels"), names
 
 
-def find_label_column(dataset: Dataset, given: str | None) -> str:
+def find_label_column(dataset: Dataset, given: str | None, split: str = "train") -> str:
     """Find the column of class labels; see `find_column`."""
-    return find_column(dataset, "label_column_name", given, fits=is_class, names=LABEL_NAMES)
+    return find_column(dataset, "label_column_name", given, fits=is_class, names=LABEL_NAMES, split=split)
 
 
 def pretrained_classes(config: PretrainedConfig | None) -> list[str]:
@@ -64,18 +66,26 @@ def pretrained_classes(config: PretrainedConfig | None) -> list[str]:
 
 
 def encode_labels(
-    splits: Splits, column: str, inputs: Sequence[str], order: Sequence[str] = (), hidden_test: bool = False
+    splits: Splits,
+    column: str,
+    inputs: Sequence[str],
+    order: Sequence[str] = (),
+    hidden_test: bool = False,
+    only_these: bool = False,
 ) -> tuple[Splits, list[str]]:
     """Replace the labels of all splits by indices into one list of class names.
 
     The classes are those of the training data: the names of a ClassLabel, or the sorted distinct values. Other splits are
-    matched by name, so that a ClassLabel in another order, or numbers stored as strings, mean the same classes.
+    matched by name, so that a ClassLabel in another order, or numbers stored as strings, mean the same classes. If a trained
+    model is evaluated, the classes are the model's, and integers that are not names of classes are their indices.
 
     Args:
         column: the labels: ClassLabel, integers, strings or booleans.
         inputs: the columns to keep beside them.
         order: class names in the order of a pretrained head, which is kept if the names are the same.
         hidden_test: drop a test split without labels (no column, or all null or -1): on the Hub they are often withheld.
+        only_these: the classes are those of `order`, of a model that is evaluated. If they have no names (LABEL_0, …), they
+            are those of the training data, or else the indices.
 
     Returns:
         Splits with the columns `inputs` and `labels` (N,) int64 in [0, K); the K names, at least two.
@@ -87,28 +97,70 @@ def encode_labels(
     if hidden_test:
         splits = without_hidden_test(splits, column)
     found = {split: label_names(dataset, column, split) for split, dataset in splits.items()}
-    if len(set(found["train"])) < 2:
-        raise ValueError(
-            f"label_column_name: column {column!r} of the training data has a single class, {found['train'][0]!r}; training "
-            "needs at least two"
-        )
-    names = class_names(splits["train"], column, found["train"])
-    if sorted(order) == sorted(names):
-        names = list(order)
-    _warn_of_lookalikes(names)
+    if only_these and (_are_named(order) or "train" not in splits):
+        names = _names_of_model(order, splits, column)
+        known, source, hint = set(names), "model", f"its classes are {listed(names)}"
+        for split, dataset in splits.items():
+            if is_integer(dataset.features[column]):
+                found[split] = [_name_of_integer(name, names) for name in found[split]]
+    else:
+        names = _names_of_training_data(splits["train"], column, found["train"], order)
+        known, source, hint = set(found["train"]), "training data", "drop these rows or add training data of these classes"
     index = {name: i for i, name in enumerate(names)}
-    in_training = set(found["train"])
     encoded = {}
     for split, dataset in splits.items():
-        unseen = sorted(set(found[split]) - in_training)
+        unseen = sorted(set(found[split]) - known)
         if unseen:
             raise ValueError(
-                f"label_column_name: column {column!r} of the {split} data has labels that the training data lacks: "
-                f"{listed([repr(name) for name in unseen])}; drop these rows or add training data of these classes"
+                f"label_column_name: column {column!r} of the {split} data has labels that the {source} lacks: "
+                f"{listed([repr(name) for name in unseen])}; {hint}"
             )
         labels = np.array([index[name] for name in found[split]], dtype=np.int64)
         encoded[split] = dataset.select_columns(list(inputs)).add_column("labels", labels)
     return encoded, names
+
+
+def _names_of_training_data(train: Dataset, column: str, found: Sequence[str], order: Sequence[str]) -> list[str]:
+    if len(set(found)) < 2:
+        raise ValueError(
+            f"label_column_name: column {column!r} of the training data has a single class, {found[0]!r}; training needs at "
+            "least two"
+        )
+    names = class_names(train, column, found)
+    if sorted(order) == sorted(names):
+        names = list(order)
+    _warn_of_lookalikes(names)
+    return names
+
+
+def _names_of_model(order: Sequence[str], splits: Splits, column: str) -> list[str]:
+    """The class names of a model that is evaluated; if it has none, those of a ClassLabel or the indices.
+
+    Raises:
+        ValueError: it has none, and the labels are words.
+    """
+    if _are_named(order):
+        return list(order)
+    for dataset in splits.values():
+        feature = dataset.features[column]
+        if isinstance(feature, ClassLabel) and len(feature.names) == len(order):
+            return list(feature.names)
+        if not is_integer(feature):
+            raise ValueError(
+                f"label_column_name: the classes of the model have no names ({order[0]}, …), so the labels in column "
+                f"{column!r} cannot be matched to them; give the training data too, or labels that are indices"
+            )
+    return [str(i) for i in range(len(order))]
+
+
+def _are_named(order: Sequence[str]) -> bool:
+    """Whether class names of a model are more than the default ones."""
+    return any(name != f"LABEL_{i}" for i, name in enumerate(order))
+
+
+def _name_of_integer(text: str, names: Sequence[str]) -> str:
+    """The class that an integer means, by name or else by index; the integer itself if there is none."""
+    return names[int(text)] if text not in names and int(text) < len(names) else text
 
 
 def _warn_of_lookalikes(names: Sequence[str]) -> None:

@@ -31,7 +31,8 @@ def load_splits(
         formats: file extension -> what reads it, see `maxsup_hf.data.files`.
 
     Returns:
-        `train`, and `validation` and `test` if given; none is empty.
+        `train` (which may be absent if `args.needs_training_data` is false), and `validation` and `test` if given, in this
+        order; none is empty.
 
     Raises:
         ValueError: the flags contradict each other, or the data cannot be loaded or is empty.
@@ -44,8 +45,11 @@ def load_splits(
     for name in ("dataset_config_name", "train_split_name", "validation_split_name", "test_split_name"):
         if getattr(args, name) is not None and not args.dataset_name:
             raise ValueError(f"{name} is for --dataset_name, which is not given")
-    if flags and kinds != {"name"} and not any(name.startswith("train_") for name in flags):
-        raise ValueError(f"{flags[0]} is given without training data; give train_{kinds.pop()} too")
+    if args.needs_training_data and flags and kinds != {"name"} and not any(name.startswith("train_") for name in flags):
+        raise ValueError(
+            f"{flags[0]} is given without training data; give train_{kinds.pop()} too, or --do_train false with "
+            "--model_name_or_path to evaluate a trained model"
+        )
     if not flags:
         splits = {"train": builtin()}
     elif args.dataset_name:
@@ -61,6 +65,11 @@ def load_splits(
         if len(dataset) == 0:
             raise ValueError(f"the {split} data is empty; it must have at least one row")
     return {split: with_dotted_columns(dataset, args) for split, dataset in splits.items()}
+
+
+def first_split(splits: Splits) -> tuple[str, Dataset]:
+    """The split whose columns are looked for in all: the training data, or the first split of an evaluation without any."""
+    return next(iter(splits.items()))
 
 
 def with_dotted_columns(dataset: Dataset, args: Any) -> Dataset:
@@ -104,10 +113,12 @@ def _load_named(args: DataArguments) -> Splits:
         base = source.partition("[")[0] if source else None
         if source is not None and base in available:
             splits[split] = sliced(f"{split}_split_name", available[base], source)
-        elif given or split == "train":
+        elif given or (split == "train" and args.needs_training_data):
             raise ValueError(
                 f"{split}_split_name: {name!r} has no split {given or 'train'!r}; name one of these: {', '.join(available)}"
             )
+    if not splits:
+        raise ValueError(f"test_split_name: {name!r} has no split test; name one of these: {', '.join(available)}")
     return splits
 
 

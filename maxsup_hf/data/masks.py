@@ -16,6 +16,8 @@ from maxsup_hf.output.messages import listed
 
 IMAGE_NAMES = ("image", "img", "pixel_values", "image_path", "file", "file_name")
 MASK_NAMES = ("mask", "label", "labels", "annotation", "segmentation", "segmentation_mask", "mask_path", "annotated")
+PIXELS = "pixels"  # the column of the number of pixels of each class
+LARGEST = 2**16  # no mask has as many classes
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -46,37 +48,41 @@ def _image_files(argument: str, path: str, kind: str) -> dict[str, str]:
     return {file.stem: str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES}
 
 
-def find_mask_columns(dataset: Dataset, image: str | None, mask: str | None) -> tuple[str, str]:
+def find_mask_columns(dataset: Dataset, image: str | None, mask: str | None, split: str = "train") -> tuple[str, str]:
     """Find the columns of the images and of their masks; see `find_column`."""
-    mask = find_column(dataset, "label_column_name", mask, fits=is_image, names=MASK_NAMES, taken=[image or ""])
-    image = find_column(dataset, "image_column_name", image, fits=is_image, names=IMAGE_NAMES, taken=[mask])
+    mask = find_column(dataset, "label_column_name", mask, fits=is_image, names=MASK_NAMES, taken=[image or ""], split=split)
+    image = find_column(dataset, "image_column_name", image, fits=is_image, names=IMAGE_NAMES, taken=[mask], split=split)
     return image, mask
 
 
-def check_masks(splits: Splits, image_column: str, mask_column: str, names: list[str], ignore_index: int) -> int:
-    """Open every image and mask once and check them.
+def check_masks(
+    splits: Splits, image_column: str, mask_column: str, ignore_index: int, known: int = 0, source: str = ""
+) -> tuple[Splits, int]:
+    """Open every image and mask once, check them, and count the pixels of each class.
 
     Args:
-        names: of the K classes; if empty, K is one more than the largest value in the training masks.
         ignore_index: value of the pixels to ignore.
+        known: K, the number of classes; if 0, it is one more than the largest value in the training masks.
+        source: what `known` was learned from, for messages.
 
     Returns:
-        K, at least two.
+        Splits with the column `PIXELS`, (K,) integers in each row; K, at least two.
 
     Raises:
         ValueError: an image or a mask cannot be opened, a mask differs from its image in size, is in colour or has a value
             that is neither a class nor `ignore_index`, or the number of classes is not in [2, `ignore_index`].
     """
-    largest = {
-        split: [_largest_value(dataset, row, image_column, mask_column, split, ignore_index) for row in range(len(dataset))]
+    counts = {
+        split: [_count_pixels(dataset, row, image_column, mask_column, split, ignore_index) for row in range(len(dataset))]
         for split, dataset in splits.items()
     }
-    if max(largest["train"]) < 0:
+    largest = {split: [len(count) - 1 for count in found] for split, found in counts.items()}
+    if "train" in largest and max(largest["train"]) < 0:
         raise ValueError(
             f"label_column_name: all pixels of the training masks are {ignore_index}, which is ignored: there is nothing to "
             "train; correct the masks"
         )
-    classes = len(names) or max(largest["train"]) + 1
+    classes = known or max(largest["train"]) + 1
     if not 2 <= classes <= ignore_index:
         raise ValueError(
             f"label_column_name: the masks of the training data have {classes} classes (values from 0 on, without the "
@@ -84,17 +90,22 @@ def check_masks(splits: Splits, image_column: str, mask_column: str, names: list
         )
     for split, values in largest.items():
         if max(values) >= classes:
-            source = "class_names" if names else "the training data"
             raise ValueError(
                 f"label_column_name: the mask in row {int(np.argmax(values))} of the {split} data has the value "
-                f"{max(values)}, but {source} has {classes} classes: values must be in [0, {classes}), or {ignore_index} to "
-                "ignore a pixel; name all classes with --class_names"
+                f"{max(values)}, but {source or 'the training data'} has {classes} classes: values must be in "
+                f"[0, {classes}), or {ignore_index} to ignore a pixel; name all classes with --class_names"
             )
-    return classes
+    counted = {}
+    for split, dataset in splits.items():
+        padded = [np.pad(count, (0, classes - len(count))) for count in counts[split]]
+        counted[split] = dataset.add_column(PIXELS, padded)
+    return counted, classes
 
 
-def _largest_value(dataset: Dataset, row: int, image_column: str, mask_column: str, split: str, ignore_index: int) -> int:
-    """The largest class in a mask, -1 if it has none, after a check that it fits its image."""
+def _count_pixels(
+    dataset: Dataset, row: int, image_column: str, mask_column: str, split: str, ignore_index: int
+) -> NDArray[np.integer]:
+    """How many pixels each class up to the largest in a mask has, after a check that it fits its image."""
     where = f"row {row} of the {split} data"
     with loading("image_column_name", f"{image_column}, {where}"):
         image = dataset.select_columns(image_column)[row][image_column]
@@ -106,7 +117,14 @@ def _largest_value(dataset: Dataset, row: int, image_column: str, mask_column: s
             f"label_column_name: the mask in {where} is {width}x{height} pixels, its image {image.size[0]}x{image.size[1]}; "
             "they must have the same size"
         )
-    return int(mask[mask != ignore_index].max(initial=-1))
+    values = mask[mask != ignore_index]
+    if values.min(initial=0) < 0 or values.max(initial=0) >= LARGEST:
+        wrong = values[(values < 0) | (values >= LARGEST)][0]
+        raise ValueError(
+            f"label_column_name: the mask in {where} has the value {wrong}; values must be classes from 0 on, or "
+            f"{ignore_index} to ignore a pixel"
+        )
+    return np.bincount(values)
 
 
 def to_array(mask: Any) -> NDArray[np.integer]:

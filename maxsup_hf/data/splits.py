@@ -24,7 +24,7 @@ def hold_out_and_limit(splits: Splits, args: DataArguments, label_column: str | 
 
 
 def hold_out_validation(splits: Splits, share: float, label_column: str | None = None) -> Splits:
-    """If there is no validation data, take a share of the training data, in proportion from every class.
+    """If there are training data and no validation data, take a share of them, in proportion from every class.
 
     Args:
         label_column: (N,) classes; `None` if rows have no class.
@@ -32,7 +32,7 @@ def hold_out_validation(splits: Splits, share: float, label_column: str | None =
     Raises:
         ValueError: the training data has a single row.
     """
-    if "validation" in splits:
+    if "validation" in splits or "train" not in splits:
         return splits
     train = splits["train"]
     if len(train) < 2:
@@ -49,7 +49,7 @@ def hold_out_validation(splits: Splits, share: float, label_column: str | None =
 def hold_out_groups(splits: Splits, share: float, column: str) -> Splits:
     """As `hold_out_validation`, but rows with the same value in a column stay together, as questions on the same text must:
     otherwise the validation data would hold texts that the model was trained on."""
-    if "validation" in splits:
+    if "validation" in splits or "train" not in splits:
         return splits
     train = splits["train"]
     _, group_of, sizes = np.unique(read_column(train, column).to_numpy(), return_inverse=True, return_counts=True)

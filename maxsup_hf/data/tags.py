@@ -70,14 +70,18 @@ def _is_comment(line: str, words: Sequence[str]) -> bool:
 CONLL_FORMATS: dict[str, Reader] = {**FORMATS, ".txt": read_conll, ".conll": read_conll}
 
 
-def find_tag_columns(dataset: Dataset, tokens: str | None, tags: str | None) -> tuple[str, str]:
+def find_tag_columns(dataset: Dataset, tokens: str | None, tags: str | None, split: str = "train") -> tuple[str, str]:
     """Find the columns of the words and of their tags; see `find_column`."""
-    tags = find_column(dataset, "label_column_name", tags, fits=is_list_of_classes, names=TAG_NAMES)
-    tokens = find_column(dataset, "tokens_column_name", tokens, fits=is_list_of_strings, names=TOKEN_NAMES, taken=[tags])
+    tags = find_column(dataset, "label_column_name", tags, fits=is_list_of_classes, names=TAG_NAMES, split=split)
+    tokens = find_column(
+        dataset, "tokens_column_name", tokens, fits=is_list_of_strings, names=TOKEN_NAMES, taken=[tags], split=split
+    )
     return tokens, tags
 
 
-def encode_tags(splits: Splits, token_column: str, tag_column: str, order: Sequence[str] = ()) -> tuple[Splits, list[str]]:
+def encode_tags(
+    splits: Splits, token_column: str, tag_column: str, order: Sequence[str] = (), only_these: bool = False
+) -> tuple[Splits, list[str]]:
     """Check the words, and replace the tags of all splits by indices into one list of names, as `encode_labels` does.
 
     Returns:
@@ -89,7 +93,7 @@ def encode_tags(splits: Splits, token_column: str, tag_column: str, order: Seque
     """
     lengths = {split: _check_sentences(dataset, token_column, tag_column, split) for split, dataset in splits.items()}
     flat = {split: _flatten(dataset, tag_column) for split, dataset in splits.items()}
-    encoded, names = encode_labels(flat, tag_column, [_ROW], order)
+    encoded, names = encode_labels(flat, tag_column, [_ROW], order, only_these=only_these)
     tagged = {}
     for split, dataset in splits.items():
         indices = read_column(encoded[split], "labels").to_numpy()

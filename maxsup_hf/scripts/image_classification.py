@@ -24,7 +24,7 @@ from maxsup_hf.data.builtin import digits
 from maxsup_hf.data.columns import find_column, report_columns
 from maxsup_hf.data.images import holds_images, to_rgb
 from maxsup_hf.data.labels import classification_splits, find_label_column
-from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.mixup import MixupCollator
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
@@ -102,8 +102,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     trainer = MaxSupTrainer(
         model,
         training_args,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
         processing_class=processor,
         data_collator=collator,
         compute_metrics=run.ClassificationMetrics(names),
@@ -119,10 +119,13 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
 def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, str, list[str]]:
     splits = load_splits(args, digits)
-    label_column = find_label_column(splits["train"], args.label_column_name)
-    given, taken = args.image_column_name, [label_column]
-    column = find_column(splits["train"], "image_column_name", given, fits=holds_images, names=IMAGE_NAMES, taken=taken)
-    report_columns(splits["train"], [column, label_column])
+    first, rows = first_split(splits)
+    label_column = find_label_column(rows, args.label_column_name, first)
+    column = find_column(
+        rows, "image_column_name", args.image_column_name, fits=holds_images, names=IMAGE_NAMES, taken=[label_column],
+        split=first,
+    )  # fmt: skip
+    report_columns(rows, [column, label_column])
     splits = load_images(args, splits, column)
     splits, names = classification_splits(args, splits, [column], label_column, config)
     return splits, column, names

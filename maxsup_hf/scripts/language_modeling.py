@@ -29,7 +29,7 @@ from maxsup_hf.data.builtin_texts import python_documentation
 from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column, read_texts, report_columns
 from maxsup_hf.data.conversations import conversation_columns
 from maxsup_hf.data.files import TEXT_FORMATS
-from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.splits import SPLIT_SEED, limit_rows
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
@@ -94,7 +94,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, column = _load_texts(args)
         build = build_mask_tokenizer if args.mlm else build_generator_tokenizer
-        tokenizer = build(args, config, read_texts(splits["train"], [column]), vocabulary_size=VOCABULARY_SIZE)
+        tokenizer = build(args, config, read_texts(first_split(splits)[1], [column]), vocabulary_size=VOCABULARY_SIZE)
         block = _block_size(args, config, tokenizer)
         config = config or (default_config(tokenizer) if args.mlm else default_llama(tokenizer, block))
         rows = splits
@@ -108,8 +108,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     trainer = LanguageModelTrainer(
         model,
         training_args,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
         data_collator=_masking_collator(tokenizer, args) if args.mlm else causal_collator,
     )
@@ -129,15 +129,17 @@ class LanguageModelTrainer(PerplexityMixin, MaxSupTrainer):
 
 def _load_texts(args: LanguageModelingArguments) -> tuple[Splits, str]:
     splits = load_splits(args, python_documentation, formats=TEXT_FORMATS)
-    names = splits["train"].column_names
+    first, rows = first_split(splits)
+    names = rows.column_names
     chats = conversation_columns(names)
     if chats and args.text_column_name is None and TEXT_NAMES[0] not in names:
         raise ValueError(
-            f"the train data has the columns {', '.join(chats)}, which `maxsup-hf train sft` trains on; for language "
+            f"the {first} data has the columns {', '.join(chats)}, which `maxsup-hf train sft` trains on; for language "
             "modeling name a column of texts with --text_column_name"
         )
-    column = find_column(splits["train"], "text_column_name", args.text_column_name, fits=is_string, names=TEXT_NAMES)
-    report_columns(splits["train"], [column])
+    given = args.text_column_name
+    column = find_column(rows, "text_column_name", given, fits=is_string, names=TEXT_NAMES, split=first)
+    report_columns(rows, [column])
     for split, dataset in splits.items():
         check_strings(dataset, column, "text_column_name", split)
     return {split: dataset.select_columns(column) for split, dataset in splits.items()}, column
@@ -189,7 +191,7 @@ def _hold_out_the_end(splits: Splits, share: float) -> Splits:
 
     Not random ones: their neighbours, blocks of the same text, would be trained on, and a data set may be a single text.
     """
-    if "validation" in splits:
+    if "validation" in splits or "train" not in splits:
         return splits
     train = splits["train"]
     if len(train) < 2:

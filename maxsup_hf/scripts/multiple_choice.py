@@ -17,7 +17,7 @@ from maxsup_hf.data.builtin_names import choices_of_names
 from maxsup_hf.data.choices import check_choices, find_choice_columns, usual_layout
 from maxsup_hf.data.columns import read_texts, report_columns
 from maxsup_hf.data.labels import without_hidden_test
-from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
@@ -55,7 +55,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits = _load_choices(args)
-        texts = read_texts(splits["train"], ["question", "choices"])
+        texts = read_texts(first_split(splits)[1], ["question", "choices"])
         tokenizer, config, length = set_up_text_task(args, config, texts)
         rows = splits
         splits = {split: tokenize(dataset, tokenizer, length, split) for split, dataset in rows.items()}
@@ -63,8 +63,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     trainer = MaxSupTrainer(
         model,
         training_args,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
         data_collator=DataCollatorForMultipleChoice(tokenizer),
         compute_metrics=run.classification_metrics,
@@ -80,9 +80,10 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 def _load_choices(args: MultipleChoiceArguments) -> Splits:
     splits = {split: usual_layout(dataset, split) for split, dataset in load_splits(args, choices_of_names).items()}
     given = args.question_column_name, args.choices_column_name, args.label_column_name
-    columns = find_choice_columns(splits["train"], *given)
+    first, rows = first_split(splits)
+    columns = find_choice_columns(rows, *given, first)
     question, choices, label = columns
-    report_columns(splits["train"], [question, *choices, label])
+    report_columns(rows, [question, *choices, label])
     if args.dataset_name is not None:
         splits = without_hidden_test(splits, columns[-1])
     return hold_out_and_limit(check_choices(splits, *columns), args, "labels")

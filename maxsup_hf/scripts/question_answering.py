@@ -20,7 +20,7 @@ from maxsup_hf.data.answers import SQUAD_FORMATS, answer_metrics, check_answers,
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import questions_about_names
 from maxsup_hf.data.columns import find_column, is_string, read_texts, report_columns
-from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.splits import hold_out_groups, limit_rows
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
@@ -85,8 +85,9 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits = _load_questions(args)
-        may_be_none = -1 in splits["train"].unique("start")
-        texts = read_texts(splits["train"], ["question", "context"])
+        _, first = first_split(splits)
+        may_be_none = -1 in first.unique("start")
+        texts = read_texts(first, ["question", "context"])
         tokenizer, config, length = set_up_text_task(args, config, texts, offsets=True)
         tokenizer.padding_side = "right"  # answers are positions, which padding on the left would shift
         stride = length // 4 if args.doc_stride is None else args.doc_stride
@@ -98,8 +99,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     trainer = AnswerTrainer(
         model,
         training_args,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         preprocess_logits_for_metrics=_both_ends,
@@ -114,16 +115,17 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
 def _load_questions(args: QuestionAnsweringArguments) -> Splits:
     splits = load_splits(args, questions_about_names, formats=SQUAD_FORMATS)
-    train = splits["train"]
-    answers = find_column(train, "label_column_name", args.label_column_name, fits=is_squad, names=ANSWER_NAMES)
+    first, rows = first_split(splits)
+    answers = find_column(rows, "label_column_name", args.label_column_name, fits=is_squad, names=ANSWER_NAMES, split=first)
     question = find_column(
-        train, "question_column_name", args.question_column_name, fits=is_string, names=QUESTION_NAMES, taken=[answers]
-    )
-    taken = [answers, question]
+        rows, "question_column_name", args.question_column_name, fits=is_string, names=QUESTION_NAMES, taken=[answers],
+        split=first,
+    )  # fmt: skip
     context = find_column(
-        train, "context_column_name", args.context_column_name, fits=is_string, names=CONTEXT_NAMES, taken=taken
-    )
-    report_columns(train, [question, context, answers])
+        rows, "context_column_name", args.context_column_name, fits=is_string, names=CONTEXT_NAMES,
+        taken=[answers, question], split=first,
+    )  # fmt: skip
+    report_columns(rows, [question, context, answers])
     splits = {split: check_answers(dataset, question, context, answers, split) for split, dataset in splits.items()}
     return limit_rows(hold_out_groups(splits, args.train_val_split, "context"), args)
 

@@ -27,8 +27,8 @@ from maxsup_hf.data.builtin_scenes import SCENE_CLASSES, digit_scenes
 from maxsup_hf.data.columns import report_columns
 from maxsup_hf.data.images import as_images, to_rgb
 from maxsup_hf.data.labels import pretrained_classes
-from maxsup_hf.data.loading import Splits, load_splits
-from maxsup_hf.data.masks import check_masks, find_mask_columns, load_pair_folder, to_array
+from maxsup_hf.data.loading import Splits, first_split, load_splits
+from maxsup_hf.data.masks import PIXELS, check_masks, find_mask_columns, load_pair_folder, to_array
 from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from maxsup_hf.scripts.common import recipes, run
@@ -85,7 +85,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     ignore_index = getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", 255))
     config.semantic_loss_ignore_index = ignore_index
     with training_args.main_process_first(desc="loading the data"):
-        splits, columns, names = _load_images(args, config, ignore_index)
+        splits, columns, names, pixels = _load_images(args, config, ignore_index)
     config = set_classes(config, names)
     model = build_model(AutoModelForSemanticSegmentation, config, args, training_args.seed)
     processor = _image_processor(args)
@@ -96,8 +96,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     trainer = MaxSupTrainer(
         model,
         training_args,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
         processing_class=processor,
         data_collator=default_data_collator,
         compute_metrics=SegmentationMetrics(len(names), ignore_index),
@@ -105,7 +105,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )
     return run.make_job(
         args, trainer, splits, "image-segmentation", "scenes of scikit-learn's digits",
-        rows=rows, image_column_name=columns[0],
+        pixels=pixels, rows=rows, image_column_name=columns[0],
     )  # fmt: skip
 
 
@@ -114,20 +114,31 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
 def _load_images(
     args: SemanticSegmentationArguments, config: PretrainedConfig, ignore_index: int
-) -> tuple[Splits, tuple[str, str], list[str]]:
+) -> tuple[Splits, tuple[str, str], list[str], list[int]]:
+    """The splits, the columns of images and masks, the names of the classes, and the number of pixels of each, which is
+    empty if the masks were not read."""
     splits = load_splits(args, digit_scenes, load_pair_folder)
-    image, mask = find_mask_columns(splits["train"], args.image_column_name, args.label_column_name)
-    report_columns(splits["train"], [image, mask])
+    first, rows = first_split(splits)
+    image, mask = find_mask_columns(rows, args.image_column_name, args.label_column_name, first)
+    report_columns(rows, [image, mask])
     splits = load_images(args, splits, image)
     for split, dataset in splits.items():
         masks = as_images(dataset, mask, "label_column_name", split, getattr(args, f"{split}_file"))
         splits[split] = masks.select_columns([image, mask])
-    names = _class_names(args)
-    count = check_masks(splits, image, mask, names, ignore_index)
     pretrained = pretrained_classes(config)
+    names, source = _class_names(args), "class_names"
+    if not args.needs_training_data:
+        if args.class_names is not None and len(names) != len(pretrained):
+            raise ValueError(f"class_names has {len(names)} names, and the model {len(pretrained)} classes; leave it out")
+        names, source = names or pretrained, "the model"
+    if args.skip_image_check and names:
+        return hold_out_and_limit(splits, args), (image, mask), names, []
+    splits, count = check_masks(splits, image, mask, ignore_index, len(names), source if names else "")
     if not names:
         names = pretrained if len(pretrained) == count else [str(i) for i in range(count)]
-    return hold_out_and_limit(splits, args), (image, mask), names
+    splits = hold_out_and_limit(splits, args)
+    pixels = np.sum(first_split(splits)[1][PIXELS], axis=0).tolist()
+    return {split: dataset.remove_columns(PIXELS) for split, dataset in splits.items()}, (image, mask), names, pixels
 
 
 def _class_names(args: SemanticSegmentationArguments) -> list[str]:

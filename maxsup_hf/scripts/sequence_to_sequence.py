@@ -25,7 +25,7 @@ from transformers import (
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import translated_phrases
 from maxsup_hf.data.columns import check_column, check_strings, find_column, is_string, read_texts, report_columns
-from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.losses import IGNORE_INDEX
 from maxsup_hf.metrics import chrf
@@ -84,7 +84,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, columns = _load_pairs(args)
-        texts = read_texts(splits["train"], columns)
+        texts = read_texts(first_split(splits)[1], columns)
         tokenizer = build_generator_tokenizer(args, config, texts, vocabulary_size=VOCABULARY_SIZE, ends=True)
         config = config or _default_config(tokenizer)
         length = max_length(args, config, tokenizer)
@@ -96,8 +96,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     trainer = MaxSupSeq2SeqTrainer(
         model,
         training_args,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer),  # without model=: the model makes decoder inputs from the labels
         compute_metrics=_text_metrics(tokenizer) if training_args.predict_with_generate else None,
@@ -116,17 +116,17 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
 def _load_pairs(args: SequenceToSequenceArguments) -> tuple[Splits, tuple[str, str]]:
     splits = {split: _flatten(dataset) for split, dataset in load_splits(args, translated_phrases).items()}
-    train = splits["train"]
-    source = args.source_column_name or _column_of(train, args.source_lang)
-    target = args.target_column_name or _column_of(train, args.target_lang)
+    first, rows = first_split(splits)
+    source = args.source_column_name or _column_of(rows, args.source_lang)
+    target = args.target_column_name or _column_of(rows, args.target_lang)
     if source is not None and source == target:
         raise ValueError(f"source_column_name and target_column_name are both {source!r}; name two columns")
     if source is not None:
-        check_column(train, source, "source_column_name")
-    other = [source] if source else [name for name in train.column_names if name.lower() in SOURCE_NAMES]
-    target = find_column(train, "target_column_name", target, fits=is_string, names=TARGET_NAMES, taken=other)
-    source = find_column(train, "source_column_name", source, fits=is_string, names=SOURCE_NAMES, taken=[target])
-    report_columns(train, [source, target])
+        check_column(rows, source, "source_column_name", first)
+    other = [source] if source else [name for name in rows.column_names if name.lower() in SOURCE_NAMES]
+    target = find_column(rows, "target_column_name", target, fits=is_string, names=TARGET_NAMES, taken=other, split=first)
+    source = find_column(rows, "source_column_name", source, fits=is_string, names=SOURCE_NAMES, taken=[target], split=first)
+    report_columns(rows, [source, target])
     for split, dataset in splits.items():
         check_strings(dataset, source, "source_column_name", split)
         check_strings(dataset, target, "target_column_name", split)

@@ -19,7 +19,7 @@ from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import translated_phrases
 from maxsup_hf.data.columns import is_string
 from maxsup_hf.data.conversations import as_conversations
-from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
@@ -91,19 +91,22 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     config = load_config(args)
     with training_args.main_process_first(desc="loading the data"):
         splits = _load_conversations(args)
-        tokenizer = build_generator_tokenizer(args, config, _texts(splits["train"]), vocabulary_size=VOCABULARY_SIZE)
-    _set_chat_template(tokenizer, splits["train"], training_args)
+        split, first = first_split(splits)
+        tokenizer = build_generator_tokenizer(args, config, _texts(first), vocabulary_size=VOCABULARY_SIZE)
+    _set_chat_template(tokenizer, first, training_args)
     config = config or default_llama(tokenizer, training_args.max_length or DEFAULT_LENGTH)
     model = build_model(AutoModelForCausalLM, config, args, training_args.seed, **_quantization(args))
     trainer = MaxSupSFTTrainer(
         model,
         training_args,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        train_dataset=first,  # which it must be given, also to evaluate only
+        eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
         peft_config=_adapter(args),
     )
-    _report_length(trainer, splits["train"], training_args)
+    _report_length(trainer, first, split)
+    if "train" not in splits:
+        trainer.train_dataset = None
     rows = {"test": _as_chats(splits["test"])} if "test" in splits else {}
     splits = {**splits, "test": _prepared(trainer, splits["test"])} if "test" in splits else splits
     limit = training_args.max_length or DEFAULT_LENGTH
@@ -114,8 +117,9 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )  # fmt: skip
 
 
-def _report_length(trainer: Any, rows: Dataset, training_args: Any) -> None:
-    """Say how many rows TRL cut to `max_length` tokens, and how many it left out because nothing of them is trained then.
+def _report_length(trainer: Any, rows: Dataset, split: str) -> None:
+    """Say how many rows of the first split TRL cut to `max_length` tokens, and how many it left out because nothing of them
+    is trained then.
 
     Raises:
         ValueError: it left out all of them.
@@ -123,21 +127,22 @@ def _report_length(trainer: Any, rows: Dataset, training_args: Any) -> None:
     dropped = len(rows) - len(trainer.train_dataset)
     if len(trainer.train_dataset) == 0:
         raise ValueError(
-            f"max_length: no training row has anything to train within {training_args.max_length} tokens; raise max_length"
+            f"max_length: no row of the {split} data has anything to train within {trainer.args.max_length} tokens; raise "
+            "max_length"
         )
-    length = training_args.max_length
-    if length is None or training_args.packing:
+    length = trainer.args.max_length
+    if length is None or trainer.args.packing:
         return
     if dropped > 0:
         logger.warning(
-            "%d of the %d training rows are not used: within max_length=%d tokens they have nothing to train",
-            dropped, len(rows), length,
+            "%d of the %d rows of the %s data are not used: within max_length=%d tokens they have nothing to train",
+            dropped, len(rows), split, length,
         )  # fmt: skip
     full = sum(len(ids) == length for ids in trainer.train_dataset["input_ids"])
     logger.log(
         logging.WARNING if full else logging.INFO,
-        "train data: %d of %d rows (%.1f%%) reach max_length=%d tokens; what is longer is cut",
-        full, len(rows), 100 * full / len(rows), length,
+        "%s data: %d of %d rows (%.1f%%) reach max_length=%d tokens; what is longer is cut",
+        split, full, len(rows), 100 * full / len(rows), length,
     )  # fmt: skip
 
 

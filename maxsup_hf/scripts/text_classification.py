@@ -22,7 +22,7 @@ from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin import names_in_languages
 from maxsup_hf.data.columns import check_strings, find_column, is_string, read_texts, report_columns
 from maxsup_hf.data.labels import classification_splits, find_label_column
-from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.models import build_model, load_config, set_classes
@@ -73,7 +73,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, columns, names = _load_texts(args, config)
-        tokenizer, config, length = set_up_text_task(args, config, read_texts(splits["train"], columns))
+        tokenizer, config, length = set_up_text_task(args, config, read_texts(first_split(splits)[1], columns))
         rows = splits
         splits = {split: tokenize(dataset, columns, tokenizer, length, split) for split, dataset in rows.items()}
     config = set_classes(config, names)
@@ -81,8 +81,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     trainer = MaxSupTrainer(
         model,
         training_args,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=run.ClassificationMetrics(names),
@@ -98,9 +98,10 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
 def _load_texts(args: TextClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str], list[str]]:
     splits = load_splits(args, names_in_languages)
-    label_column = find_label_column(splits["train"], args.label_column_name)
-    columns = text_columns(splits["train"], args.text_column_name, label_column)
-    report_columns(splits["train"], [*columns, label_column])
+    first, rows = first_split(splits)
+    label_column = find_label_column(rows, args.label_column_name, first)
+    columns = text_columns(rows, args.text_column_name, label_column, first)
+    report_columns(rows, [*columns, label_column])
     for split, dataset in splits.items():
         for column in columns:
             check_strings(dataset, column, "text_column_name", split)

@@ -26,7 +26,7 @@ from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import tagged_names
 from maxsup_hf.data.columns import read_column, report_columns
 from maxsup_hf.data.labels import pretrained_classes
-from maxsup_hf.data.loading import Splits, load_splits
+from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.data.tags import CONLL_FORMATS, encode_tags, find_tag_columns
 from maxsup_hf.losses import IGNORE_INDEX
@@ -62,7 +62,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     config = load_config(args)
     with training_args.main_process_first(desc="loading and tokenizing the data"):
         splits, names = _load_sentences(args, config)
-        texts = (" ".join(words) for words in read_column(splits["train"], "tokens").to_pylist())
+        texts = (" ".join(words) for words in read_column(first_split(splits)[1], "tokens").to_pylist())
         tokenizer, config, length = set_up_text_task(args, config, texts, offsets=True)
         rows = splits
         splits = {split: _tokenize(dataset, tokenizer, length, split) for split, dataset in rows.items()}
@@ -71,8 +71,8 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     trainer = MaxSupTrainer(
         model,
         training_args,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
         data_collator=DataCollatorForTokenClassification(tokenizer),
         compute_metrics=TagMetrics(names),
@@ -86,9 +86,10 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
 def _load_sentences(args: TokenClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, list[str]]:
     splits = load_splits(args, tagged_names, formats=CONLL_FORMATS)
-    columns = find_tag_columns(splits["train"], args.tokens_column_name, args.label_column_name)
-    report_columns(splits["train"], columns)
-    splits, names = encode_tags(splits, *columns, pretrained_classes(config))
+    first, rows = first_split(splits)
+    columns = find_tag_columns(rows, args.tokens_column_name, args.label_column_name, first)
+    report_columns(rows, columns)
+    splits, names = encode_tags(splits, *columns, pretrained_classes(config), only_these=not args.needs_training_data)
     return hold_out_and_limit(splits, args), names
 
 

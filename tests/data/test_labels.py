@@ -40,6 +40,28 @@ def test_order_of_a_pretrained_head_is_kept_where_the_classes_are_the_same():
     assert encode(["b", "a", "b"], order=["b", "c"]) == ({"train": [1, 0, 1]}, ["a", "b"])
 
 
+def evaluate(labels, order, names=None):
+    test = table(x=list(range(len(labels))), label=labels)
+    test = test.cast_column("label", datasets.ClassLabel(names=names)) if names else test
+    encoded, found = encode_labels({"test": test}, "label", ["x"], order, only_these=True)
+    return list(encoded["test"]["labels"]), found
+
+
+def test_an_evaluation_without_training_data_takes_the_classes_of_the_model():
+    assert evaluate(["b"], ["c", "b", "a"]) == ([1], ["c", "b", "a"])  # one class, not all of them
+    assert evaluate([2, 0], ["c", "b", "a"]) == ([2, 0], ["c", "b", "a"])  # indices
+    assert evaluate([2, 0], ["2", "1", "0"]) == ([0, 2], ["2", "1", "0"])  # names come first
+    assert evaluate([0, 1], ["b", "a"], names=["a", "b"]) == ([1, 0], ["b", "a"])
+    unnamed = ["LABEL_0", "LABEL_1"]
+    assert evaluate([1, 1], unnamed) == ([1, 1], ["0", "1"])
+    assert evaluate([1, 1], unnamed, names=["a", "b"]) == ([1, 1], ["a", "b"])
+    with pytest.raises(ValueError, match=r"the classes of the model have no names \(LABEL_0, …\), so the labels in column"):
+        evaluate(["a"], unnamed)
+    for labels in (["d"], [3]):
+        with pytest.raises(ValueError, match=r"labels that the model lacks: '[d3]'; its classes are c, b, a"):
+            evaluate(labels, ["c", "b", "a"])
+
+
 def test_class_labels_are_matched_by_name():
     train = table(x=[1, 2], label=[0, 1]).cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
     validation = table(x=[3, 4], label=[0, 1]).cast_column("label", datasets.ClassLabel(names=["dog", "cat"]))

@@ -31,7 +31,8 @@ FLAGS = {
     "sequence-to-sequence": (["--source_prefix", "say: "], ["--source_prefix", "say: "]),
     "sft": (["--max_length", "32"], []),
 }
-SHORT = ["--max_steps", "2", "--save_strategy", "no", "--eval_strategy", "no", "--do_predict", "true"]
+BATCH = ["--per_device_eval_batch_size", "16"]
+SHORT = [*BATCH, "--max_steps", "2", "--save_strategy", "no", "--eval_strategy", "no", "--do_predict", "true"]
 
 
 def read(path):
@@ -62,6 +63,22 @@ def test_the_same_predictions_as_later(task, capsys):
         else:
             assert a["prediction"] == b["prediction"]
             assert a.get("probability") == pytest.approx(b.get("probability"), abs=1e-5)
+    _evaluate_again(task, train)
+
+
+def _evaluate_again(task, flags):
+    """The model that was saved, without training data: the same results and predictions."""
+    files = ["--test_file", "rows.parquet", "--predictions_file", "third.jsonl", "--do_predict", "true"]
+    only = ["--do_train", "false", "--model_name_or_path", "run", "--seed", "7", *BATCH]
+    cli.main(["train", task, *files, *only, *flags, "--output_dir", "again"])
+    before, now = results("run"), results("again")
+    others = ("runtime", "second", "num_tokens")
+    of_test = [name for name in before if name.startswith("test_") and not name.endswith(others)]
+    assert len(of_test) > 1 and {name for name in now if name.startswith("eval_")} == set()
+    for name in of_test:
+        assert now[name] == pytest.approx(before[name], rel=1e-4), name
+    if task != "semantic-segmentation":
+        assert [row["prediction"] for row in read("third.jsonl")] == [row["prediction"] for row in read("first.jsonl")]
 
 
 def test_the_rows_are_those_that_are_tested_and_a_model_may_be_only_used(tmp_path, capsys):

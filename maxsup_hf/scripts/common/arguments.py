@@ -159,7 +159,7 @@ def parse(
     parser.set_defaults(**{**_recipe(recipes, given), **config, "output_dir": output_dir})
     if given.early_stopping_patience is not None:
         parser.set_defaults(load_best_model_at_end=True)
-    if not given.do_eval and "eval_strategy" not in config:  # which would switch do_eval on again
+    if not (given.do_eval and given.do_train) and "eval_strategy" not in config:  # which would switch do_eval on again
         parser.set_defaults(eval_strategy="no")
     if len(without_help) < len(argv):
         _show_help(parser, arguments_class, in_full="--help_all" in argv)
@@ -167,6 +167,7 @@ def parse(
     _check_values(final)
     args, training_args, *_ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     args.settings = _settings(parser, argv, config, final)
+    args.needs_training_data = training_args.do_train or args.model_name_or_path is None
     if training_args.metric_for_best_model and "greater_is_better" not in args.settings:
         training_args.greater_is_better = _greater_is_better(training_args.metric_for_best_model)
     if training_args.class_weights is not None and not classifies:

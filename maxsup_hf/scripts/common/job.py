@@ -33,6 +33,7 @@ class Job:
         pretrained: whether the weights are those of a trained model.
         settings: what the user set, flag -> value.
         classifies_rows: whether each row has one class, so that features of the classes can be measured.
+        pixels: of each class in the masks of the first split, of a semantic segmentation; empty if they were not counted.
         to_predict: see `RowsToPredict`; `None` without test data.
         predictions_file: where `--do_predict` writes; `None` means `predictions.csv` in the output folder.
         predict: writes the predictions of `--do_predict`; `None` without that flag.
@@ -46,6 +47,7 @@ class Job:
     pretrained: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     classifies_rows: bool = False
+    pixels: list[int] | None = None
     to_predict: RowsToPredict | None = None
     predictions_file: str | None = None
     predict: Callable[[], None] | None = None

@@ -52,6 +52,7 @@ def make_job(
     builtin: str,
     *,
     classifies_rows: bool = False,
+    pixels: list[int] | None = None,
     rows: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Job:
@@ -61,7 +62,7 @@ def make_job(
         splits: `test` is evaluated at the end if it is there.
         task: as the Hub calls it, for the model card.
         builtin: name of the task's built-in data set, for the model card.
-        classifies_rows: see `Job`.
+        classifies_rows, pixels: see `Job`.
         rows: the splits before their rows became inputs of the model, for `--do_predict`.
         **options: see `RowsToPredict`.
     """
@@ -77,6 +78,7 @@ def make_job(
         pretrained=args.model_name_or_path is not None,
         settings=args.settings,
         classifies_rows=classifies_rows,
+        pixels=pixels,
         to_predict=None if test_rows is None else RowsToPredict(test_rows, options),
         predictions_file=args.predictions_file,
         export=args.export,

@@ -19,14 +19,16 @@ def describe(job: Job, before: str = "") -> None:
     trainer = job.trainer
     if not trainer.is_world_process_zero():
         return
-    others = {"validation": trainer.eval_dataset, "test": job.test_dataset}
-    rows = "".join(f", {len(dataset):,} for {split}" for split, dataset in others.items() if dataset is not None)
+    splits = {"training": trainer.train_dataset, "validation": trainer.eval_dataset, "test": job.test_dataset}
+    splits = {split: dataset for split, dataset in splits.items() if dataset is not None}
+    (split, first), *others = splits.items()
+    rows = f"{len(first):,} rows for {split}" + "".join(f", {len(dataset):,} for {name}" for name, dataset in others)
     loss = f", loss {trainer.loss_function}" if trainer.args.do_train else ""
-    print(f"{before}{_model(job)} on {len(trainer.train_dataset):,} rows for training{rows}{loss}")
+    print(f"{before}{_model(job)} on {rows}{loss}")
     print(_training(trainer) if trainer.args.do_train else "nothing is trained (do_train is false)")
     head = getattr(trainer.model, "loss_type", None)
     if head in CLASSIFYING_HEADS:
-        print(_classes(trainer, counted=head != "ForSemanticSegmentation"))
+        print(_classes(job, first))
 
 
 def _model(job: Job) -> str:
@@ -75,12 +77,14 @@ def _duration(args: Any, rows: int) -> str:
     return f"{args.num_train_epochs:g} epochs ({math.ceil(args.num_train_epochs * steps):,} steps)"
 
 
-def _classes(trainer: Any, counted: bool) -> str:
-    """The classes, with the number of training rows or words of each; pixels are not counted, which takes all masks."""
-    names = trainer.model.config.id2label
-    if not counted:
-        return f"{len(names)} classes: {listed(list(names.values()), SHOWN_CLASSES)}"
-    counts = count_classes(trainer.train_dataset, len(names), ignored_label(trainer.model)).tolist()
+def _classes(job: Job, dataset: Any) -> str:
+    """The classes, with the number of rows, words or pixels of each."""
+    names = job.trainer.model.config.id2label
+    if job.pixels == []:
+        listing = listed(list(names.values()), SHOWN_CLASSES)
+        return f"{len(names)} classes: {listing}\npixels of each class: not counted (skip_image_check)"
+    counts = job.pixels or count_classes(dataset, len(names), ignored_label(job.trainer.model)).tolist()
     rarest = min(names, key=lambda k: counts[k])
     listing = listed([f"{name} ({counts[k]:,})" for k, name in names.items()], SHOWN_CLASSES)
-    return f"{len(names)} classes: {listing}\nrarest class: {names[rarest]} ({counts[rarest]:,})"
+    unit = ", in pixels" if job.pixels else ""
+    return f"{len(names)} classes{unit}: {listing}\nrarest class: {names[rarest]} ({counts[rarest]:,})"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from maxsup_hf.data.arguments import flag
@@ -24,4 +26,20 @@ class MaxSupSFTConfig(MaxSupArgumentsMixin, SFTConfig):
 
 
 class MaxSupSFTTrainer(PerplexityMixin, MaxSupMixin, SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer that trains the loss of its config, and reports the perplexity."""
+    """SFTTrainer that trains the loss of its config, and reports the perplexity.
+
+    TRL names its metrics of any evaluation `eval_…`, also those of the test data; here they have the prefix of the others.
+    """
+
+    _prefix = "eval"
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        self._prefix = metric_key_prefix
+        return super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if not self.model.training and self._prefix != "eval":
+            found = self._metrics["eval"]
+            logs.update({f"{self._prefix}_{name}": sum(values) / len(values) for name, values in found.items()})
+            found.clear()
+        super().log(logs, *args, **kwargs)
