@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from maxsup_hf.analysis import model_figures, style
 from maxsup_hf.analysis.report import Picture, Section, file_name
 from maxsup_hf.analysis.seen import Seen
 from maxsup_hf.metrics import ClassScores, confusion_matrix, per_class
-from maxsup_hf.output.files import replacing
 from maxsup_hf.output.tables import Table
 
 SHOWN = 20  # classes of a confusion matrix
@@ -29,15 +27,6 @@ TEXT = (
 def scores_of_classes(seen: Sequence[Seen], classes: Sequence[str]) -> list[list[ClassScores]]:
     """The scores of the classes, in their order, for each model."""
     return [per_class(each.measured.labels, each.measured.predicted, classes) for each in seen]
-
-
-def write_scores(path: Path, seen: Sequence[Seen], scores: Sequence[Sequence[ClassScores]]) -> None:
-    """Write a line for each model and class."""
-    with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", *ClassScores._fields])
-        for each, of_model in zip(seen, scores, strict=True):
-            writer.writerows([each.subject.name, *of_class] for of_class in of_model)
 
 
 def class_section(

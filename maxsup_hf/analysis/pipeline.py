@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maxsup_hf.analysis import sections
-from maxsup_hf.analysis.class_section import class_section, scores_of_classes, write_scores
+from maxsup_hf.analysis.class_section import class_section, scores_of_classes
 from maxsup_hf.analysis.classes import match_classes
 from maxsup_hf.analysis.maps import attribute_images, maps_section
 from maxsup_hf.analysis.measure import Measured, choose_triples
@@ -21,6 +21,7 @@ from maxsup_hf.analysis.seen import Seen, Subject, cache_name, look, names_of, w
 from maxsup_hf.analysis.style import LOSS_STYLES
 from maxsup_hf.analysis.verdict import WrongRows, verdict, wrong_rows
 from maxsup_hf.metrics import ClassScores
+from maxsup_hf.metrics.class_scores import write_per_class
 from maxsup_hf.output.files import write_json
 from maxsup_hf.output.versions import versions
 
@@ -146,8 +147,9 @@ def analyze(
         "versions": versions(*PACKAGES),
     }
     write_json(output_dir / "analysis.json", found)
-    write_scores(output_dir / "per_class.csv", seen, scores)
-    summary = verdict(wrong, [each.subject.name for each in seen], split)
+    names = [each.subject.name for each in seen]
+    write_per_class(output_dir / "per_class.csv", "model", zip(names, scores, strict=True))
+    summary = verdict(wrong, names, split)
     shown = [section for section in content if section.figures or section.tables]
     write_report(output_dir / "report.html", title, shown, summary=summary, notes=notes)
     return result

@@ -15,28 +15,31 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+# What Pillow and our checks of images and masks raise.
+BROKEN = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
+
 
 class UnreadableRow(ValueError):
-    """A row of the training data cannot be read any more, or was not checked before training."""
+    """A row cannot be read any more, or was not checked before."""
+
+    def __init__(self, message: str):  # of a worker process it holds a traceback, and begins with words of torch
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-class SeededFetching(Dataset):
-    """A map-style data set that seeds the generators of Python, NumPy and torch (CPU) before it reads a batch.
+class NamedRows(Dataset):
+    """A map-style data set that names the row and its file where one cannot be read.
 
     Args:
         dataset: a map-style data set.
-        seed: of the run.
-
-    Attributes:
-        epoch: the current epoch; whoever trains sets it.
+        what: "training data", for messages.
     """
 
-    def __init__(self, dataset: Any, seed: int):
-        self.dataset, self.seed, self.epoch = dataset, seed, 0
-        self._before: Any = None
+    def __init__(self, dataset: Any, what: str):
+        self.dataset, self.what = dataset, what
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -50,18 +53,15 @@ class SeededFetching(Dataset):
         return getattr(self.dataset, name)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Read a batch; a DataLoader calls this right before its collator."""
-        if get_worker_info() is None:  # in the main process the model draws from the same generators
-            self._before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        key = repr((self.seed, self.epoch, [int(index) for index in indices]))
-        number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-        random.seed(number)
-        np.random.seed(number % 2**32)
-        torch.default_generator.manual_seed(number % 2**63)  # torch.manual_seed would also reset the generators of GPUs
+        """Read a batch; a DataLoader calls this right before its collator.
+
+        Raises:
+            UnreadableRow: a row cannot be read.
+        """
         fetch = getattr(self.dataset, "__getitems__", None)
         try:
             return fetch(indices) if fetch else [self.dataset[index] for index in indices]
-        except (OSError, SyntaxError) as error:  # what Pillow raises for a broken file
+        except BROKEN as error:
             raise UnreadableRow(self._describe(indices, error)) from error
 
     def _describe(self, indices: Sequence[int], error: Exception) -> str:
@@ -69,9 +69,36 @@ class SeededFetching(Dataset):
         for index in map(int, indices):
             try:
                 self.dataset[index]
-            except (OSError, SyntaxError) as found:
-                return f"row {index} of the training data{_files(self.dataset, index)} cannot be read: {found}"
-        return f"rows of the training data could not be read: {error}"
+            except BROKEN as found:
+                return f"row {index} of the {self.what}{_files(self.dataset, index)} cannot be read: {found}"
+        return f"rows of the {self.what} could not be read: {error}"
+
+
+class SeededFetching(NamedRows):
+    """A map-style data set that seeds the generators of Python, NumPy and torch (CPU) before it reads a batch.
+
+    Args:
+        dataset: the training data, map-style.
+        seed: of the run.
+
+    Attributes:
+        epoch: the current epoch; whoever trains sets it.
+    """
+
+    def __init__(self, dataset: Any, seed: int):
+        super().__init__(dataset, "training data")
+        self.seed, self.epoch = seed, 0
+        self._before: Any = None
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        if get_worker_info() is None:  # in the main process the model draws from the same generators
+            self._before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        key = repr((self.seed, self.epoch, [int(index) for index in indices]))
+        number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+        random.seed(number)
+        np.random.seed(number % 2**32)
+        torch.default_generator.manual_seed(number % 2**63)  # torch.manual_seed would also reset the generators of GPUs
+        return super().__getitems__(indices)
 
     def restore(self) -> None:
         """Restore the generators once the batch is collated."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from maxsup_hf.metrics._records import Metric, register_metrics
+from maxsup_hf.output.files import replacing
 
 register_metrics(
     Metric(
@@ -66,6 +69,20 @@ def per_class(labels: ArrayLike, predictions: ArrayLike, names: Sequence[str]) -
         ClassScores(name, int(support), precision, recall, f1)
         for name, precision, recall, f1, support in zip(names, *columns, strict=True)
     ]
+
+
+def write_per_class(path: Path, column: str, scores: Iterable[tuple[str, Sequence[ClassScores]]]) -> None:
+    """Write the scores of each class as csv.
+
+    Args:
+        column: the first one, `split` or `model`.
+        scores: name of a split or a model -> its scores, as pairs.
+    """
+    with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([column, *ClassScores._fields])
+        for name, of_classes in scores:
+            writer.writerows([name, *of_class] for of_class in of_classes)
 
 
 def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:

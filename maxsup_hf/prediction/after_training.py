@@ -11,12 +11,13 @@ from typing import Any
 from transformers.trainer_utils import unwrap_peft_model
 
 from maxsup_hf.losses import IGNORE_INDEX
+from maxsup_hf.output.messages import one_line
 from maxsup_hf.prediction.cli import parser, write_predictions
 from maxsup_hf.prediction.data import check_output, known_labels
 from maxsup_hf.prediction.images import mask_folder
 from maxsup_hf.prediction.model import Model
 from maxsup_hf.prediction.tasks import find_task
-from maxsup_hf.scripts.common.job import Job
+from maxsup_hf.scripts.common.job import Job, PredictionError
 
 NAMED = ("image-classification", "text-classification", "token-classification")  # whose labels are indices of class names
 
@@ -53,6 +54,13 @@ def _options(job: Job) -> Namespace:
 
 
 def _predict(job: Job, task: str, args: Namespace) -> None:
+    try:
+        _write(job, task, args)
+    except Exception as error:  # of any type, as in `maxsup-hf predict`
+        raise PredictionError(f"do_predict: {one_line(error)}") from error
+
+
+def _write(job: Job, task: str, args: Namespace) -> None:
     assert job.to_predict is not None
     rows, trained = job.to_predict.rows, job.trainer.model
     processor = job.trainer.processing_class

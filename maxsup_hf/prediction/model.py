@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from maxsup_hf.data.seeded_fetching import NamedRows
+
 Row = dict[str, Any]
 
 
@@ -37,7 +39,7 @@ class Model(NamedTuple):
     def batches(self, rows: Dataset, collate: Callable[[list[Row]], Any]) -> Iterator[dict[str, Tensor]]:
         """The rows in batches, on the model's device; real numbers in the type of its weights."""
         loader = DataLoader(
-            rows,  # type: ignore[arg-type]
+            NamedRows(rows, "test data"),
             batch_size=self.args.batch_size,
             collate_fn=collate,
             num_workers=self.args.dataloader_num_workers,

@@ -27,7 +27,7 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from maxsup_hf.data.seeded_fetching import RestoringCollator, SeededFetching
+from maxsup_hf.data.seeded_fetching import NamedRows, RestoringCollator, SeededFetching
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.output.weights import safetensors_error
 from maxsup_hf.trainer.complete import (
@@ -176,15 +176,19 @@ class CheckpointMixin(_TrainerBase):
         self, dataset: Any, *args: Any, sampler_fn: Any = None, is_training: bool = False, **kwargs: Any
     ) -> Any:
         """As in `transformers.Trainer`. Seed and epoch alone determine order and augmentation of the training data, so that
-        a resumed run continues exactly."""
+        a resumed run continues exactly. A row that cannot be read is named."""
         kwargs.update(sampler_fn=sampler_fn, is_training=is_training)
-        is_map_style = isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset)
-        # Persistent workers keep their copy of the data set, in which a new epoch cannot be set.
-        if not is_training or not is_map_style or self.args.dataloader_persistent_workers:
+        if not isinstance(dataset, Sized) or isinstance(dataset, IterableDataset):
             return super()._get_dataloader(dataset, *args, **kwargs)
         original, collator = dataset, self.data_collator
         if isinstance(dataset, datasets.Dataset):
-            dataset = self._remove_unused_columns(dataset, description="Training")
+            dataset = self._remove_unused_columns(dataset, description="Training" if is_training else "Evaluation")
+        # Persistent workers keep their copy of the data set, in which a new epoch cannot be set.
+        if not is_training or self.args.dataloader_persistent_workers:
+            rows = NamedRows(dataset, "training data" if is_training else "evaluation data")
+            if sampler_fn is not None:
+                kwargs["sampler_fn"] = lambda _: sampler_fn(original)
+            return super()._get_dataloader(rows, *args, **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._fetching = fetching = SeededFetching(dataset, seed)
 

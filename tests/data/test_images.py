@@ -1,17 +1,21 @@
 """Images of any form are read, and each one that cannot be is named."""
 
 import io
+from argparse import Namespace
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from maxsup_hf import cli
 from maxsup_hf.data.class_folders import load_class_folders
 from maxsup_hf.data.files import load_file
 from maxsup_hf.data.images import as_images, check_images, to_rgb
 from maxsup_hf.data.loading import load_splits
 from maxsup_hf.data.seeded_fetching import SeededFetching
+from maxsup_hf.prediction.model import Model
 from maxsup_hf.scripts.common import run
 from maxsup_hf.scripts.common.image_processors import ImageArguments
 from tests.scripts.conftest import image_folder, picture
@@ -111,3 +115,43 @@ def test_a_file_that_breaks_during_training_is_one_line_with_its_row(tmp_path, c
     said = capsys.readouterr().err
     assert end.value.code == 1 and said.count("\n") == 1
     assert said.startswith(f"error: row 3 of the training data ({broken}) cannot be read: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--validation_dir", "broken"], "error: row 3 of the evaluation data ({broken}) cannot be read: "),
+        (["--test_dir", "broken"], "error: row 3 of the evaluation data ({broken}) cannot be read: "),
+        (
+            ["--test_dir", "broken", "--dataloader_num_workers", "1"],
+            "error: row 3 of the evaluation data ({broken}) cannot be read: ",
+        ),
+        (
+            ["--test_dir", "broken", "--do_predict", "true", "--do_eval", "false"],
+            "error: do_predict: image_column_name: 1 of 4 images of the test data cannot be used: row 3 ({broken}): ",
+        ),
+    ],
+)
+def test_a_file_that_is_broken_in_an_evaluation_or_prediction_is_one_line_with_its_row(flags, line, tmp_path, capsys):
+    for name in ("photos", "broken"):
+        image_folder(tmp_path / name, count=2)
+    broken = tmp_path / "broken" / "dog" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    flags = [str(tmp_path / word) if word == "broken" else word for word in flags]
+    short = ["--max_steps", "1", "--save_strategy", "no", "--eval_strategy", "no", "--skip_image_check", "true"]
+    data = ["--train_dir", str(tmp_path / "photos"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "image-classification", *data, *flags, *short])
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and "Traceback" not in said
+    assert said.splitlines()[-1].startswith(line.format(broken=broken))
+
+
+def test_a_file_that_breaks_while_predicting_is_named(tmp_path):
+    """After the check of `maxsup-hf predict`."""
+    rows = load_class_folders("test_dir", image_folder(tmp_path / "photos", count=2))
+    broken = tmp_path / "photos" / "dog" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    model = Model(torch.zeros(1), None, 0, Namespace(batch_size=4, dataloader_num_workers=0))
+    with pytest.raises(ValueError, match=r"^row 3 of the test data \(.*dog/1\.png\) cannot be read: "):
+        list(model.batches(rows, list))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,9 @@ def test_the_same_predictions_as_later(task, capsys):
     said = capsys.readouterr().out
     if task in ("image-classification", "text-classification"):
         assert f"accuracy: {results('run')['test_accuracy']:.4f} (" in said
+        with open("run/per_class.csv", newline="", encoding="utf-8") as file:
+            support = Counter(split for row in csv.DictReader(file) for split in [row["split"]] * int(row["support"]))
+        assert support == {"validation": results("run")["eval_samples"], "test": 40}
     cli.main(["predict", "run", "--test_file", "rows.parquet", "--output_file", "second.jsonl", *predict])
     first, second = read("first.jsonl"), read("second.jsonl")
     assert len(first) == len(second) > 1

@@ -49,9 +49,13 @@ def test_learns_from_a_file():
     token_classification.main([*files, "--output_dir", "run", "--num_train_epochs", "30", *only_at_the_end])
     found = results("run")
     assert found["eval_accuracy"] == found["eval_f1"] == 1.0
-    with open("run/eval_per_class.csv", encoding="utf-8") as file:
+    with open("run/per_class.csv", encoding="utf-8") as file:
         lines = file.read().split()
-    assert lines == ["name,support,precision,recall,f1", "LOC,4,1.0,1.0,1.0", "PER,8,1.0,1.0,1.0"]
+    assert lines == [
+        "split,name,support,precision,recall,f1",
+        "validation,LOC,4,1.0,1.0,1.0",
+        "validation,PER,8,1.0,1.0,1.0",
+    ]
     assert found["eval_nll"] == pytest.approx(found["eval_loss"], rel=1e-4)
     entities = pipeline("token-classification", model="run", aggregation_strategy="simple")("Paris saw Ann Lee")
     assert [entity["entity_group"] for entity in entities] == ["LOC", "PER"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from maxsup_hf.output.files import replacing
+from maxsup_hf.metrics.class_scores import ClassScores, write_per_class
 
 SHOWN_CLASSES = 5
 
@@ -38,8 +37,8 @@ class LastEvaluation(TrainerCallback):
         return None if is_other or args.fp16_full_eval or args.bf16_full_eval else self._metrics
 
 
-def evaluate(trainer: Any, prefix: str, dataset: Any, known: Mapping[str, float] | None = None) -> None:
-    """Evaluate a data set, and write `PREFIX_results.json` and, for a classifier, `PREFIX_per_class.csv`.
+def evaluate(trainer: Any, prefix: str, dataset: Any, known: Mapping[str, float] | None = None) -> Sequence[ClassScores]:
+    """Evaluate a data set, and write `PREFIX_results.json`. Returns the scores of each class; none if they are not measured.
 
     Args:
         prefix: `eval` or `test`.
@@ -47,7 +46,7 @@ def evaluate(trainer: Any, prefix: str, dataset: Any, known: Mapping[str, float]
     """
     metrics = trainer.evaluate(dataset, metric_key_prefix=prefix) if known is None else known
     save_metrics(trainer, prefix, metrics, dataset)
-    _report_classes(trainer, prefix)
+    return getattr(trainer.compute_metrics, "scores", [])
 
 
 def save_metrics(trainer: Any, prefix: str, metrics: Mapping[str, float], dataset: Any) -> None:
@@ -61,20 +60,21 @@ def save_metrics(trainer: Any, prefix: str, metrics: Mapping[str, float], datase
     trainer.save_metrics(prefix, {**metrics, f"{prefix}_samples": len(dataset)})
 
 
-def _report_classes(trainer: Any, prefix: str) -> None:
-    """Write `PREFIX_per_class.csv`, and print the classes that are predicted worst."""
-    scores = getattr(trainer.compute_metrics, "scores", None)
-    if not scores or not trainer.is_world_process_zero():
+def report_classes(trainer: Any, split: str, scores: dict[str, Sequence[ClassScores]]) -> None:
+    """Write `per_class.csv`, and print the classes of a split that are predicted worst.
+
+    Args:
+        split: the one that was evaluated last.
+        scores: of the classes in each split.
+    """
+    if not scores[split] or not trainer.is_world_process_zero():
         return
-    path = Path(trainer.args.output_dir) / f"{prefix}_per_class.csv"
+    path = Path(trainer.args.output_dir) / "per_class.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(scores[0]._fields)
-        writer.writerows(scores)
-    worst = sorted(scores, key=lambda each: each.f1)[:SHOWN_CLASSES]
+    write_per_class(path, "split", scores.items())
+    worst = sorted(scores[split], key=lambda each: each.f1)[:SHOWN_CLASSES]
     width = max(len(each.name) for each in worst)
-    print(f"lowest F1 of {len(scores)} classes ({path}):")
+    print(f"lowest F1 of the {len(scores[split])} classes in the {split} data ({path}):")
     for each in worst:
         print(
             f"  {each.name:{width}}  F1 {each.f1:.3f}  precision {each.precision:.3f}  recall {each.recall:.3f}  "

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 
+class PredictionError(RuntimeError):
+    """The predictions of the test data could not be written; what was trained is saved."""
+
+
 class RowsToPredict(NamedTuple):
     """The test data as they were read, for `--do_predict`.
 

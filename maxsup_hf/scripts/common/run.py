@@ -26,9 +26,9 @@ from maxsup_hf.output.guard import masked_output
 from maxsup_hf.output.messages import one_line
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.console import print_lines
-from maxsup_hf.scripts.common.evaluation import LastEvaluation, evaluate, save_metrics
+from maxsup_hf.scripts.common.evaluation import LastEvaluation, evaluate, report_classes, save_metrics
 from maxsup_hf.scripts.common.export import ExportError, check_source, export
-from maxsup_hf.scripts.common.job import Job, RowsToPredict
+from maxsup_hf.scripts.common.job import Job, PredictionError, RowsToPredict
 from maxsup_hf.scripts.common.rehearsal import rehearse
 from maxsup_hf.scripts.common.resuming import disk_is_full, is_recorded
 from maxsup_hf.scripts.common.summary import describe
@@ -107,8 +107,8 @@ def main(
 
     Wrong input raises an error while the job is prepared: the message is printed as one line and the program ends with
     status 2 (`--log_level debug` shows the traceback). Later errors are not the user's and keep their traceback, except that
-    a failed push or export, a checkpoint that cannot be written, or a row that cannot be read, is one line again, with
-    status 1.
+    failed predictions, a failed push or export, a checkpoint that cannot be written, or a row that cannot be read, is one
+    line again, with status 1.
 
     With `--enable_jit_checkpoint`, SIGTERM ends training with a checkpoint and the program with status 143, as a shell
     reports that signal: a batch system that sees it restarts the run.
@@ -176,7 +176,7 @@ def _act(job: Job, act: Callable[[Job], None]) -> None:
                 hint = f"continue from {checkpoint} with --resume_from_checkpoint true"
             print(f"\ninterrupted: {hint}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
-    except (PushError, CheckpointError, ExportError, UnreadableRow) as error:
+    except (PushError, CheckpointError, ExportError, PredictionError, UnreadableRow) as error:
         print("error:", error, file=sys.stderr)
         raise SystemExit(1) from error
     except OSError as error:
@@ -228,8 +228,8 @@ def run(job: Job) -> None:
     with `do_predict` write the predictions of the test data.
 
     The main process writes to the Trainer's `output_dir`: the model and its processing class, `trainer_state.json`,
-    `train_results.json`, `eval_results.json`, `test_results.json`, `all_results.json` (all of them together) and the model
-    card.
+    `train_results.json`, `eval_results.json`, `test_results.json`, `all_results.json` (all of them together), the scores of
+    each class (`per_class.csv`) and the model card.
     """
     trainer = job.trainer
     trainer.pushes_after_training = False  # but after the evaluation, in one commit with the card
@@ -241,10 +241,13 @@ def run(job: Job) -> None:
         if not _train(trainer):
             return
     if trainer.args.do_eval:
+        scores: dict[str, Sequence[ClassScores]] = {}
         if trainer.eval_dataset is not None:
-            evaluate(trainer, "eval", trainer.eval_dataset, last.of_this_model())
+            scores["validation"] = evaluate(trainer, "eval", trainer.eval_dataset, last.of_this_model())
+            report_classes(trainer, "validation", scores)
         if job.test_dataset is not None:
-            evaluate(trainer, "test", job.test_dataset)
+            scores["test"] = evaluate(trainer, "test", job.test_dataset)
+            report_classes(trainer, "test", scores)
     if job.predict is not None and trainer.is_world_process_zero():
         job.predict()
     if trainer.args.push_to_hub:
