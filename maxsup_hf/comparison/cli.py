@@ -19,6 +19,7 @@ from maxsup_hf.comparison.execute import BadInput, execute
 from maxsup_hf.comparison.models import models_line
 from maxsup_hf.comparison.plan import PLAN, SAVE_MODELS, Plan, alphas, check_grid, keep_plan, load_plan, share_strength
 from maxsup_hf.comparison.statistics import TESTS
+from maxsup_hf.data.files import loading
 from maxsup_hf.hub.describe import add_comparison
 from maxsup_hf.losses import flatten, get_spec
 from maxsup_hf.losses._schedules import SCHEDULES
@@ -306,6 +307,8 @@ def _default_jobs(builtin: bool) -> int:
 
 
 def _accelerate_config(given: str | None) -> str | None:
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
     if given == "none":
         return None
     if given is not None:
@@ -313,7 +316,8 @@ def _accelerate_config(given: str | None) -> str | None:
             raise ValueError(
                 f"accelerate_config: there is no file {given!r}; `accelerate config --config_file {given}` makes one"
             )
+        hint = f"; `accelerate config --config_file {given}` makes one"
+        with loading("accelerate_config", given, hint):
+            load_config_from_file(given)
         return str(Path(given).absolute())
-    from accelerate.commands.config.config_args import default_config_file
-
     return default_config_file if Path(default_config_file).is_file() else None

@@ -17,10 +17,8 @@ from typing import IO, Any
 from tqdm.auto import tqdm
 
 from maxsup_hf.comparison.models import keep_models
-from maxsup_hf.comparison.parent import VARIABLE
+from maxsup_hf.comparison.parent import BAD_INPUT, VARIABLE
 from maxsup_hf.comparison.plan import PROGRESS, Plan, Run, is_finished, run_folder
-
-INPUT_ERROR = 2  # exit status of a script with bad input, which every run would have
 
 
 class BadInput(ValueError):
@@ -36,9 +34,11 @@ class Process:
         shutil.rmtree(self.folder, ignore_errors=True)  # left by an interruption
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = self.log.open("wb")
+        self._note = self.log.with_suffix(".bad_input")
         self._popen = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=self._file, stderr=subprocess.STDOUT, env=environment
-        )
+            command, stdin=subprocess.PIPE, stdout=self._file, stderr=subprocess.STDOUT,
+            env=environment | {BAD_INPUT: str(self._note.absolute())},
+        )  # fmt: skip
 
     def poll(self) -> int | None:
         return self._popen.poll()
@@ -49,6 +49,12 @@ class Process:
             return min(1.0, float((self.folder / PROGRESS).read_text()))
         except (OSError, ValueError):
             return 0.0
+
+    def found_bad_input(self) -> bool:
+        """Whether the run ended because of its input, which is that of every run."""
+        noted = self._note.exists()
+        self._note.unlink(missing_ok=True)
+        return noted
 
     def close(self) -> None:
         """End the process if it is still running."""
@@ -124,7 +130,7 @@ def execute(plan: Plan, folder: Path, jobs: int) -> dict[str, str]:
                         if bar.disable:
                             bar.write(f"{done} of {len(runs)} runs: {process.run.name} has finished", file=sys.stderr)
                         continue
-                    if process.poll() == INPUT_ERROR and done == 1:
+                    if process.found_bad_input() and done == 1:
                         raise BadInput(_last_line(process).removeprefix("error: "))
                     reason = _failure_reason(process)
                     failed[process.run.name] = reason

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from maxsup_hf.analysis.measure import measure
 from maxsup_hf.analysis.store import model_fingerprint
-from maxsup_hf.comparison.parent import end_with_parent
+from maxsup_hf.comparison.parent import end_with_parent, noting_bad_input
 from maxsup_hf.comparison.plan import DETAILS, PROGRESS
 from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.splits import stratified_indices
@@ -82,7 +82,8 @@ def main(argv: Sequence[str]) -> None:
         _hold_out(job, float(share))
         return job
 
-    run.main(prepare, flags, act=_watched)
+    with noting_bad_input():
+        run.main(prepare, flags, act=_watched)
 
 
 def _hold_out(job: run.Job, share: float) -> None:

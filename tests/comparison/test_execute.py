@@ -25,8 +25,16 @@ if what == "hangs":
     time.sleep(600)
 if what == "dies":
     os.kill(os.getpid(), 9)
-if what.startswith("status"):
-    sys.exit("error: it had to be") if what == "status 1" else (print("error: bad input", file=sys.stderr), sys.exit(2))
+if what == "status 1":
+    sys.exit("error: it had to be")
+if "bad input" in what:
+    from maxsup_hf.comparison.parent import noting_bad_input
+    print("error: bad input", file=sys.stderr)
+    try:
+        with noting_bad_input():
+            sys.exit(2)
+    except SystemExit as end:
+        sys.exit(1 if what == "bad input, launched" else end.code)
 (folder / "progress").write_text("0.5")
 time.sleep(0.3)
 (folder / "details.json").write_text("{}")
@@ -114,9 +122,10 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, no_training, ca
     assert begun(tmp_path)[4:] == ["maxsup-seed0", "cross_entropy-seed1"]
 
 
-def test_wrong_input_is_one_line_after_the_first_run_and_nothing_is_left(tmp_path, no_training, monkeypatch, capsys):
+@pytest.mark.parametrize("what", ["bad input", "bad input, launched"])  # `accelerate launch` makes every status 1
+def test_wrong_input_is_one_line_after_the_first_run_and_nothing_is_left(what, tmp_path, no_training, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    no_training |= {run.name: "status 2" for run in plan().runs()}
+    no_training |= {run.name: what for run in plan().runs()}
     words = ["compare", "text-classification", "--losses", "cross_entropy,maxsup", "--seeds", "0,1", "--jobs", "1"]
     with pytest.raises(SystemExit) as end:
         cli.main([*words, "--output_dir", "new"])
