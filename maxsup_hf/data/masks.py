@@ -66,7 +66,7 @@ def check_masks(
         source: what `known` was learned from, for messages.
 
     Returns:
-        Splits with the column `PIXELS`, (K,) integers in each row; K, at least two.
+        Splits with the same rows and the only column `PIXELS`, (K,) integers; K, at least two.
 
     Raises:
         ValueError: an image or a mask cannot be opened, a mask differs from its image in size, is in colour or has a value
@@ -95,11 +95,10 @@ def check_masks(
                 f"{max(values)}, but {source or 'the training data'} has {classes} classes: values must be in "
                 f"[0, {classes}), or {ignore_index} to ignore a pixel; name all classes with --class_names"
             )
-    counted = {}
-    for split, dataset in splits.items():
-        padded = [np.pad(count, (0, classes - len(count))) for count in counts[split]]
-        counted[split] = dataset.add_column(PIXELS, padded)
-    return counted, classes
+    pixels = {}
+    for split, found in counts.items():
+        pixels[split] = Dataset.from_dict({PIXELS: [np.pad(count, (0, classes - len(count))) for count in found]})
+    return pixels, classes
 
 
 def _count_pixels(

@@ -24,6 +24,15 @@ def hold_out_and_limit(splits: Splits, args: DataArguments, label_column: str | 
 
 
 def hold_out_validation(splits: Splits, share: float, label_column: str | None = None) -> Splits:
+    """As `divide`, and log how many rows are held out."""
+    divided = divide(splits, share, label_column)
+    if divided is not splits:
+        held_out, count = len(divided["validation"]), len(splits["train"])
+        logger.info("no validation data: held out %d of the %d training rows (train_val_split)", held_out, count)
+    return divided
+
+
+def divide(splits: Splits, share: float, label_column: str | None = None) -> Splits:
     """If there are training data and no validation data, take a share of them, in proportion from every class.
 
     Args:
@@ -41,9 +50,7 @@ def hold_out_validation(splits: Splits, share: float, label_column: str | None =
         )
     count = min(max(1, round(len(train) * share)), len(train) - 1)
     classes = _classes(train, label_column)
-    held_out = _without_whole_classes(stratified_indices(classes, count), classes)
-    logger.info("no validation data: held out %d of the %d training rows (train_val_split)", len(held_out), len(train))
-    return _divided(splits, held_out)
+    return _divided(splits, _without_whole_classes(stratified_indices(classes, count), classes))
 
 
 def hold_out_groups(splits: Splits, share: float, column: str) -> Splits:
@@ -94,7 +101,7 @@ def _without_whole_classes(held_out: NDArray[np.integer], classes: NDArray) -> N
 
 
 def limit_rows(splits: Splits, args: DataArguments, label_column: str | None = None) -> Splits:
-    """Cut the splits to `--max_train_samples`, `--max_eval_samples` and `--max_test_samples`; see `hold_out_validation`."""
+    """Cut the splits to `--max_train_samples`, `--max_eval_samples` and `--max_test_samples`; see `divide`."""
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_test_samples}
     limited = dict(splits)
     for split, dataset in splits.items():

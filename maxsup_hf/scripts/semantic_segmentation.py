@@ -29,7 +29,7 @@ from maxsup_hf.data.images import as_images, to_rgb
 from maxsup_hf.data.labels import pretrained_classes
 from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.masks import PIXELS, check_masks, find_mask_columns, load_pair_folder, to_array
-from maxsup_hf.data.splits import hold_out_and_limit
+from maxsup_hf.data.splits import divide, hold_out_and_limit, limit_rows
 from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
@@ -133,12 +133,12 @@ def _load_images(
         names, source = names or pretrained, "the model"
     if args.skip_image_check and names:
         return hold_out_and_limit(splits, args), (image, mask), names, []
-    splits, count = check_masks(splits, image, mask, ignore_index, len(names), source if names else "")
+    pixels, count = check_masks(splits, image, mask, ignore_index, len(names), source if names else "")
     if not names:
         names = pretrained if len(pretrained) == count else [str(i) for i in range(count)]
-    splits = hold_out_and_limit(splits, args)
-    pixels = np.sum(first_split(splits)[1][PIXELS], axis=0).tolist()
-    return {split: dataset.remove_columns(PIXELS) for split, dataset in splits.items()}, (image, mask), names, pixels
+    pixels = limit_rows(divide(pixels, args.train_val_split), args)  # the same rows
+    counts = np.sum(first_split(pixels)[1][PIXELS], axis=0).tolist()
+    return hold_out_and_limit(splits, args), (image, mask), names, counts
 
 
 def _class_names(args: SemanticSegmentationArguments) -> list[str]:

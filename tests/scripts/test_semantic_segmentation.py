@@ -17,6 +17,7 @@ from transformers import (
 from maxsup_hf.data.builtin_scenes import digit_scenes
 from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from maxsup_hf.scripts import semantic_segmentation
+from maxsup_hf.scripts.common.summary import describe
 from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER, picture, results, write
 
 pytestmark = pytest.mark.skipif(NO_SEGFORMER, reason=NEEDS_TORCHVISION)
@@ -100,6 +101,20 @@ def test_folders_with_a_test_set_and_fine_tuning(tmp_path):
         prepare(*flags)
     with pytest.raises(FileNotFoundError, match="train_dir: there is no folder 'nowhere/images'"):
         prepare("--train_dir", "nowhere")
+
+
+def test_a_run_begins_with_the_pixels_of_each_class(tmp_path, capsys):
+    flags = ["--train_dir", folder(tmp_path / "train"), "--class_names", "sky,sea,sand,ice"]
+    job = prepare(*flags)
+    masks = job.trainer.train_dataset.with_format(None)["mask"]  # without what is held out
+    sky, sea, sand, ice = np.bincount(np.concatenate([np.asarray(each).ravel() for each in masks]), minlength=256)[:4]
+    describe(job)
+    said = capsys.readouterr().out
+    assert f"4 classes, in pixels: sky ({sky:,}), sea ({sea:,}), sand ({sand:,}), ice (0)" in said and ice == 0 < sky
+    assert "rarest class: ice (0)" in said
+    describe(prepare(*flags, "--skip_image_check", "true"))
+    said = capsys.readouterr().out
+    assert "4 classes: sky, sea, sand, ice\npixels of each class: not counted (skip_image_check)" in said
 
 
 def test_masks_reach_the_model_as_they_are():
