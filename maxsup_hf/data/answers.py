@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, List, Value, load_dataset
 from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedTokenizerBase
 
-from maxsup_hf.data.columns import check_column, check_strings, check_type, is_list_of_strings, is_string, read_column
+from maxsup_hf.data.columns import (
+    check_column,
+    check_strings,
+    check_type,
+    identifier_columns,
+    is_list_of_strings,
+    is_string,
+    read_column,
+)
 from maxsup_hf.data.files import FORMATS, Reader, read_text
 from maxsup_hf.metrics import answer_f1, exact_match
 from maxsup_hf.output.messages import shortened
@@ -23,8 +32,11 @@ LONGEST_ANSWER = 30  # tokens: start and end are predicted separately, and must 
 def read_squad(path: str) -> Dataset:
     """Rows of a json file: in the form in which SQuAD is distributed (`data`, `paragraphs`, `qas`), or as `datasets` reads
     any json."""
-    found = json.loads(read_text(path))
-    if not (isinstance(found, dict) and isinstance(found.get("data"), list) and "paragraphs" in (found["data"] or [{}])[0]):
+    found: Any = None
+    with suppress(json.JSONDecodeError):  # rows may be on lines of their own
+        found = json.loads(read_text(path))
+    articles = found.get("data") if isinstance(found, dict) else None
+    if not (isinstance(articles, list) and articles and isinstance(articles[0], dict) and "paragraphs" in articles[0]):
         return load_dataset("json", data_files={"train": path}, split="train")
     try:
         rows = [
@@ -37,15 +49,23 @@ def read_squad(path: str) -> Dataset:
                     "answer_start": [answer["answer_start"] for answer in qa.get("answers", [])],
                 },
             }
-            for article in found["data"]
+            for article in articles
             for paragraph in article["paragraphs"]
             for qa in paragraph["qas"]
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it is not in the form of SQuAD: {type(error).__name__}: {error}") from None
-    return Dataset.from_list(rows)
+    return Dataset.from_list(rows, features=SQUAD_FEATURES)
 
 
+SQUAD_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "question": Value("string"),
+        "context": Value("string"),
+        "answers": {"text": List(Value("string")), "answer_start": List(Value("int64"))},
+    }
+)
 SQUAD_FORMATS: dict[str, Reader] = {**FORMATS, ".json": read_squad}
 
 
@@ -62,7 +82,8 @@ def check_answers(dataset: Dataset, question: str, context: str, answers: str, s
     context has no answer.
 
     Returns:
-        The columns `question`, `context`, `texts` (the answers, a list that may be empty) and `start` (of the first, or -1).
+        The columns `question`, `context`, `texts` (the answers, a list that may be empty) and `start` (of the first, or -1),
+        and those by which rows are known.
 
     Raises:
         TypeError, ValueError: a column does not exist or has the wrong type, values are missing, or an answer is not where
@@ -93,6 +114,8 @@ def check_answers(dataset: Dataset, question: str, context: str, answers: str, s
             "there is nothing to learn"
         )
     columns = {"question": read_column(dataset, question).to_pylist(), "context": contexts, "texts": texts, "start": starts}
+    for name in identifier_columns(dataset, [question, context, answers]):
+        columns.setdefault(name, read_column(dataset, name).to_pylist())
     return Dataset.from_dict(columns)
 
 

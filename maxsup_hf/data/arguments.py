@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from datasets import Dataset
+
 
 def flag(help: str, default: Any = None) -> Any:
     """A dataclass field with its line in `--help`."""
@@ -59,7 +61,10 @@ class DataArguments:
     max_eval_samples: int | None = flag("Evaluate on at most this many rows, drawn in proportion from every class.")
     max_test_samples: int | None = flag("Test on at most this many rows, drawn in proportion from every class.")
     label_column_name: str | None = flag("Column of the labels (default: found by its type or name).")
-    needs_training_data: bool = field(default=True, init=False)  # not to evaluate a trained model; not a flag
+    # ---- not flags: what the run does, and test data without labels, which is predicted and not evaluated ----
+    needs_training_data: bool = field(default=True, init=False)  # not to evaluate a trained model
+    predicts: bool = field(default=False, init=False)
+    unlabelled: Dataset | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         check_not_blank({each.name: getattr(self, each.name) for each in fields(self) if each.default is None})

@@ -17,6 +17,7 @@ from maxsup_hf.data.columns import (
     check_strings,
     check_type,
     find_column,
+    identifier_columns,
     is_class,
     is_integer,
     is_list_of_strings,
@@ -73,7 +74,8 @@ def usual_layout(dataset: Dataset, split: str) -> Dataset:
         ]
     else:
         return dataset
-    return Dataset.from_list(rows)
+    ids = identifier_columns(dataset, rows[0])
+    return Dataset.from_list([{name: old[name] for name in ids} | new for old, new in zip(dataset, rows, strict=True)])
 
 
 def _check_full(dataset: Dataset, columns: Sequence[str], split: str) -> None:
@@ -141,6 +143,9 @@ def check_choices(splits: Splits, question: str, choices: list[str], label: str)
             "choices": pa.array(rows, pa.list_(pa.string())),
             "labels": pa.array(_read_labels(dataset, label, rows, split)),
         }
+        if split == "test":
+            ids = identifier_columns(dataset, [question, *choices, label, *columns])
+            columns |= {name: read_column(dataset, name) for name in ids}
         checked[split] = Dataset(pa.table(columns))
     return checked
 

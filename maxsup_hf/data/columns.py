@@ -32,6 +32,14 @@ def read_texts(dataset: Dataset, columns: Sequence[str]) -> Iterator[str]:
 
 # ---- finding ----
 
+# Columns by which a row is known, in lower case.
+IDENTIFIERS = ("id", "idx", "guid", "uid", "image_id", "file", "file_name", "filename", "path")
+
+
+def identifier_columns(dataset: Dataset, used: Collection[str] = ()) -> list[str]:
+    """Columns by which rows are known, which are written beside predictions, without those that are used otherwise."""
+    return [name for name in dataset.column_names if name.lower() in IDENTIFIERS and name not in used]
+
 
 def find_column(
     dataset: Dataset,

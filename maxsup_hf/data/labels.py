@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, List, Value
 from transformers import PretrainedConfig
@@ -17,12 +18,13 @@ from maxsup_hf.data.columns import (
     check_not_missing,
     check_some_labels,
     find_column,
+    identifier_columns,
     is_class,
     is_integer,
     read_column,
 )
 from maxsup_hf.data.loading import Splits
-from maxsup_hf.data.splits import hold_out_and_limit
+from maxsup_hf.data.splits import hold_out_and_limit, limit_rows
 from maxsup_hf.output.messages import listed
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ def classification_splits(
     Raises:
         TypeError, ValueError: see `encode_labels`.
     """
+    splits = set_aside_unlabelled(splits, args, label_column, {name: name for name in inputs})
     splits, names = encode_labels(
         splits, label_column, inputs, pretrained_classes(config), hidden_test=args.dataset_name is not None,
         only_these=not args.needs_training_data,
@@ -88,7 +91,8 @@ def encode_labels(
             are those of the training data, or else the indices.
 
     Returns:
-        Splits with the columns `inputs` and `labels` (N,) int64 in [0, K); the K names, at least two.
+        Splits with the columns `inputs` and `labels` (N,) int64 in [0, K), and those by which rows of the test data are
+        known; the K names, at least two.
 
     Raises:
         TypeError: labels are real numbers (regression) or lists (multi-label).
@@ -116,7 +120,8 @@ def encode_labels(
                 f"{listed([repr(name) for name in unseen])}; {hint}"
             )
         labels = np.array([index[name] for name in found[split]], dtype=np.int64)
-        encoded[split] = dataset.select_columns(list(inputs)).add_column("labels", labels)
+        kept = [*inputs, *identifier_columns(dataset, [*inputs, column])] if split == "test" else list(inputs)
+        encoded[split] = dataset.select_columns(kept).add_column("labels", labels)
     return encoded, names
 
 
@@ -176,6 +181,29 @@ def _warn_of_lookalikes(names: Sequence[str]) -> None:
             )
 
 
+def set_aside_unlabelled(splits: Splits, args: DataArguments, column: str, inputs: Mapping[str, str]) -> Splits:
+    """With `--do_predict`, the test data needs no labels: it is kept in `args.unlabelled`, and not evaluated.
+
+    Args:
+        column: of the labels.
+        inputs: the columns that the model's inputs are made of -> their names for the prediction.
+
+    Raises:
+        ValueError: it has not all of the inputs, or missing values.
+    """
+    if not args.predicts or "test" not in splits or not _labels_hidden(splits["test"], column):
+        return splits
+    test = splits["test"]
+    for name in inputs:
+        check_column(test, name, "test data without labels", "test")
+        check_not_missing(test, name, "test")
+    test = test.select_columns([*inputs, *identifier_columns(test, [*inputs, column])])
+    test = test.rename_columns({name: new for name, new in inputs.items() if name != new})
+    args.unlabelled = limit_rows({"test": test}, args)["test"]
+    logger.warning("the test data has no labels: its predictions are written, and it is not evaluated")
+    return {split: dataset for split, dataset in splits.items() if split != "test"}
+
+
 def without_hidden_test(splits: Splits, column: str) -> Splits:
     """Drop a test split without labels (no column, or all null or -1), with a warning."""
     if "test" not in splits or not _labels_hidden(splits["test"], column):
@@ -185,7 +213,10 @@ def without_hidden_test(splits: Splits, column: str) -> Splits:
 
 
 def _labels_hidden(dataset: Dataset, column: str) -> bool:
-    return column not in dataset.column_names or set(pc.unique(read_column(dataset, column)).to_pylist()) <= {None, -1}
+    if column not in dataset.column_names:
+        return True
+    values = read_column(dataset, column)
+    return not pa.types.is_nested(values.type) and set(pc.unique(values).to_pylist()) <= {None, -1}
 
 
 def class_names(dataset: Dataset, column: str, found: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from maxsup_hf.data.columns import (
     check_not_missing,
     check_type,
     find_column,
+    identifier_columns,
     is_list,
     is_list_of_classes,
     is_list_of_strings,
@@ -102,6 +103,9 @@ def encode_tags(
             "tokens": read_column(dataset, token_column),
             "labels": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(indices)),
         }
+        if split == "test":
+            ids = identifier_columns(dataset, [token_column, tag_column, *columns])
+            columns |= {name: read_column(dataset, name) for name in ids}
         tagged[split] = Dataset(pa.table(columns))
     return tagged, names
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from datasets import Dataset
 
+from maxsup_hf.data.answers import is_squad
 from maxsup_hf.data.arguments import check_not_blank, delimiter
+from maxsup_hf.data.files import is_saved
 from maxsup_hf.output.messages import listed, one_line
 from maxsup_hf.output.parser import Parser
 from maxsup_hf.prediction.data import check_output, identifiers, known_labels, load_rows, write_rows
@@ -98,15 +100,21 @@ def _predict(args: argparse.Namespace) -> None:
     logging.getLogger("maxsup_hf").setLevel(logging.INFO)
     rows = load_rows(args)
     if args.label_column_name is None:
-        args.label_column_name = next((name for name in USUAL_LABELS if name in rows.column_names), None)
+        args.label_column_name = _label_column(rows)
     elif args.label_column_name not in rows.column_names:
         raise ValueError(
             f"label_column_name: the rows have no column {args.label_column_name!r}, but {', '.join(rows.column_names)}"
         )
     model, task = load_model(args)
-    if args.test_dir and not TASKS[task].reads_images:
+    if args.test_dir and not is_saved(args.test_dir) and not TASKS[task].reads_images:
         raise ValueError(f"test_dir holds images, and the model is for {task}; give its rows as --test_file")
     write_predictions(model, task, rows, known_labels(rows, args.label_column_name))
+
+
+def _label_column(rows: Dataset) -> str | None:
+    """The column that holds the labels by its name, or answers in the form of SQuAD."""
+    answers = [name for name, feature in rows.features.items() if is_squad(feature)]
+    return next((name for name in (*USUAL_LABELS, *answers) if name in rows.column_names), None)
 
 
 def write_predictions(model: Model, task: str, rows: Dataset, labels: Sequence[Any] | None) -> None:

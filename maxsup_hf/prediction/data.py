@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset
 
+from maxsup_hf.data.answers import SQUAD_FORMATS, is_squad
 from maxsup_hf.data.class_folders import image_files, report_skipped
-from maxsup_hf.data.columns import read_column
-from maxsup_hf.data.files import FORMATS as FILE_FORMATS
-from maxsup_hf.data.files import Reader, load_file
+from maxsup_hf.data.columns import identifier_columns, read_column
+from maxsup_hf.data.files import Reader, is_saved, load_file, load_saved
 from maxsup_hf.data.images import as_images
 from maxsup_hf.data.loading import load_named, sliced, with_dotted_columns
 from maxsup_hf.data.tags import read_conll
@@ -26,9 +26,7 @@ from maxsup_hf.output.secrets import masked
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 # A text file has a row in each line; the words of a CoNLL file need no tags.
-READ: dict[str, Reader] = {**FILE_FORMATS, ".txt": ("text", {}), ".conll": partial(read_conll, tagged=False)}
-# Columns by which a row is known, in lower case.
-IDENTIFIERS = ("id", "idx", "guid", "uid", "image_id", "file", "file_name", "filename", "path")
+READ: dict[str, Reader] = {**SQUAD_FORMATS, ".txt": ("text", {}), ".conll": partial(read_conll, tagged=False)}
 
 
 def load_rows(args: Namespace) -> Dataset:
@@ -46,7 +44,8 @@ def load_rows(args: Namespace) -> Dataset:
     if args.test_file is not None:
         rows = load_file("test_file", args.test_file, READ, args.csv_delimiter)
     elif args.test_dir is not None:
-        rows = load_image_folder("test_dir", args.test_dir)
+        load = load_saved if is_saved(args.test_dir) else load_image_folder
+        rows = load("test_dir", args.test_dir)
     else:
         splits = load_named("dataset_name", args.dataset_name, args.dataset_config_name)
         split = args.split or ("test" if "test" in splits else next(iter(splits)))
@@ -82,8 +81,8 @@ def load_image_folder(argument: str, path: str) -> Dataset:
 
 
 def identifiers(rows: Dataset) -> list[dict[str, Any]]:
-    """What each row is known by: the values of the columns in `IDENTIFIERS`."""
-    names = [name for name in rows.column_names if name.lower() in IDENTIFIERS]
+    """What each row is known by: the values of `identifier_columns`."""
+    names = identifier_columns(rows)
     if not names:
         return [{} for _ in range(len(rows))]
     columns = (read_column(rows, name).to_pylist() for name in names)
@@ -96,6 +95,8 @@ def known_labels(rows: Dataset, column: str | None) -> list[Any] | None:
         return None
     values = read_column(rows, column).to_pylist()
     feature = rows.features[column]
+    if is_squad(feature):
+        return [value["text"] if value else [] for value in values]
     return feature.int2str(values) if isinstance(feature, ClassLabel) else values
 
 

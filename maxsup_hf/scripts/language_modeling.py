@@ -26,7 +26,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import python_documentation
-from maxsup_hf.data.columns import check_strings, find_column, is_string, read_column, read_texts, report_columns
+from maxsup_hf.data.columns import (
+    check_strings,
+    find_column,
+    identifier_columns,
+    is_string,
+    read_column,
+    read_texts,
+    report_columns,
+)
 from maxsup_hf.data.conversations import conversation_columns
 from maxsup_hf.data.files import TEXT_FORMATS
 from maxsup_hf.data.loading import Splits, first_split, load_splits
@@ -142,7 +150,8 @@ def _load_texts(args: LanguageModelingArguments) -> tuple[Splits, str]:
     report_columns(rows, [column])
     for split, dataset in splits.items():
         check_strings(dataset, column, "text_column_name", split)
-    return {split: dataset.select_columns(column) for split, dataset in splits.items()}, column
+        splits[split] = dataset.select_columns([column, *identifier_columns(dataset, [column])])
+    return splits, column
 
 
 def _pack(dataset: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, block: int, split: str) -> Dataset:
@@ -161,7 +170,7 @@ def _pack(dataset: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, blo
         texts = tokenizer(batch[column], verbose=False)["input_ids"]
         return {"input_ids": [with_end(ids) for ids in texts]}
 
-    tokenized = dataset.map(encode, batched=True, remove_columns=[column], desc="tokenizing")
+    tokenized = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="tokenizing")
     tokens = pc.list_flatten(read_column(tokenized, "input_ids")).cast(pa.int32()).to_numpy()
     count = len(tokens) // block
     if count == 0:

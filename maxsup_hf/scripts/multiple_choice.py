@@ -99,7 +99,8 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, 
         encoded = with_cut(tokenizer(questions, choices, truncation="longest_first", max_length=length), length)
         return {name: [values[i : i + count] for i in range(0, len(values), count)] for name, values in encoded.items()}
 
-    tokenized = dataset.map(encode, batched=True, remove_columns=["question", "choices"], desc="tokenizing")
+    unused = [name for name in dataset.column_names if name != "labels"]
+    tokenized = dataset.map(encode, batched=True, remove_columns=unused, desc="tokenizing")
     return report_cut(tokenized, length, split)
 
 

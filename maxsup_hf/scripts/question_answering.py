@@ -20,6 +20,7 @@ from maxsup_hf.data.answers import SQUAD_FORMATS, answer_metrics, check_answers,
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import questions_about_names
 from maxsup_hf.data.columns import find_column, is_string, read_texts, report_columns
+from maxsup_hf.data.labels import set_aside_unlabelled
 from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.splits import hold_out_groups, limit_rows
 from maxsup_hf.scripts.common import recipes, run
@@ -126,6 +127,7 @@ def _load_questions(args: QuestionAnsweringArguments) -> Splits:
         taken=[answers, question], split=first,
     )  # fmt: skip
     report_columns(rows, [question, context, answers])
+    splits = set_aside_unlabelled(splits, args, answers, {question: "question", context: "context"})
     splits = {split: check_answers(dataset, question, context, answers, split) for split, dataset in splits.items()}
     return limit_rows(hold_out_groups(splits, args.train_val_split, "context"), args)
 

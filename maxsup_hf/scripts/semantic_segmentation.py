@@ -24,9 +24,9 @@ from transformers import (
 
 from maxsup_hf.data.arguments import data_flags, flag
 from maxsup_hf.data.builtin_scenes import SCENE_CLASSES, digit_scenes
-from maxsup_hf.data.columns import report_columns
+from maxsup_hf.data.columns import identifier_columns, report_columns
 from maxsup_hf.data.images import as_images, to_rgb
-from maxsup_hf.data.labels import pretrained_classes
+from maxsup_hf.data.labels import pretrained_classes, set_aside_unlabelled
 from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.masks import PIXELS, check_masks, find_mask_columns, load_pair_folder, to_array
 from maxsup_hf.data.splits import divide, hold_out_and_limit, limit_rows
@@ -122,9 +122,11 @@ def _load_images(
     image, mask = find_mask_columns(rows, args.image_column_name, args.label_column_name, first)
     report_columns(rows, [image, mask])
     splits = load_images(args, splits, image)
+    splits = set_aside_unlabelled(splits, args, mask, {image: image})
     for split, dataset in splits.items():
         masks = as_images(dataset, mask, "label_column_name", split, getattr(args, f"{split}_file"))
-        splits[split] = masks.select_columns([image, mask])
+        ids = identifier_columns(masks, [image, mask]) if split == "test" else []
+        splits[split] = masks.select_columns([image, mask, *ids])
     pretrained = pretrained_classes(config)
     names, source = _class_names(args), "class_names"
     if not args.needs_training_data:

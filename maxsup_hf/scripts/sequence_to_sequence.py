@@ -24,7 +24,16 @@ from transformers import (
 
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import translated_phrases
-from maxsup_hf.data.columns import check_column, check_strings, find_column, is_string, read_texts, report_columns
+from maxsup_hf.data.columns import (
+    check_column,
+    check_strings,
+    find_column,
+    identifier_columns,
+    is_string,
+    read_texts,
+    report_columns,
+)
+from maxsup_hf.data.labels import set_aside_unlabelled
 from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.losses import IGNORE_INDEX
@@ -127,10 +136,12 @@ def _load_pairs(args: SequenceToSequenceArguments) -> tuple[Splits, tuple[str, s
     target = find_column(rows, "target_column_name", target, fits=is_string, names=TARGET_NAMES, taken=other, split=first)
     source = find_column(rows, "source_column_name", source, fits=is_string, names=SOURCE_NAMES, taken=[target], split=first)
     report_columns(rows, [source, target])
+    splits = set_aside_unlabelled(splits, args, target, {source: source})
     for split, dataset in splits.items():
         check_strings(dataset, source, "source_column_name", split)
         check_strings(dataset, target, "target_column_name", split)
-    splits = {split: dataset.select_columns([source, target]) for split, dataset in splits.items()}
+        ids = identifier_columns(dataset, [source, target]) if split == "test" else []
+        splits[split] = dataset.select_columns([source, target, *ids])
     return hold_out_and_limit(splits, args), (source, target)
 
 
@@ -163,7 +174,7 @@ def _tokenize(
         cut = with_cut(targets, args.max_target_length, CUT_TARGET)
         return {**with_cut(encoded, length), "labels": targets["input_ids"], CUT_TARGET: cut[CUT_TARGET]}
 
-    tokenized = dataset.map(encode, batched=True, remove_columns=list(columns), desc="tokenizing")
+    tokenized = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="tokenizing")
     tokenized = report_cut(tokenized, args.max_target_length, split, "targets", "max_target_length", CUT_TARGET)
     return report_cut(tokenized, length, split, "sources")
 

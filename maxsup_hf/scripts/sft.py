@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from maxsup_hf.data.arguments import flag, no_flag
 from maxsup_hf.data.builtin_texts import translated_phrases
-from maxsup_hf.data.columns import is_string
+from maxsup_hf.data.columns import identifier_columns, is_string
 from maxsup_hf.data.conversations import as_conversations
 from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
@@ -91,6 +91,10 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     config = load_config(args)
     with training_args.main_process_first(desc="loading the data"):
         splits = _load_conversations(args)
+        rows = {}
+        if "test" in splits:
+            rows = {"test": _as_chats(splits["test"])}
+            splits["test"] = splits["test"].remove_columns(identifier_columns(splits["test"]))
         split, first = first_split(splits)
         tokenizer = build_generator_tokenizer(args, config, _texts(first), vocabulary_size=VOCABULARY_SIZE)
     _set_chat_template(tokenizer, first, training_args)
@@ -107,7 +111,6 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     _report_length(trainer, first, split)
     if "train" not in splits:
         trainer.train_dataset = None
-    rows = {"test": _as_chats(splits["test"])} if "test" in splits else {}
     splits = {**splits, "test": _prepared(trainer, splits["test"])} if "test" in splits else splits
     limit = training_args.max_length or DEFAULT_LENGTH
     builtin = "names, dates and amounts of Unicode CLDR, en to de"
@@ -151,13 +154,22 @@ def _as_chats(rows: Dataset) -> Dataset:
     if "prompt" not in rows.column_names or is_string(rows.features["prompt"]):
         return rows
     turns = zip(rows["prompt"], rows["completion"], strict=True)
-    return Dataset.from_dict({"messages": [prompt + completion for prompt, completion in turns]})
+    return _with_identifiers(Dataset.from_dict({"messages": [prompt + completion for prompt, completion in turns]}), rows)
 
 
 def _load_conversations(args: SFTArguments) -> Splits:
     splits = load_splits(args, _builtin)
-    splits = {split: as_conversations(dataset, split) for split, dataset in splits.items()}
-    return hold_out_and_limit(splits, args)
+    conversations = {split: as_conversations(dataset, split) for split, dataset in splits.items()}
+    if "test" in splits:
+        conversations["test"] = _with_identifiers(conversations["test"], splits["test"])
+    return hold_out_and_limit(conversations, args)
+
+
+def _with_identifiers(dataset: Dataset, rows: Dataset) -> Dataset:
+    """Conversations with the columns by which their rows are known."""
+    ids = rows.select_columns(identifier_columns(rows, dataset.column_names))
+    features = Features({**dataset.features, **ids.features})
+    return Dataset.from_dict({**dataset[:], **ids[:]}, features)
 
 
 def _builtin() -> Dataset:

@@ -141,7 +141,8 @@ def tokenize(
     def encode(batch: dict[str, list[str]]) -> Any:
         return with_cut(tokenizer(*(batch[column] for column in columns), truncation=True, max_length=length), length)
 
-    return report_cut(dataset.map(encode, batched=True, remove_columns=list(columns), desc="tokenizing"), length, split)
+    unused = [name for name in dataset.column_names if name != "labels"]
+    return report_cut(dataset.map(encode, batched=True, remove_columns=unused, desc="tokenizing"), length, split)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

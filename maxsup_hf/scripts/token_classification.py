@@ -25,7 +25,7 @@ from transformers import (
 from maxsup_hf.data.arguments import flag
 from maxsup_hf.data.builtin_names import tagged_names
 from maxsup_hf.data.columns import read_column, report_columns
-from maxsup_hf.data.labels import pretrained_classes
+from maxsup_hf.data.labels import pretrained_classes, set_aside_unlabelled
 from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.splits import hold_out_and_limit
 from maxsup_hf.data.tags import CONLL_FORMATS, encode_tags, find_tag_columns
@@ -89,6 +89,7 @@ def _load_sentences(args: TokenClassificationArguments, config: PretrainedConfig
     first, rows = first_split(splits)
     columns = find_tag_columns(rows, args.tokens_column_name, args.label_column_name, first)
     report_columns(rows, columns)
+    splits = set_aside_unlabelled(splits, args, columns[1], {columns[0]: "tokens"})
     splits, names = encode_tags(splits, *columns, pretrained_classes(config), only_these=not args.needs_training_data)
     return hold_out_and_limit(splits, args), names
 
@@ -102,7 +103,8 @@ def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
         encoded["labels"] = [_align(tags, encoded.word_ids(i)) for i, tags in enumerate(batch["labels"])]
         return with_cut(encoded, length)
 
-    tokenized = report_cut(dataset.map(encode, batched=True, remove_columns=["tokens"], desc="tokenizing"), length, split)
+    tokenized = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="tokenizing")
+    tokenized = report_cut(tokenized, length, split)
     given, kept = _count_labelled(dataset), _count_labelled(tokenized)
     if kept == 0:
         raise ValueError(f"max_seq_length: no word of the {split} data is left in texts of {length} tokens; raise it")

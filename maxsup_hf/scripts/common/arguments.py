@@ -167,6 +167,7 @@ def parse(
     _check_values(final)
     args, training_args, *_ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     args.settings = _settings(parser, argv, config, final)
+    args.predicts = training_args.do_predict
     args.needs_training_data = training_args.do_train or args.model_name_or_path is None
     if training_args.metric_for_best_model and "greater_is_better" not in args.settings:
         training_args.greater_is_better = _greater_is_better(training_args.metric_for_best_model)

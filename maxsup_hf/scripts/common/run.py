@@ -69,7 +69,7 @@ def make_job(
     print_lines(trainer)
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-    test_rows = (rows or {}).get("test")
+    test_rows = (rows or {}).get("test") if args.unlabelled is None else args.unlabelled
     return Job(
         trainer,
         splits.get("test"),
