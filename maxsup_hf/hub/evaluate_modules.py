@@ -23,7 +23,8 @@ def metric_info(
     """What a module returns from `_info`.
 
     Args:
-        columns: name -> dtype of one row's value, `[dtype]` for a row that is a sequence.
+        columns: name -> dtype of one row's value, `[dtype]` for a row that is a sequence. Classes are float64 too, and the
+            module checks that they are integers: of an int64 column `evaluate` would take 0.7 for class 0.
     """
     features: dict[str, Any] = {}
     for name, dtype in columns.items():

@@ -111,6 +111,20 @@ def refuse_probabilities(z: NDArray[np.float64]) -> None:
     sums.refuse_probabilities()
 
 
+def as_class_indices(values: Any, name: str) -> NDArray[Any]:
+    """An integer array of indices of classes, which may come as booleans or as whole floats.
+
+    Raises:
+        ValueError: other values, such as probabilities.
+    """
+    given = as_array(values)
+    if np.issubdtype(given.dtype, np.integer):
+        return given
+    if given.dtype.kind not in "bf" or not np.array_equal(given, np.trunc(given.astype(np.float64))):
+        raise ValueError(f"{name} must be indices of classes (integers), got {given.dtype} values")
+    return given.astype(np.int64)
+
+
 def check_class_indices(values: Any, num_classes: int, name: str = "labels") -> None:
     """Raises ValueError for values that are not integers in [0, K)."""
     y = as_array(values)

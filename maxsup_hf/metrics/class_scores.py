@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maxsup_hf.metrics._records import Metric, register_metrics
+from maxsup_hf.metrics._rows import as_class_indices
 from maxsup_hf.output.files import replacing
 
 register_metrics(
@@ -58,7 +59,7 @@ def per_class(labels: ArrayLike, predictions: ArrayLike, names: Sequence[str]) -
         names: of the K classes.
 
     Raises:
-        ValueError: no rows, different lengths, or an index outside [0, K).
+        ValueError: no rows, different lengths, or values that are not integers in [0, K).
     """
     from sklearn.metrics import precision_recall_fscore_support  # takes a second to import
 
@@ -99,7 +100,7 @@ def balanced_accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 
 def _check(labels: ArrayLike, predictions: ArrayLike, classes: int | None = None) -> tuple[Any, Any]:
-    y, p = np.asarray(labels), np.asarray(predictions)
+    y, p = as_class_indices(labels, "labels"), as_class_indices(predictions, "predictions")
     if y.ndim != 1 or y.shape != p.shape or len(y) == 0:
         raise ValueError(f"labels and predictions must be (N,) with N ≥ 1, got {y.shape} and {p.shape}")
     for name, values in (("labels", y), ("predictions", p)):

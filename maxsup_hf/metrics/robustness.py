@@ -130,6 +130,8 @@ def shot_accuracy(
             raise ValueError(
                 f"{name} must be integers in [0, {len(counts)}), got {values.dtype} {values.min()} to {values.max()}"
             )
+    if not (counts >= 0).all():
+        raise ValueError("train_counts must be numbers of rows, at least 0; some are negative or NaN")
     if few > many:
         raise ValueError(f"few must not exceed many, got {few} and {many}")
     rows = np.bincount(truths, minlength=len(counts))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maxsup_hf.metrics._records import Metric, register_metrics
-from maxsup_hf.metrics._rows import check_class_indices
+from maxsup_hf.metrics._rows import as_class_indices, check_class_indices
 
 register_metrics(
     Metric(
@@ -32,9 +32,9 @@ def confusion_matrix(
         (K, K); row: label, column: prediction.
 
     Raises:
-        ValueError: different shapes, or a value out of range.
+        ValueError: different shapes, or a value that is not an integer or is out of range.
     """
-    guesses, truths = np.asarray(predictions), np.asarray(labels)
+    guesses, truths = as_class_indices(predictions, "predictions"), as_class_indices(labels, "labels")
     if guesses.shape != truths.shape:
         raise ValueError(f"expected predictions and labels of the same shape, got {guesses.shape} and {truths.shape}")
     counted = truths != ignore_index
@@ -71,6 +71,8 @@ def _check(confusion: ArrayLike) -> NDArray[np.integer]:
     counts = np.asarray(confusion)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
         raise ValueError(f"expected a confusion matrix (K, K), got {counts.shape}")
+    if not (counts >= 0).all():
+        raise ValueError("a confusion matrix counts pixels, so that no value is negative or NaN")
     if counts.sum() == 0:
         raise ValueError("there are no pixels to evaluate")
     return counts

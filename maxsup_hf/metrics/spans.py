@@ -57,6 +57,7 @@ def entity_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequenc
         references: the true ones, of the same lengths.
 
     Raises:
+        TypeError: a text in place of a sentence's tags.
         ValueError: different lengths.
     """
     right, predicted, expected = _counts(predictions, references)
@@ -78,6 +79,7 @@ def per_entity(
         kinds: of the entities, such as `PER`.
 
     Raises:
+        TypeError: a text in place of a sentence's tags.
         ValueError: different lengths.
     """
     right, predicted, expected = _counts(predictions, references)
@@ -88,6 +90,8 @@ def _counts(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 ) -> tuple[Counter[str], Counter[str], Counter[str]]:
     """The entities of each kind: right, predicted and expected ones."""
+    if any(isinstance(tags, str) for tags in (*predictions, *references)):  # whose letters would be taken for tags
+        raise TypeError("predictions and references must hold a list of tags for each sentence, got a text")
     if [len(tags) for tags in predictions] != [len(tags) for tags in references]:
         raise ValueError("predictions and references must have the same number of sentences and of tags in each")
     right, predicted, expected = Counter[str](), Counter[str](), Counter[str]()

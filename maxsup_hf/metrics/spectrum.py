@@ -34,11 +34,11 @@ def effective_rank(singular_values: Any) -> float:
         singular_values: (R,), none negative, in any order.
 
     Raises:
-        ValueError: a negative or NaN value, or no values.
+        ValueError: a negative, infinite or NaN value, or no values.
     """
     s = as_array(singular_values).astype(np.float64)
-    if s.ndim != 1 or not s.size or not (s >= 0).all():
-        raise ValueError(f"expected singular values (R,), all at least 0, got {s.shape}: {s[:5]}…")
+    if s.ndim != 1 or not s.size or not ((s >= 0) & (s < np.inf)).all():
+        raise ValueError(f"expected singular values (R,), finite and at least 0, got {s.shape}: {s[:5]}…")
     p = s[s > 0] / s.sum()
     return float(np.exp(-(p * np.log(p)).sum())) if p.size else 0.0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maxsup_hf.metrics._rows import as_array, check_rows, log_softmax, refuse_probabilities
+from maxsup_hf.metrics._rows import as_logits, check_logits, check_rows, log_softmax, refuse_probabilities
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
@@ -55,11 +55,13 @@ def apply_temperature(logits: ArrayLike, temperature: float) -> NDArray[np.float
     """Logits (…, K) divided by `temperature`, in float64.
 
     Raises:
-        ValueError: a temperature that is not positive and finite, or probabilities in place of logits.
+        ValueError: a temperature that is not positive and finite, NaN or infinite logits, or probabilities.
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
-    z = as_array(logits).astype(np.float64)
-    if z.ndim > 1:
-        refuse_probabilities(z.reshape(-1, z.shape[-1]))
+    z = as_logits(logits)
+    if z.ndim > 1 and z.size:
+        rows = z.reshape(-1, z.shape[-1])
+        check_logits(rows)
+        refuse_probabilities(rows)
     return z / temperature

@@ -53,8 +53,11 @@ def chrf(predictions: Sequence[str], references: Sequence[str], order: int = 6, 
         references: N texts.
 
     Raises:
+        TypeError: a single text in place of a list.
         ValueError: no texts, or different numbers of predictions and references.
     """
+    if isinstance(predictions, str) or isinstance(references, str):  # whose letters would be taken for texts
+        raise TypeError("predictions and references must be lists of texts, got a single text; put it into a list")
     if len(predictions) != len(references) or not references:
         raise ValueError(
             f"expected as many predictions as references, at least one, got {len(predictions)} and {len(references)}"

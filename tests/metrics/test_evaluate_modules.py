@@ -108,6 +108,7 @@ BAD = {
     '{"predictions": [[1, 2]], "references"': "the arguments must be JSON: Expecting ':' delimiter: line 1 column 39",
     "[1]": 'the arguments must be a JSON object such as {"predictions": …}, got list',
     '{"predictions": [[1, 2]], "bims": 3}': "the arguments must be predictions, .*missing: .*references.*, unknown: bims",
+    '{"references": [0.5], "predictions": [[1, 2]]}': "(missing: |don't match|references must be indices of classes)",
     '{"references": [0], "predictions": [["<b>"]]}': "(missing: |don't match the expected format.*&lt;b&gt;)",
 }
 

@@ -6,6 +6,7 @@ A module of `evaluate` around `maxsup_hf.metrics.calibration`, which does the wo
 import evaluate
 
 from maxsup_hf.hub.evaluate_modules import metric_info
+from maxsup_hf.metrics._rows import as_class_indices
 from maxsup_hf.metrics.calibration import CalibrationMetrics
 
 INPUTS = """
@@ -25,9 +26,9 @@ CITATION = """@inproceedings{guo2017calibration,
 
 class MaxsupCalibration(evaluate.Metric):
     def _info(self):
-        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="int64")
+        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="float64")
 
     def _compute(self, predictions, references, bins=15):
         metrics = CalibrationMetrics(bins)
-        metrics.update(predictions, references)
+        metrics.update(predictions, as_class_indices(references, "references"))
         return metrics.compute()

@@ -7,6 +7,7 @@ import evaluate
 import numpy as np
 
 from maxsup_hf.hub.evaluate_modules import metric_info
+from maxsup_hf.metrics._rows import as_class_indices
 from maxsup_hf.metrics.geometry import feature_geometry
 
 INPUTS = """
@@ -35,12 +36,12 @@ CITATION = """@inproceedings{kornblith2021why,
 
 class MaxsupGeometry(evaluate.Metric):
     def _info(self):
-        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="int64")
+        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="float64")
 
     def _compute(self, predictions, references, num_classes=None, classifier=None, predicted=None, missing="raise"):
         found = feature_geometry(
             predictions,
-            references,
+            as_class_indices(references, "references"),
             num_classes=num_classes,
             classifier=None if classifier is None else np.asarray(classifier, np.float64),
             predictions=predicted,

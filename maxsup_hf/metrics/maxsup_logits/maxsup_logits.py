@@ -6,6 +6,7 @@ A module of `evaluate` around `maxsup_hf.metrics.logits`, which does the work.
 import evaluate
 
 from maxsup_hf.hub.evaluate_modules import metric_info
+from maxsup_hf.metrics._rows import as_class_indices
 from maxsup_hf.metrics.logits import LogitMetrics
 
 INPUTS = """
@@ -26,9 +27,9 @@ CITATION = """@inproceedings{zhou2025maxsup,
 
 class MaxsupLogits(evaluate.Metric):
     def _info(self):
-        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="int64")
+        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="float64")
 
     def _compute(self, predictions, references, alpha=0.1, threshold=0.01):
         metrics = LogitMetrics(alpha, threshold)
-        metrics.update(predictions, references)
+        metrics.update(predictions, as_class_indices(references, "references"))
         return metrics.compute()

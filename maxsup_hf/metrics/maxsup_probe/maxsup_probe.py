@@ -7,6 +7,7 @@ import evaluate
 import numpy as np
 
 from maxsup_hf.hub.evaluate_modules import metric_info
+from maxsup_hf.metrics._rows import as_class_indices
 from maxsup_hf.metrics.probe import L2_GRID, knn_accuracy, linear_probe
 
 INPUTS = """
@@ -28,10 +29,11 @@ CITATION = """@inproceedings{kornblith2021why,
 
 class MaxsupProbe(evaluate.Metric):
     def _info(self):
-        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="int64", split="string")
+        return metric_info(__doc__, CITATION, INPUTS, predictions=["float64"], references="float64", split="string")
 
     def _compute(self, predictions, references, split, l2=None, k=20):
-        predictions, references, split = map(np.asarray, (predictions, references, split))
+        predictions, split = np.asarray(predictions), np.asarray(split)
+        references = as_class_indices(references, "references")
         if unknown := set(split.tolist()) - {"train", "validation", "test"}:
             raise ValueError(f"split must be 'train', 'validation' or 'test', got {sorted(unknown)}")
         parts = {name: (predictions[split == name], references[split == name]) for name in ("train", "validation", "test")}

@@ -6,6 +6,7 @@ A module of `evaluate` around `maxsup_hf.metrics.robustness`, which does the wor
 import evaluate
 
 from maxsup_hf.hub.evaluate_modules import metric_info
+from maxsup_hf.metrics._rows import as_class_indices
 from maxsup_hf.metrics.robustness import shot_accuracy
 
 INPUTS = """
@@ -27,7 +28,8 @@ CITATION = """@inproceedings{liu2019large,
 
 class MaxsupRobustness(evaluate.Metric):
     def _info(self):
-        return metric_info(__doc__, CITATION, INPUTS, predictions="int64", references="int64")
+        return metric_info(__doc__, CITATION, INPUTS, predictions="float64", references="float64")
 
     def _compute(self, predictions, references, train_counts, many=100, few=20):
-        return shot_accuracy(predictions, references, train_counts, many=many, few=few)
+        guesses, truths = as_class_indices(predictions, "predictions"), as_class_indices(references, "references")
+        return shot_accuracy(guesses, truths, train_counts, many=many, few=few)
