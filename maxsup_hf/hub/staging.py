@@ -58,25 +58,31 @@ def staged(folder: str | Path, repo_id: str, checkpoint: str | None = None) -> I
             files are pushed as they are, because a manifest has their hashes.
 
     Raises:
-        PushError: a file contains a token or a key, or the card's metadata are invalid.
+        PushError: a file contains a token or a key, the card's metadata are invalid, or a file cannot be read or written.
     """
     folder = Path(folder)
     with tempfile.TemporaryDirectory() as temporary:
         stage = Path(temporary)
-        names, tables = files_to_push(folder)
-        if tables:
-            logger.info("not pushed, because tables may be predictions, which repeat the test data: %s", listed(tables))
-        link_files(folder, stage, names)
-        if checkpoint is not None:
-            link_files(folder, stage / checkpoint, _files(folder, left_out=("_*",)))
         try:
-            card_for_repository(stage, repo_id)
-        except ValueError as error:
+            _prepare(stage, folder, repo_id, checkpoint)
+        except PushError:
+            raise
+        except (ValueError, OSError) as error:
             raise PushError(str(error).replace(str(stage), str(folder))) from error
-        _remove_paths(stage)
-        (stage / EMISSIONS).unlink(missing_ok=True)  # the card was written from it
-        _search_for_secrets(stage)
         yield stage
+
+
+def _prepare(stage: Path, folder: Path, repo_id: str, checkpoint: str | None) -> None:
+    names, tables = files_to_push(folder)
+    if tables:
+        logger.info("not pushed, because tables may be predictions, which repeat the test data: %s", listed(tables))
+    link_files(folder, stage, names)
+    if checkpoint is not None:
+        link_files(folder, stage / checkpoint, _files(folder, left_out=("_*",)))
+    card_for_repository(stage, repo_id)
+    _remove_paths(stage)
+    (stage / EMISSIONS).unlink(missing_ok=True)  # the card was written from it
+    _search_for_secrets(stage)
 
 
 def files_to_push(folder: Path) -> tuple[list[str], list[str]]:

@@ -32,11 +32,11 @@ from maxsup_hf.hub.push import PushError
 from maxsup_hf.output.weights import safetensors_error
 from maxsup_hf.trainer.complete import (
     cannot_be_verified,
-    checkpoints,
     damage,
     find_checkpoint,
     last_checkpoint,
     on_main_process,
+    remove_damaged,
     what_is_safe,
 )
 from maxsup_hf.trainer.continuation import changes_on_resume, settings_given_here, settings_of, what_holds
@@ -120,6 +120,8 @@ class CheckpointMixin(_TrainerBase):
         if resume_from_checkpoint:
             found = on_main_process(partial(self._resumed, resume_from_checkpoint))
             resume_from_checkpoint, self._changes_on_resume = found
+        # After the callbacks that may change a checkpoint.
+        self.add_callback(self.pop_callback(_FollowTraining))  # type: ignore[arg-type]
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         # What the stock Trainer measured was the end of a training without steps.
         return output._replace(training_loss=math.nan, metrics={}) if self.already_finished else output
@@ -132,14 +134,16 @@ class CheckpointMixin(_TrainerBase):
         unknown = cannot_be_verified(checkpoint)
         if unknown is not None:
             logger.warning(unknown)
-        changes = changes_on_resume(checkpoint, self.args, self._rows())
+        changes = changes_on_resume(checkpoint, self.args, *self._data_and_model())
         if changes:
             held = what_holds(changes, self.is_deepspeed_enabled)
             logger.warning("resuming %s with other settings (%s): %s", checkpoint, "; ".join(changes.values()), held)
         return checkpoint, changes
 
-    def _rows(self) -> int | None:
-        return len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
+    def _data_and_model(self) -> tuple[int | None, torch.dtype | None]:
+        """The number of rows and the type of the weights, as far as they are known."""
+        rows = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
+        return rows, getattr(self.model, "dtype", None)
 
     # ---- a finished run ----
 
@@ -240,16 +244,12 @@ class CheckpointMixin(_TrainerBase):
                 "step": self.state.global_step,
                 "finished": self.state.global_step >= self.state.max_steps,
                 "save_only_model": self.args.save_only_model,
-                "settings": settings_of(self.args, self._rows()),
+                "settings": settings_of(self.args, *self._data_and_model()),
             },
         )
         self._saved = folder
         if self.args.save_total_limit:
-            # On file systems that keep no modification times, the stock Trainer keeps the highest number, which may be a
-            # damaged checkpoint that this run had skipped.
-            for step, other in checkpoints(folder.parent).items():
-                if step > self.state.global_step and damage(other) is not None:
-                    shutil.rmtree(other, ignore_errors=True)
+            remove_damaged(folder.parent, after=self.state.global_step)
 
     def after_saving(self) -> None:
         """Accept what callbacks did to the last checkpoint when they were told of it, such as deleting weights."""

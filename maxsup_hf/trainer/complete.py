@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,10 @@ def damage(checkpoint: str | Path) -> str | None:
     except ValueError as error:
         return str(error)
     if manifest is None:
-        return _damage_without_manifest(folder)
+        try:
+            return _damage_without_manifest(folder)
+        except OSError as error:  # another process deletes it, or writes it
+            return f"it cannot be read ({error.strerror})"
     step = step_in_name(folder)
     if step is not None and manifest.get("step", step) != step:
         return f"it holds the checkpoint of step {manifest['step']}"
@@ -149,6 +153,17 @@ def checkpoints(output_dir: str | Path) -> dict[int, Path]:
     """Step -> what has the name of its checkpoint in a folder, the newest first."""
     found = {step_in_name(path): path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     return {step: found[step] for step in sorted((step for step in found if step is not None), reverse=True)}
+
+
+def remove_damaged(output_dir: str | Path, after: int) -> None:
+    """Remove the damaged checkpoints of later steps, which the run skipped when it was resumed.
+
+    On a file system without modification times, the stock Trainer keeps the checkpoint with the highest number, and deletes
+    the one that was just written.
+    """
+    for step, folder in checkpoints(output_dir).items():
+        if step > after and damage(folder) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def what_is_safe(output_dir: str | Path) -> str:

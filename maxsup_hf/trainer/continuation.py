@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from maxsup_hf.output.files import plain
@@ -20,17 +21,19 @@ DECIDING = (
 )  # fmt: skip
 
 
-def settings_of(args: Any, rows: int | None = None) -> dict[str, Any]:
+def settings_of(args: Any, rows: int | None = None, dtype: torch.dtype | None = None) -> dict[str, Any]:
     """The settings that a checkpoint records. The loss is recorded by `maxsup_hf.trainer.loss_state`.
 
     Args:
         args: the training arguments.
         rows: of the training data, `None` where the number is unknown.
+        dtype: of the weights, `None` where the model is not known yet.
     """
     found = {name: getattr(args, name, None) for name in DECIDING}
     # A batch of 8 in one process and batches of 4 in two hold the same rows, in the same order.
     found["batch_size_of_all_processes"] = None if args.auto_find_batch_size else args.train_batch_size * args.world_size
     found["rows"] = rows
+    found["dtype"] = None if dtype is None else str(dtype).removeprefix("torch.")
     found["length"] = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     found["processes"] = args.world_size
     return plain(found)
@@ -43,13 +46,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def changes_on_resume(checkpoint: str | Path, args: Any, rows: int | None = None) -> dict[str, str]:
+def changes_on_resume(
+    checkpoint: str | Path, args: Any, rows: int | None = None, dtype: torch.dtype | None = None
+) -> dict[str, str]:
     """What differs between the run that wrote a checkpoint and the run that resumes it, with a phrase for each setting.
 
     Args:
         checkpoint: complete.
         args: training arguments of the run that resumes it.
         rows: of its training data, if they have been read.
+        dtype: of its weights, if the model has been made.
 
     Raises:
         ValueError: something differs that decides the continuation, and `args.resume_anyway` is not set.
@@ -57,8 +63,8 @@ def changes_on_resume(checkpoint: str | Path, args: Any, rows: int | None = None
     manifest = read_manifest(checkpoint)
     if manifest is None:
         return {}
-    before, now = manifest.get("settings") or {}, settings_of(args, rows)
-    unknown = [key for key in ("rows", "batch_size_of_all_processes") if None in (before.get(key), now[key])]
+    before, now = manifest.get("settings") or {}, settings_of(args, rows, dtype)
+    unknown = [key for key in ("rows", "dtype", "batch_size_of_all_processes") if None in (before.get(key), now[key])]
     changes = differences(before, {key: value for key, value in now.items() if key not in unknown})
     if manifest.get("save_only_model") and not (manifest.get("finished") and "length" not in changes):
         changes["save_only_model"] = "optimizer, schedule and random state were not saved there (--save_only_model)"

@@ -49,10 +49,13 @@ def write_manifest(folder: str | Path, contents: Mapping[str, Any]) -> None:
 
 def renew_manifest(folder: Path) -> None:
     """Write the manifest of a folder again if files were added, deleted or written since."""
-    manifest, written = read_manifest(folder), (folder / MANIFEST).stat().st_mtime_ns
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    written = (folder / MANIFEST).stat().st_mtime_ns
     paths = _files(folder)
     names = [path.relative_to(folder).as_posix() for path in paths]
-    if manifest and (set(names) != set(manifest["files"]) or any(path.stat().st_mtime_ns >= written for path in paths)):
+    if set(names) != set(manifest["files"]) or any(path.stat().st_mtime_ns >= written for path in paths):
         write_manifest(folder, manifest)
 
 

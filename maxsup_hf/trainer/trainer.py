@@ -149,7 +149,7 @@ class MaxSupMixin(TrainingStepMixin, StepScheduleMixin, HubMixin, CheckpointMixi
         Raises:
             ValueError: names what differs.
         """
-        changes_on_resume(checkpoint, self.args, self._rows())
+        changes_on_resume(checkpoint, self.args, *self._data_and_model())
         weights = weights_for_training(self.args.class_weights, self.model, self.train_dataset, self.label_names)
         loss_changes(checkpoint, self.args.make_loss(), self.args.resume_with_other_loss, class_weights=weights)
 

@@ -184,6 +184,16 @@ def test_a_model_without_its_weights_is_not_pushed(content, message, here, saved
     assert not here.requests
 
 
+def test_a_full_disk_while_a_push_is_prepared_is_one_line(here, saved, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    (folder := shutil.copytree(saved, tmp_path / "saved")).joinpath("config.yaml").write_text("seed: 1")
+    monkeypatch.setattr("maxsup_hf.hub.staging.link_files", fail)
+    with pytest.raises(PushError, match="No space left on device"):
+        push_folder(folder, ME)
+
+
 def test_paths_of_any_root_are_left_out_of_settings(here, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "saved")
     (folder / "config.yaml").write_text("train_file: /team/me/my data/train.csv\nlearning_rate: 1e-05\n")

@@ -152,10 +152,27 @@ def test_callbacks_may_change_a_checkpoint_when_they_are_told_of_it(tmp_path):
             (checkpoint / "training_args.bin").unlink()
             (checkpoint / "config.json").write_text("{}")
 
-    saving(tmp_path, [Changes()]).train()
+    training = saving(tmp_path)
+    training.add_callback(Changes())
+    training.train()
     assert damage(tmp_path / "checkpoint-6") is None
     flip(tmp_path / "checkpoint-6" / "config.json")
     assert "config.json" in damage(tmp_path / "checkpoint-6")
+
+
+def test_a_checkpoint_that_disappears_while_it_is_looked_at(output, monkeypatch):
+    without(MANIFEST, "loss_state.safetensors")(output)
+    read = Path.read_text
+
+    def vanish(path, **kwargs):
+        text = read(path, **kwargs)
+        if path.name == "trainer_state.json":
+            shutil.rmtree(path.parent)
+        return text
+
+    monkeypatch.setattr(Path, "read_text", vanish)
+    assert damage(output / "checkpoint-6")
+    assert last_checkpoint(output) == str(output / "checkpoint-4")
 
 
 def test_folders_of_sharded_checkpoints_are_verified_too(tmp_path):

@@ -48,6 +48,13 @@ def test_another_number_of_rows_is_refused(finished):
         again.train(resume_from_checkpoint=str(finished / "checkpoint-4"))
 
 
+def test_weights_of_another_type_are_refused(finished):
+    again = saving(finished)
+    again.model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"dtype: 'float32' there, 'bfloat16' here"):
+        again.train(resume_from_checkpoint=str(finished / "checkpoint-4"))
+
+
 def test_the_same_rows_in_another_number_of_processes_are_not_refused(finished):
     args = saving(finished).args
     two = SimpleNamespace(**{**vars(args), "train_batch_size": args.train_batch_size // 2, "world_size": 2})
