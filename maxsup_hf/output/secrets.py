@@ -39,14 +39,11 @@ LOOKS = {
     "hf_": r"(?<![A-Za-z0-9])hf_(?:(?:oauth|jwt)_[\w.-]{16,}|[A-Za-z0-9]{16,})",
     "api_org_": r"(?<![A-Za-z0-9])api_org_[A-Za-z0-9]{16,}",
     "wandb_v1_": r"(?<![A-Za-z0-9])wandb_v1_\w{16,}",
-    "local-": r"(?<![A-Za-z0-9])local-[0-9a-f]{40}(?![A-Za-z0-9])",  # of a W&B server
-    "dapi": r"(?<![A-Za-z0-9])dapi[0-9a-f]{32}(?![A-Za-z0-9])",  # of Databricks
     "eyJhcGlf": r"(?<![A-Za-z0-9+/])eyJhcGlf[A-Za-z0-9+/_-]{40,}=*",  # of Neptune, {"api_… in base64
     "://": r"(?<=://)(?:[^/\s:@\"'<>?#]*:[^/\s@\"'<>?#]+|[\w.%-]{20,})(?=@)",  # user and password, or a token alone
-    "token=": r"(?<=[?&_]token=)[\w.%~+-]{16,}",
+    "token=": r"(?:(?<=[?&]token=)|(?<=[?&]access_token=))[\w.%~+-]{16,}",
     "api_key=": r"(?<=[?&]api_key=)[\w.%~+-]{16,}",
     "sig=": r"(?<=[?&]sig=)[\w.%~+-]{16,}",  # of Azure
-    "Signature=": r"(?<=[?&-]Signature=)[\w.%~+-]{16,}",  # of Amazon
 }
 FLAG_ENDS = ("hubtoken", "hftoken", "accesstoken", "authtoken", "apikey", "password", "secret")
 
