@@ -33,7 +33,7 @@ from maxsup_hf.output.weights import LOSS_STATE_NAME, safetensors_error
 # TensorBoard and measurements of codecarbon name the machine. Predictions repeat the user's test data: they are tables
 # with any name, and masks in a folder with the name of the table.
 NOT_PUSHED = (
-    "_*", "checkpoint-*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", ".cache/*", ".git/*", ".env*",
+    "_*", "checkpoint-*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", ".cache/*", ".git/*", ".env*", "*/.env*",
     "*.unfinished", "*tfevents*", "predictions/*",
 )  # fmt: skip
 TABLES = (".csv", ".jsonl", ".parquet")

@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,13 +40,14 @@ def damage(checkpoint: str | Path) -> str | None:
         return f"it holds {INCOMPLETE}"
     try:
         manifest = read_manifest(folder)
-    except ValueError as error:
+        return _damage_without_manifest(folder) if manifest is None else _difference(folder, manifest)
+    except OSError as error:  # another process deletes it, or writes it
+        return f"it cannot be read ({error.strerror})"
+    except ValueError as error:  # of the manifest
         return str(error)
-    if manifest is None:
-        try:
-            return _damage_without_manifest(folder)
-        except OSError as error:  # another process deletes it, or writes it
-            return f"it cannot be read ({error.strerror})"
+
+
+def _difference(folder: Path, manifest: Mapping[str, Any]) -> str | None:
     step = step_in_name(folder)
     if step is not None and manifest.get("step", step) != step:
         return f"it holds the checkpoint of step {manifest['step']}"

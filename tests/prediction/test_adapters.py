@@ -49,6 +49,7 @@ def test_a_classifier(tmp_path):
     inputs = AutoTokenizer.from_pretrained("base")(TEXTS, padding=True, return_tensors="pt")
     with torch.inference_mode():
         expected = model(**inputs).logits.softmax(-1)
+    write("adapter/model-notes.csv", {"text": ["no weights"]})
     check_classes(predict("--top_k", "3"), expected, ["LABEL_0", "LABEL_1", "LABEL_2"])
     model.config.id2label = {0: "good", 1: "bad", 2: "ugly"}
     model.config.save_pretrained("adapter")
