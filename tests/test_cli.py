@@ -17,16 +17,19 @@ from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER
 BIN = Path(sys.executable).parent
 
 
+def environment(cwd):
+    return os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
+
+
 def command(*words, cwd):
-    env = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [str(word) for word in words], cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=HANGS
+        [str(word) for word in words], cwd=cwd, env=environment(cwd), capture_output=True, text=True, timeout=HANGS
     )
 
 
-def warm_command(*words, cwd):
-    """As `command`, for `maxsup-hf` in a process that begins with everything imported."""
-    return warm.run(*words, cwd=cwd, env={"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cwd / "cache")})
+def warm_command(*words, cwd, processes=1):
+    """As `command`, for `maxsup-hf` or `-c` in a process that begins with everything imported."""
+    return warm.run(*words, cwd=cwd, env=environment(cwd), processes=processes)
 
 
 def test_tasks_are_the_scripts():
@@ -38,8 +41,11 @@ def test_tasks_are_the_scripts():
 
 def test_without_matplotlib(tmp_path):
     """The README's first install command leaves it out: `compare --help` works, and `compare` names what to install."""
-    code = "import sys; sys.modules['matplotlib'] = None; from maxsup_hf.cli import main; main(sys.argv[1:])"
-    helps, asks = (command(sys.executable, "-c", code, "compare", flag, cwd=tmp_path) for flag in ("--help", "digits"))
+    code = (
+        "import sys; assert not {'matplotlib', 'maxsup_hf.comparison'} & set(sys.modules); "
+        "sys.modules['matplotlib'] = None; from maxsup_hf.cli import main; main(sys.argv[1:])"
+    )
+    helps, asks = (warm_command("-c", code, "compare", flag, cwd=tmp_path) for flag in ("--help", "digits"))
     assert helps.returncode == 0 and "--losses" in helps.stdout, helps.stderr
     assert asks.returncode == 2 and asks.stderr.startswith("error: ") and "pip install" in asks.stderr, asks.stderr
 
@@ -145,20 +151,17 @@ def test_zsh_completion_names_every_flag(capsys):
 
 
 def test_bad_input_is_one_line_of_error_and_status_2(tmp_path):
-    result = command(BIN / "maxsup-hf", "train", "text-classification", "--train_file", "no.csv", cwd=tmp_path)
+    result = warm_command("maxsup-hf", "train", "text-classification", "--train_file", "no.csv", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == "error: train_file: there is no file 'no.csv'"
     assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
 
 
 def test_two_processes(tmp_path):
-    result = command(
-        BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        "-m", "maxsup_hf.scripts.image_classification", "--use_cpu", "--max_steps", "3",
+    result = warm_command(
+        "-c", "from maxsup_hf.scripts.image_classification import main; main()", "--use_cpu", "--max_steps", "3",
         "--per_device_train_batch_size", "8", "--max_train_samples", "480", "--max_eval_samples", "51",
-        "--output_dir", "run",
-        cwd=tmp_path,
+        "--output_dir", "run", cwd=tmp_path, processes=2,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("saved to run") == 1

@@ -3,22 +3,20 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import HANGS, warm
+from tests import warm
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LINES = re.findall(
     r"^(python|torchrun --nproc_per_node 2) examples/(\w+\.py)(.*)$", (EXAMPLES / "README.md").read_text(), re.M
 )
 COMMANDS = {script: (launcher, flags.split()) for launcher, script, flags in LINES}
-LAUNCHERS = {"torchrun --nproc_per_node 2": ["-m", "torch.distributed.run", "--nproc_per_node", "2"]}
+PROCESSES = {"python": 1, "torchrun --nproc_per_node 2": 2}
 # What makes a command of `maxsup-hf train` short.
 SHORT = ["--max_steps", "2", "--max_train_samples", "64", "--max_eval_samples", "32", "--output_dir", "out"]
 NEEDS = {"trl_sft.py": "trl", "sentence_transformers_cross_encoder.py": "sentence_transformers", "peft_lora.py": "peft"}
@@ -35,12 +33,8 @@ def test_runs(script, tmp_path):
     if script in NEEDS:
         pytest.importorskip(NEEDS[script], reason=f"{script} needs pip install -e '.[examples]'")
     launcher, flags = COMMANDS[script]
-    words = [str(EXAMPLES / script), *flags, *(SHORT if flags else [])]
-    if launcher == "python":
-        result = warm.run(*words, cwd=tmp_path)
-    else:
-        command = [sys.executable, *LAUNCHERS[launcher], *words]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
+    words = [*flags, *(SHORT if flags else [])]
+    result = warm.run(EXAMPLES / script, *words, cwd=tmp_path, processes=PROCESSES[launcher])
     assert result.returncode == 0, result.stderr[-3000:]
     if flags:
         assert "eval_accuracy" in json.loads((tmp_path / "out" / "all_results.json").read_text())
@@ -50,18 +44,8 @@ def test_runs(script, tmp_path):
 
 
 def digits(folder, *flags):
-    command = [
-        sys.executable,
-        EXAMPLES / "no_trainer.py",
-        "--output_dir",
-        folder,
-        "--steps",
-        "12",
-        "--save_steps",
-        "5",
-        *flags,
-    ]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANGS)
+    short = ["--output_dir", folder, "--steps", "12", "--save_steps", "5"]
+    return warm.run(EXAMPLES / "no_trainer.py", *short, *flags, cwd=folder.parent)
 
 
 def test_the_raw_loop_is_resumed_to_the_last_bit(tmp_path):

@@ -3,10 +3,10 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from maxsup_hf.comparison.tables import main_metrics, markdown
 from maxsup_hf.hub.card import write_card
 from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.scripts.common.output_dir import in_use
-from tests import HANGS
+from tests import warm
 from tests.hub.conftest import hub, hub_environment  # noqa: F401
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
@@ -307,17 +307,19 @@ def test_trimmed_results_keep_what_their_table_shows(tmp_path):
     assert sum('"name":"' in line for line in lines) == 2, "one line for each run"
 
 
-def test_an_experiment_and_its_measurements_beyond_the_table(tmp_path):
+def call(script, monkeypatch, *words, env=None):
+    """Run a script in this process, and its commands in processes that begin with everything imported."""
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=partial(warm.run_instead, env=env)))
+    monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, words)])
+    script.main()
+
+
+def test_an_experiment_and_its_measurements_beyond_the_table(tmp_path, monkeypatch):
     words = ["noise20", "--data", tmp_path, "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     fewer = ["--losses", "label_smoothing,maxsup", "--seeds", "0", "--max_steps", "2", "--max_train_samples", "60"]
-    for script, more in (("experiments", fewer), ("beyond", [])):
-        run = subprocess.run(
-            [sys.executable, *map(str, [FOLDER / f"{script}.py", *words, *more])],
-            capture_output=True,
-            text=True,
-            timeout=HANGS,
-        )
-        assert run.returncode == 0, run.stderr[-3000:]
+    call(experiments, monkeypatch, *words, *fewer)
+    run = warm.run(FOLDER / "beyond.py", *words, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr[-3000:]
     text = (tmp_path / "results" / "noise20.json").read_text()
     assert str(tmp_path) not in text and "runs/made/noise20/train.parquet" in text
     table = (tmp_path / "runs" / "noise20" / "table.md").read_text()
@@ -348,13 +350,11 @@ def test_a_card_shows_what_was_measured(name, tmp_path):
     assert [row] == [line[2:-2].split(" | ") for line in publish.row(name, folder).splitlines()]
 
 
-def test_a_model_is_published_by_one_command(hub, hub_environment, tmp_path):  # noqa: F811
+def test_a_model_is_published_by_one_command(hub, hub_environment, tmp_path, monkeypatch):  # noqa: F811
     flags = ["--max_steps", "2", "--max_train_samples", "60", "--max_eval_samples", "30", "--push", "me/digits"]
-    words = [FOLDER / "publish.py", "digits-maxsup", "--runs", "runs", "--cards", tmp_path / "cards", *flags]
-    run = subprocess.run(
-        [sys.executable, *map(str, words)], env=hub_environment, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    monkeypatch.chdir(tmp_path)
+    words = ["digits-maxsup", "--runs", "runs", "--cards", tmp_path / "cards", *flags]
+    call(publish, monkeypatch, *words, env=hub_environment)
     card = tmp_path / "cards" / "digits-maxsup"
     figures = {path.name for path in (card / "figures").glob("*.png")}
     assert {"reliability.png", "within_class.png", "confidence.png"} <= figures

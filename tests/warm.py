@@ -2,10 +2,11 @@
 
 A server imports them once and forks for each request, so that every script or command still runs in a process of its own.
 Each line of its stdin is JSON with the words of the command, the folder, the environment and two files; the answer on stdout
-is the exit status. `run` takes the place of `subprocess.run` for `python FILE flags` and `maxsup-hf flags`, and of
-`torchrun`.
+is the exit status. `run` takes the place of `subprocess.run` for `python FILE flags`, `python -c CODE` and
+`maxsup-hf flags`, and of `torchrun`.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -32,12 +33,13 @@ def _server():
 
 
 def run(*words, cwd, env=None, processes=1):
-    """Run `maxsup-hf …` or a Python file with its flags, in one process or in several that find each other as those of
-    `torchrun` do. Returns a `CompletedProcess` with text of stdout and stderr, and the status of a process that failed."""
+    """Run `maxsup-hf …`, a Python file with its flags, or `-c` with code, in one process or in several that find each other
+    as those of `torchrun` do. `env` is the complete environment, by default that of this process. Returns a
+    `CompletedProcess` with text of stdout and stderr, and the status of a process that failed."""
     words = [str(word) for word in words]
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / name) for name in ("stdout", "stderr")]
-        request = {"words": words, "cwd": str(cwd), "env": dict(os.environ) | (env or {}), "files": files}
+        request = {"words": words, "cwd": str(cwd), "env": dict(os.environ if env is None else env), "files": files}
         request["ranks"] = _ranks(processes)
         server = _server()
         server.stdin.write(json.dumps(request) + "\n")
@@ -45,6 +47,15 @@ def run(*words, cwd, env=None, processes=1):
         status = int(server.stdout.readline())
         texts = [Path(file).read_text(encoding="utf-8", errors="replace") for file in files]
     return subprocess.CompletedProcess(words, status, *texts)
+
+
+def run_instead(command, check=False, env=None):
+    """Takes the place of `subprocess.run` in a script that runs `python -m maxsup_hf …`."""
+    assert command[:3] == [sys.executable, "-m", "maxsup_hf"], command
+    result = run("maxsup-hf", *command[3:], cwd=Path.cwd(), env=env)
+    if check and result.returncode:
+        raise AssertionError(result.stderr[-3000:])
+    return result
 
 
 def _ranks(processes):
@@ -60,7 +71,8 @@ def _ranks(processes):
 def _import_what_most_need():
     import datasets  # noqa: F401
     import numba  # noqa: F401
-    import sklearn.datasets  # noqa: F401
+    import sklearn.datasets
+    import sklearn.metrics  # noqa: F401
     import transformers
 
     import maxsup_hf.scripts.image_classification
@@ -77,17 +89,16 @@ def _child(request, rank):
         for number, file in enumerate(request["files"], 1):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         os.chdir(request["cwd"])
-        os.environ.clear()
-        os.environ.update(request["env"] | rank)
-        import datasets
-
-        if "HF_DATASETS_CACHE" in os.environ:  # read when datasets was imported
-            datasets.config.HF_DATASETS_CACHE = Path(os.environ["HF_DATASETS_CACHE"])
+        _use_environment(request["env"] | rank)
         sys.argv = request["words"]
         if Path(sys.argv[0]).name == "maxsup-hf":
             from maxsup_hf.cli import main
 
             main()
+        elif sys.argv[0] == "-c":
+            sys.path[0] = ""
+            code = sys.argv.pop(1)
+            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.path[0] = str(Path(sys.argv[0]).parent)
             runpy.run_path(sys.argv[0], run_name="__main__")
@@ -100,6 +111,20 @@ def _child(request, rank):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _use_environment(environment):
+    """Including what the Hugging Face libraries read from it when they are imported."""
+    os.environ.clear()
+    os.environ.update(environment)
+    import datasets
+    import huggingface_hub
+    from huggingface_hub import constants, hf_api
+
+    importlib.reload(constants)
+    importlib.reload(datasets.config)
+    hf_api.api.endpoint = constants.ENDPOINT
+    huggingface_hub.close_session()
 
 
 def _wait(pid):

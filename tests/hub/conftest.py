@@ -1,5 +1,5 @@
 """A Hub for the tests. huggingface_hub reads the Hub's address when it is imported, so a test either runs its client in
-another process, with `hub_environment`, or patches the constants of huggingface_hub."""
+another process, with `hub_environment` (which `tests.warm` can use too), or patches the constants of huggingface_hub."""
 
 import os
 import time

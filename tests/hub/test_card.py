@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from maxsup_hf.hub.card import START, write_benchmark_result, write_card
 from maxsup_hf.hub.record import _command, load_record
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.models import build_model, load_config
-from tests import HANGS, tiny
+from tests import tiny, warm
 
 
 def train(folder, name="vit", processing_class=None, **kwargs):
@@ -161,7 +160,7 @@ def test_the_recorded_command_has_no_tokens_and_does_not_resume(words, expected,
 
 def test_the_code_in_it_runs(run):
     (code,) = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
-    result = subprocess.run([sys.executable, "-c", code], cwd=run.parent, capture_output=True, text=True, timeout=HANGS)
+    result = warm.run("-c", code, cwd=run.parent)
     assert result.returncode == 0, result.stderr
     assert re.fullmatch(r"(0\.\d\d LABEL_\d\n){3}", result.stdout), "the three likeliest classes"
 

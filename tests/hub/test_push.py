@@ -17,7 +17,7 @@ from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli
 from maxsup_hf.hub.push import Destination, PushError, ensure_destination, push, push_folder
 from maxsup_hf.hub.retries import Deadline
 from maxsup_hf.trainer.complete import last_checkpoint
-from tests import HANGS, tiny
+from tests import HANGS, tiny, warm
 
 ME = Destination("me/tiny", token="hf_writer")
 LOOKS = "hf_" + "0a1B" * 6
@@ -494,5 +494,5 @@ def test_training_on_the_command_line_names_the_next_command(hub, hub_environmen
     assert "`maxsup-hf push out me/digits` pushes it" in result.stderr and "Traceback" not in result.stderr
     hub_environment["HF_TOKEN"] = "hf_reader"
     command[command.index("out")] = "other"
-    result = subprocess.run(command, env=hub_environment, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
+    result = warm.run("maxsup-hf", *command[3:], cwd=tmp_path, env=hub_environment)
     assert result.returncode == 2 and "the token of me has the role read" in result.stderr

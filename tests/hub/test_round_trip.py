@@ -1,14 +1,15 @@
 """Train, push, and load in another process, with the real client over HTTP."""
 
 import re
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests import HANGS
+from tests import tiny, warm
 from tests.hub.xet import XetStore
+
+TRAIN = Path(__file__).with_name("train.py")
 
 LOAD = """
 import sys, torch
@@ -19,29 +20,22 @@ torch.save(model(pixels).logits, sys.argv[3])
 """
 
 
-def run(environment, *command, cwd):
-    return subprocess.run([sys.executable, *map(str, command)], env=environment, cwd=cwd, capture_output=True, text=True,
-                          timeout=HANGS)  # fmt: skip
-
-
 @pytest.mark.parametrize(("strategy", "transfer"), [("end", "lfs"), ("all_checkpoints", "lfs"), ("end", "xet")])
-def test_what_is_pushed_loads_with_equal_logits(strategy, transfer, hub, hub_environment, tmp_path, pytestconfig):
-    root = pytestconfig.rootpath
+def test_what_is_pushed_loads_with_equal_logits(strategy, transfer, hub, hub_environment, tmp_path):
     if transfer == "xet":
         pytest.importorskip("hf_xet", reason="Xet needs hf_xet, which huggingface_hub installs on x86_64 and arm64 only")
         hub.xet = XetStore(tmp_path / "xet-store")
         hub_environment["HF_HUB_DISABLE_XET"] = "0"
     flags = ["--hub_model_id", '"me/tiny"', "--hub_strategy", f'"{strategy}"']
-    trained = run(hub_environment, "-m", "tests.hub.train", tmp_path / "out", *flags, cwd=root)
+    trained = warm.run(TRAIN, tmp_path / "out", *flags, cwd=tmp_path, env=hub_environment)
     assert trained.returncode == 0, trained.stderr[-3000:]
     files = hub.repos["me/tiny"].files("main")
     assert {"config.json", "model.safetensors", "README.md"} <= set(files)
     assert b"with the loss `maxsup`" in files["README.md"]
 
-    from tests import tiny
-
     torch.save(tiny.batch("vit", size=16)["pixel_values"][:1], tmp_path / "pixels.pt")
-    loaded = run(hub_environment, "-c", LOAD, "me/tiny", tmp_path / "pixels.pt", tmp_path / "logits.pt", cwd=tmp_path)
+    words = ["me/tiny", tmp_path / "pixels.pt", tmp_path / "logits.pt"]
+    loaded = warm.run("-c", LOAD, *words, cwd=tmp_path, env=hub_environment)
     assert loaded.returncode == 0, loaded.stderr[-3000:]
     # Two processes may choose different kernels, depending on how their memory is aligned, so the last bits may differ.
     torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""Run by `accelerate launch`: writes every family's gradients of one step over this rank's share of a batch.
+"""Run by two processes: writes every family's gradients of one step over this rank's share of a batch.
 
 accelerate launch --multi_gpu --num_processes 2 tests/trainer/distributed_gradients.py ddp|fsdp OUTPUT [FAMILY …]
 

@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
 from maxsup_hf.trainer.checkpointing import CheckpointError, check_writable
 from maxsup_hf.trainer.complete import damage, last_checkpoint
 from maxsup_hf.trainer.manifest import changed_files, read_manifest, write_manifest
-from tests import HANGS, tiny
+from tests import HANGS, tiny, warm
 from tests.trainer.trainings import flip, saving
 
 SCRIPT = Path(__file__).with_name("kill_and_resume.py")
@@ -447,7 +445,7 @@ def test_augmentation_changes_with_the_epoch(tmp_path):
 @pytest.mark.parametrize(
     "flags", ["--kills 3", "--kills 2 --processes 2 --accumulation 3 --loss maxsup", "--kills 1 --processes 2 --signal TERM"]
 )
-def test_kill_and_resume(flags):
-    result = subprocess.run([sys.executable, SCRIPT, *flags.split()], capture_output=True, text=True, timeout=HANGS)
+def test_kill_and_resume(flags, tmp_path):
+    result = warm.run(SCRIPT, *flags.split(), cwd=tmp_path)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     assert "bit-identical" in result.stdout.splitlines()[-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import HANGS
+from tests import HANGS, warm
 from tests.launch import two_processes
 from tests.trainer.processes_cut import CASES
 
@@ -24,7 +24,7 @@ NO_DEEPSPEED = pytest.mark.skipif(
 def whole(tmp_path_factory):
     output = tmp_path_factory.mktemp("one") / "changes.pt"
     # In a process of its own too: the arguments of a training with DeepSpeed leave their mark on a process.
-    subprocess.run([sys.executable, str(SCRIPT), "one", str(output)], check=True, capture_output=True, timeout=HANGS)
+    assert warm.run(SCRIPT, "one", output, cwd=output.parent).returncode == 0
     return torch.load(output)["changes"]
 
 

@@ -8,7 +8,7 @@ import torch
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments
 from tests import tiny
 from tests.heads import HEADS
-from tests.launch import launched
+from tests.launch import two_processes
 from tests.trainer import normalisation
 
 SCRIPT = Path(__file__).with_name("distributed_gradients.py")
@@ -19,7 +19,7 @@ FAMILIES = {name: head for name, head in HEADS.items() if head.additive}
 def of_two_processes(request, tmp_path_factory):
     """Gradients by family."""
     output = tmp_path_factory.mktemp(request.param) / "gradients.pt"
-    launched(SCRIPT, request.param, output)
+    two_processes(SCRIPT, request.param, output)
     saved = torch.load(output)
     assert saved["processes"] == 2
     return saved["gradients"]

@@ -1,8 +1,6 @@
 """`fused_linear_loss` of the Trainer against the Trainer without it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
 from maxsup_hf.ops import backends
-from tests import HANGS, tiny
+from tests import tiny, warm
 from tests.heads import V
 from tests.launch import two_processes
 from tests.trainer.fused import FUSED, SERVED, build, check_equal, rows_to_learn, trainer_of
@@ -216,9 +214,8 @@ def test_command_line(flags, tmp_path):
     losses = []
     for fused in ("false", "true"):
         folder = tmp_path / fused
-        command = [sys.executable, "-m", "maxsup_hf", "train", "language-modeling", *flags, *short.split()]
-        command += ["--fused_linear_loss", fused, "--output_dir", str(folder)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, cwd=tmp_path)
+        command = ["train", "language-modeling", *flags, *short.split(), "--fused_linear_loss", fused]
+        result = warm.run("maxsup-hf", *command, "--output_dir", folder, cwd=tmp_path)
         assert result.returncode == 0, result.stderr[-3000:]
         history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         losses.append([log[key] for log in history for key in ("loss", "eval_loss") if key in log])

@@ -18,7 +18,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 
 from maxsup_hf.trainer.checkpointing import last_checkpoint
-from tests import HANGS
+from tests import HANGS, warm
 from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER
 
 ROOT = Path(__file__).parents[2]
@@ -87,10 +87,8 @@ def test_a_line_of_the_readme(line, monkeypatch, tmp_path, capsys):
 
 
 def test_a_dry_run_on_two_processes(tmp_path):
-    """The CPU's line for real."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", FOLDER / "cpu.yaml"]
-    command = [*launch, "--main_process_port", "0", "-m", "maxsup_hf.scripts.text_classification", "--dry_run", *SHORT]
-    result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
+    code = "from maxsup_hf.scripts.text_classification import main; main()"
+    result = warm.run("-c", code, "--use_cpu", "--dry_run", *SHORT, cwd=tmp_path, processes=2)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "2 process(es) on cpu x batch 32 x accumulation 1 = 64 rows a step" in result.stdout
 

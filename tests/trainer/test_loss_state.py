@@ -1,8 +1,6 @@
 """What a loss remembers goes through checkpoints."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, list_losses
-from tests import HANGS, tiny
+from tests import tiny, warm
 from tests.launch import two_processes
 from tests.trainer.trainings import arguments
 
@@ -18,7 +16,7 @@ SCRIPT = Path(__file__).with_name("train_with_state.py")
 
 
 def run(folder, *flags):
-    return subprocess.run([sys.executable, SCRIPT, folder, *flags], capture_output=True, text=True, timeout=HANGS)
+    return warm.run(SCRIPT, folder, *flags, cwd=folder)
 
 
 @pytest.fixture(scope="module")

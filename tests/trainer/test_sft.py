@@ -1,7 +1,5 @@
 """`class T(MaxSupMixin, SFTTrainer)` as it stands, against a loss made by hand of the logits of the collated batches."""
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +20,7 @@ from transformers import (
 
 from maxsup_hf import MaxSupArgumentsMixin, MaxSupMixin, MaxSupTrainingArguments
 from maxsup_hf.trainer.sft import check_trl, sft_loss
-from tests import HANGS, tiny
+from tests import tiny, warm
 from tests.launch import two_processes
 
 trl = pytest.importorskip("trl", reason="needs TRL, of the extra 'examples'")
@@ -271,9 +269,9 @@ def test_checkpoints_are_written_and_resumed(tmp_path):
     assert "maxsup" in (tmp_path / "README.md").read_text()
 
 
-def test_the_package_does_not_import_trl():
+def test_the_package_does_not_import_trl(tmp_path):
     code = "import sys, maxsup_hf.trainer.sft; sys.exit('trl' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=HANGS).returncode == 0
+    assert warm.run("-c", code, cwd=tmp_path).returncode == 0
 
 
 # ---- what is refused ----
