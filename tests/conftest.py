@@ -1,3 +1,4 @@
+import gc
 import os
 
 # Before anything imports a Hugging Face library: no test asks the Hub for anything.
@@ -12,6 +13,12 @@ from hypothesis import settings
 
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("tests")
+
+
+def pytest_collection_finish():
+    """Every training begins with a garbage collection, which would look at all that was imported, for half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ is the exit status. `run` takes the place of `subprocess.run` for `python FILE f
 `maxsup-hf flags`, and of `torchrun`.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -80,6 +81,8 @@ def _import_what_most_need():
 
     for name in ("AutoModelForSequenceClassification", "BertForSequenceClassification", "ResNetForImageClassification"):
         getattr(transformers, name)  # imported when it is first looked at
+    gc.collect()
+    gc.freeze()  # so that no garbage collection of a child looks at what was imported
 
 
 def _child(request, rank):

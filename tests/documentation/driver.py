@@ -6,6 +6,7 @@ exit status. What a command prints goes to stderr. `checked` has every flag chec
 """
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -58,5 +59,7 @@ def status(request):
 
 
 if __name__ == "__main__":
+    gc.collect()
+    gc.freeze()  # as conftest.py does
     for line in sys.stdin:
         print(json.dumps(status(json.loads(line))), flush=True)
