@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
 from maxsup_hf import create_loss, list_losses, vocab_parallel_loss
 from maxsup_hf.losses import _registry, get_spec, register_loss
+from tests import warm
 
 ON_STATISTICS = [name for name in [*list_losses(), "maxsup+z_loss"] if not get_spec(name).needs_logits]
 SIZES = {2: (5, 8), 3: (4, 1, 8)}
@@ -26,8 +26,10 @@ def problem(dtype=torch.float64):
     return logits, labels
 
 
-def on_a_rank(rank, world, store, results):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+def on_a_rank(results):
+    """Run by each process."""
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
     calls = []
     gather = dist.all_gather
     dist.all_gather = lambda *args, **kwargs: calls.append(args[1].shape) or gather(*args, **kwargs)
@@ -74,7 +76,9 @@ def check_dtensors(world):
 @pytest.fixture(scope="module", params=SIZES)
 def of_ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(on_a_rank, (request.param, str(folder / "store"), str(folder / "results")), nprocs=request.param)
+    code = "import sys; from tests.losses.test_vocab_parallel import on_a_rank; on_a_rank(sys.argv[1])"
+    done = warm.run("-c", code, folder / "results", cwd=folder, processes=request.param)
+    assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"results.{rank}", weights_only=False) for rank in range(request.param)]
 
 

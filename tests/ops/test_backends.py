@@ -145,9 +145,10 @@ def test_precision_far_from_zero(backend, offset):
     """The error is relative to the loss, not to logits that are thousands of times larger."""
     with use_backend(backend) as kernel:
         generator = torch.Generator().manual_seed(0)
-        logits, labels = torch.randn(64, 32, generator=generator) + offset, torch.arange(64) % 32
+        n = 16 if TRITON else 64
+        logits, labels = torch.randn(n, 32, generator=generator) + offset, torch.arange(n) % 32
         for name in ("cross_entropy", "confidence_penalty", "maxsup", "label_smoothing"):
-            for target in (labels, torch.rand(64, 32, generator=generator).softmax(1)):
+            for target in (labels, torch.rand(n, 32, generator=generator).softmax(1)):
                 exact = results(name, logits.double(), target, "plain")
                 found = results(name, logits, target, kernel)
                 gradient = (found[2] - exact[2]).norm() / exact[2].norm()
