@@ -15,7 +15,8 @@ settings.register_profile("tests", deadline=None, derandomize=True, max_examples
 settings.load_profile("tests")
 
 
-def pytest_collection_finish():
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
     """Every training begins with a garbage collection, which would look at all that was imported, for half a second."""
     gc.collect()
     gc.freeze()
