@@ -157,9 +157,15 @@ def test_a_slurm_job_ends_early_with_a_checkpoint_is_requeued_and_goes_on(tmp_pa
     assert f"ended by SIGTERM after step {step} of 1000000, saved" in log.read_text()
 
     (tmp_path / "requeued").unlink()
+    # this time the launcher only notes what it was to launch, in processes that begin with everything imported
+    (tmp_path / "accelerate").write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$WORK/words"\n')
     second = subprocess.run(
         [*job, "--max_steps", str(step + 2)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANGS
     )
     assert second.returncode == 0, second.stderr[-3000:]
     assert not (tmp_path / "requeued").exists()
+    words = (tmp_path / "words").read_text().splitlines()
+    module, *flags = words[words.index("-m") + 1 :]
+    resumed = warm.run("-c", f"from {module} import main; main()", "--use_cpu", *flags, cwd=tmp_path, processes=2)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert f'"global_step": {step + 2}' in (output / "trainer_state.json").read_text()
