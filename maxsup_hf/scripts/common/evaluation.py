@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from maxsup_hf.metrics.class_scores import ClassScores, write_per_class
+from maxsup_hf.output.files import replacing
 
 SHOWN_CLASSES = 5
 
@@ -50,14 +52,23 @@ def evaluate(trainer: Any, prefix: str, dataset: Any, known: Mapping[str, float]
 
 
 def save_metrics(trainer: Any, prefix: str, metrics: Mapping[str, float], dataset: Any) -> None:
-    """Write `PREFIX_results.json`, and add the metrics to `all_results.json`."""
-    path = Path(trainer.args.output_dir) / "all_results.json"
-    if trainer.is_world_process_zero() and path.is_file():
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:  # of a run that was killed while it wrote the file
-            path.unlink()
-    trainer.save_metrics(prefix, {**metrics, f"{prefix}_samples": len(dataset)})
+    """Write `PREFIX_results.json`, and add the metrics to `all_results.json`. Unlike those of `Trainer.save_metrics`, the
+    files are complete even if the run is killed."""
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(trainer.args.output_dir)
+    found = {**metrics, f"{prefix}_samples": len(dataset)}
+    _write_results(folder / f"{prefix}_results.json", found)
+    path, before = folder / "all_results.json", {}
+    if path.is_file():
+        with suppress(ValueError):  # an older version was killed while it wrote the file
+            before = json.loads(path.read_text(encoding="utf-8"))
+    _write_results(path, before | found)
+
+
+def _write_results(path: Path, values: Mapping[str, float]) -> None:
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=4, sort_keys=True), encoding="utf-8")
 
 
 def report_classes(trainer: Any, split: str, scores: dict[str, Sequence[ClassScores]]) -> None:

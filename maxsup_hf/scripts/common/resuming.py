@@ -51,11 +51,13 @@ def _checkpoint(resume: str, args: Any) -> str | None:
 
 
 def is_recorded(trainer: Any) -> bool:
-    """Whether a finished run that was resumed had been saved to the end: its `run.json` is written last. It has not if the
-    record or the weights are not there any more, or cannot be read."""
+    """Whether a finished run that was resumed had been saved to the end: its `run.json` and its card are written last. It
+    had not if they or the weights are missing, or cannot be read."""
     folder = Path(trainer.args.output_dir)
     weights = weight_files(folder)
-    if not trainer.already_finished or not weights or any(map(safetensors_error, weights)):
+    if not (trainer.already_finished and weights and (folder / "README.md").is_file()):
+        return False
+    if any(safetensors_error(path) for path in weights if path.suffix == ".safetensors"):
         return False
     try:
         return read_record(folder).get("steps") == trainer.state.global_step

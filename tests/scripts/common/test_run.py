@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, Trainer
+from transformers import BertConfig
 
 from maxsup_hf.scripts import image_classification, sequence_to_sequence, text_classification
 from maxsup_hf.scripts.common import console, models, run
@@ -39,13 +38,26 @@ def finished(folder, files):
     """A finished run that is resumed, with these files."""
     (folder / "run.json").write_text('{"model": {}, "steps": 4}')
     save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    for name, content in {"README.md": b"# A card", **files}.items():
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_bytes(content)
     args = SimpleNamespace(output_dir=str(folder))
     return SimpleNamespace(args=args, already_finished=True, state=SimpleNamespace(global_step=4))
 
 
-@pytest.mark.parametrize("files", [{}, {"run.json": b"{"}, {"run.json": b"[]"}, {"model.safetensors": b""}], ids=str)
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"run.json": b"{"},
+        {"run.json": b"[]"},
+        {"model.safetensors": b""},
+        {"model.safetensors": None},
+        {"README.md": None},
+    ],
+    ids=str,
+)
 def test_only_what_was_saved_to_the_end_is_not_saved_again(files, tmp_path):
     assert is_recorded(finished(tmp_path, files)) == (not files)
 
@@ -53,9 +65,9 @@ def test_only_what_was_saved_to_the_end_is_not_saved_again(files, tmp_path):
 def test_results_that_were_half_written_are_replaced(tmp_path):
     (tmp_path / "all_results.json").write_text('{"train_loss": 1.')
     trainer = SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path)), is_world_process_zero=lambda: True)
-    trainer.save_metrics = partial(Trainer.save_metrics, trainer)
     save_metrics(trainer, "train", {"train_loss": 1.5}, range(3))
     save_metrics(trainer, "eval", {"eval_loss": 2.5}, range(2))
+    assert json.loads((tmp_path / "eval_results.json").read_text()) == {"eval_loss": 2.5, "eval_samples": 2}
     assert results(tmp_path) == {"train_loss": 1.5, "train_samples": 3, "eval_loss": 2.5, "eval_samples": 2}
 
 
