@@ -154,13 +154,13 @@ def test_the_state_of_a_loss_is_pushed_if_it_has_one(here, saved, tmp_path):
 def test_predictions_are_not_pushed_under_any_name(name, here, saved, tmp_path, caplog):
     folder = shutil.copytree(saved, tmp_path / "saved")
     masks = (folder / name).with_suffix("")
-    for path in (folder / name, masks / "0.png", folder / "figures" / "0.png", folder / "eval_per_class.csv"):
+    for path in (folder / name, masks / "0.png", folder / "figures" / "0.png", folder / "per_class.csv"):
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_bytes(b"mine")
     with caplog.at_level(logging.INFO):
         push_folder(folder, ME)
     pushed = here.repos["me/tiny"].files("main")
-    assert [path for path, content in pushed.items() if content == b"mine"] == ["eval_per_class.csv", "figures/0.png"]
+    assert {path for path, content in pushed.items() if content == b"mine"} == {"per_class.csv", "figures/0.png"}
     assert f"not pushed, because tables may be predictions, which repeat the test data: {name}" in caplog.text
 
 
