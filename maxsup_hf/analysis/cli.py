@@ -18,7 +18,8 @@ from huggingface_hub import constants
 
 from maxsup_hf.analysis.classes import match_classes
 from maxsup_hf.analysis.data import load_data
-from maxsup_hf.analysis.models import load_model, model_inputs, training_record
+from maxsup_hf.analysis.models import held_out_share, load_model, model_inputs, training_record
+from maxsup_hf.data.arguments import DataArguments
 from maxsup_hf.output.messages import one_line
 from maxsup_hf.output.parser import Parser
 from maxsup_hf.scripts.common.output_dir import first_free, in_use
@@ -34,7 +35,8 @@ def parser() -> Parser:
     add("--dataset_config_name", help="configuration (subset) of the data set")
     add("--split", help="rows to look at (default: test, else validation, else the only split). validation of a data set "
                         "without one: the rows that `maxsup-hf train` holds out of train")  # fmt: skip
-    add("--train_val_split", type=float, default=0.15, help="share of train that is held out (default: 0.15)")
+    add("--train_val_split", type=float, help="share of train that is held out (default: that of the models' own training, "
+                                              "else 0.15)")  # fmt: skip
     add("--max_samples", type=int, help="greatest number of rows, in proportion from every class")
     add("--image_column_name", help="column of the images, or of paths to them (default: found by type or name)")
     add("--text_column_name", help="column of the texts; two, comma-separated, for pairs")
@@ -90,7 +92,13 @@ def run(args: argparse.Namespace) -> Path:
     if len(tasks) > 1:
         raise ValueError(f"MODEL: the models must have the same task, got {' and '.join(sorted(tasks))}")
     task = tasks.pop()
+    shares = {name: held_out_share(source, args) for name, source in zip(names, args.models, strict=True)}
+    if args.train_val_split is None:
+        known = {share for share in shares.values() if share is not None}
+        args.train_val_split = known.pop() if len(known) == 1 else DataArguments.train_val_split
     data, notes = load_data(task, args)
+    if data.held_out:
+        notes += _other_shares(shares, args.train_val_split)
     outputs = None
     if args.labels_by_position:
         outputs = data.declared
@@ -114,12 +122,29 @@ def run(args: argparse.Namespace) -> Path:
         images=args.images,
         batch_size=args.batch_size,
         cache_dir=None if args.no_cache else cache,
-        title=f"{', '.join(subject.name for subject in subjects)} on {args.dataset or 'the built-in data set'}",
+        title=f"{', '.join(subject.name for subject in subjects)} on {_data_name(args.dataset)}",
         data=[data.text],
         notes=notes,
         split=data.split,
     )
     return analysis.folder
+
+
+def _other_shares(shares: Mapping[str, float | None], share: float) -> list[str]:
+    """A note on each model whose training held out a different share of the data."""
+    return [
+        f"These rows are the {share:g} of the training data that --train_val_split holds out. {name} was trained with "
+        f"--train_val_split {of_model:g}, so it may have seen some of them."
+        for name, of_model in shares.items()
+        if of_model not in (None, share)
+    ]
+
+
+def _data_name(dataset: str | None) -> str:
+    """The data set in the title: of a file or folder its name, without the path."""
+    if dataset is None:
+        return "the built-in data set"
+    return Path(os.path.abspath(dataset)).name if os.path.exists(dataset) else dataset
 
 
 def _about(model: Any, source: str, loss_kwargs: Mapping[str, Any]) -> dict[str, str]:
@@ -145,7 +170,7 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if not 0 < args.train_val_split < 1:
+    if args.train_val_split is not None and not 0 < args.train_val_split < 1:
         raise ValueError(f"train_val_split must lie between 0 and 1 (both excluded), got {args.train_val_split}")
     if args.output_dir is None:
         args.output_dir = first_free("outputs/analysis")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from maxsup_hf.data.arguments import DataArguments
 from maxsup_hf.data.builtin import digits, names_in_languages
 from maxsup_hf.data.columns import check_strings, find_column, read_column
 from maxsup_hf.data.files import FORMATS, load_file
@@ -34,6 +35,7 @@ class Data:
         classes: names of the classes that have a row.
         declared: names of all classes that the data set declares, in its order.
         split: name of the split that the rows are of; `None` for a file, whose rows may be of any.
+        held_out: whether the rows are a share of the training data, as there are no validation data.
         text: description for the report.
     """
 
@@ -42,6 +44,7 @@ class Data:
     classes: list[str]
     declared: list[str]
     split: str | None
+    held_out: bool
     text: str
 
 
@@ -80,14 +83,16 @@ def load_data(task: str, args: argparse.Namespace) -> tuple[Data, list[str]]:
             )
     notes = []
     if split == "train" and args.dataset is not None:
+        rows_of = "rows of one file" if _is_file(args.dataset) else "all rows of the split train"
         notes.append(
-            "These are all rows of the split train. If the models were trained on them, all results here are on data that "
-            "they have seen: --split validation selects the rows that maxsup-hf train holds out."
+            f"These are {rows_of}. If the models were trained on them, all results here are on data that they have seen: "
+            "--split validation selects the rows that maxsup-hf train holds out."
         )
     part = "" if len(dataset) == rows else f" of {rows:,}"
-    text = f"{name}, split {split}: {len(dataset):,}{part} rows, {len(classes)} classes."
     known_split = None if _is_file(args.dataset) else split
-    return Data(dataset, columns, classes, declared, known_split, text), notes
+    source = f"{name}, split {split}" if known_split or split == "validation" else name
+    text = f"{source}: {len(dataset):,}{part} rows, {len(classes)} classes."
+    return Data(dataset, columns, classes, declared, known_split, split not in splits, text), notes
 
 
 def _inputs(
@@ -126,7 +131,8 @@ def _choose_split(splits: Splits, label_column: str, args: argparse.Namespace) -
         return split, splits[split]
     if split == "validation" and "train" in splits and not any(name in splits for name in USUAL_NAMES["validation"]):
         label_names(splits["train"], label_column, "train")  # reports bad labels, which could not be stratified
-        held_out = hold_out_validation({"train": splits["train"]}, args.train_val_split, label_column)
+        share = args.train_val_split or DataArguments.train_val_split
+        held_out = hold_out_validation({"train": splits["train"]}, share, label_column)
         return split, held_out["validation"]
     raise ValueError(f"split: {args.dataset!r} has no split {split!r}; name one of these: {', '.join(splits)}")
 

@@ -48,7 +48,7 @@ def attribute_images(seen: Sequence[Seen], count: int) -> Maps:
 
 
 def maps_section(seen: Sequence[Seen], maps: Maps, classes: Sequence[str], folder: Path) -> Section:
-    text = [_describe_map(each, found) for each, found in zip(seen, maps.found, strict=False)]
+    text = _describe_maps(seen, maps.found)
     pictures = []
     for k, row in enumerate(maps.rows):
         label = classes[seen[0].measured.labels[row]]
@@ -68,11 +68,19 @@ def maps_section(seen: Sequence[Seen], maps: Maps, classes: Sequence[str], folde
     return Section("Where the models looked", [MAPS, *text], figures=pictures)
 
 
-def _describe_map(each: Seen, found: Attribution | None) -> str:
+def _describe_maps(seen: Sequence[Seen], found: Sequence[Attribution | None]) -> list[str]:
+    """What the maps are, a line for all models of which it is the same."""
+    names: dict[str, list[str]] = {}
+    for each, attribution in zip(seen, found, strict=False):
+        names.setdefault(_describe_map(attribution), []).append(each.subject.name)
+    return [f"{', '.join(of)}: {text}" for text, of in names.items()]
+
+
+def _describe_map(found: Attribution | None) -> str:
     if found is None:
-        return f"{each.subject.name}: no layer has a map laid out like the image."
+        return "no layer has a map laid out like the image."
     height, width = found.maps.shape[1:]
-    return f"{each.subject.name}: {found.method} of {found.layer}, {height} × {width} places."
+    return f"{found.method} of {found.layer}, {height} × {width} places."
 
 
 def _by_image(

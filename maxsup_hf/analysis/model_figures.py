@@ -23,6 +23,7 @@ from maxsup_hf.analysis.style import (
 )
 
 OVER_PHOTOS = "#808080"  # of text without a background, on a white page or a dark one
+TITLE, PANEL_TITLE = 36, 26  # characters that fit above a figure, and above a panel of half its width
 FIT_A_PHONE, WIDE = 10, 6.6  # classes of a confusion matrix of ordinary width, and the width in inches of larger ones
 
 
@@ -87,7 +88,13 @@ def outcome_histogram(
     limits = (edges[0] - margin, edges[-1] + margin)
     ax.set(xlabel=label, ylabel="share of these rows", xlim=limits, ylim=(0, 1.05 * highest))
     ax.locator_params(axis="x", nbins=6)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, title=title, title_fontproperties={"size": 9})
+    ax.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=2,
+        title=shortened(title, TITLE),
+        title_fontproperties={"size": 9},
+    )
 
 
 @figure()
@@ -109,7 +116,9 @@ def confusion(ax: Axes, counts: ArrayLike, names: Sequence[str], title: str = ""
         color = "white" if shares[i, j] > 0.4 else "black"
         ax.text(j, i, _count(table[i, j]), ha="center", va="center", fontsize=7, color=color)
     places, labels = np.arange(len(names)), [shortened(name, 16) for name in names]
-    ax.set(xticks=places, yticks=places, yticklabels=labels, xlabel="prediction", ylabel="label", title=title)
+    ax.set(
+        xticks=places, yticks=places, yticklabels=labels, xlabel="prediction", ylabel="label", title=shortened(title, TITLE)
+    )
     beside = max(map(len, labels)) * len(labels) < 8 * width
     ax.set_xticklabels(labels, rotation=0 if beside else 90)
     ax.tick_params(length=0)
@@ -141,7 +150,7 @@ def class_plane(
     if templates is not None:
         for place, style in zip(np.asarray(templates), CLASS_STYLES, strict=True):
             ax.plot(*place, marker=style.marker, color=style.color, markersize=9, markeredgecolor="white", zorder=3)
-    ax.set(title=title, xticks=[], yticks=[])
+    ax.set(title=shortened(title, TITLE), xticks=[], yticks=[])
     ax.set_aspect("equal", adjustable="datalim")
     for spine in ax.spines.values():
         spine.set(visible=True, color="#bbbbbb")
@@ -179,7 +188,9 @@ def heat_panels(
         grey = np.repeat(pixels.mean(-1, keepdims=True), 3, axis=-1)
         places = places or [None] * len(heats)
         for ax, heat, title, place in zip(axes, [None, *heats], titles, [None, *places], strict=False):
-            ax.set_title(title, fontsize=7.5, color=OVER_PHOTOS)
+            ax.set_title(
+                "\n".join(shortened(line, PANEL_TITLE) for line in title.split("\n")), fontsize=7.5, color=OVER_PHOTOS
+            )
             ax.imshow(pixels if heat is None else grey, extent=whole, interpolation="nearest")
             if heat is not None:
                 h = np.asarray(heat, dtype=np.float64)

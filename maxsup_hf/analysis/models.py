@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from huggingface_hub import hf_hub_download
 from transformers import (
     AutoImageProcessor,
@@ -26,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 from maxsup_hf.analysis.data import IMAGE, TEXT, Data
 from maxsup_hf.analysis.photos import Photos
 from maxsup_hf.analysis.store import data_fingerprint
+from maxsup_hf.data.arguments import DataArguments
 from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.files import loading
 from maxsup_hf.data.images import to_rgb
@@ -96,13 +98,28 @@ def _serves(architecture: str, task: str) -> bool:
 
 def training_record(source: str, args: argparse.Namespace) -> dict[str, Any]:
     """The `run.json` of a model's training; empty if there is none."""
-    path = Path(source) / RECORD
+    return json.loads(_training_file(source, RECORD, args) or "{}")
+
+
+def held_out_share(source: str, args: argparse.Namespace) -> float | None:
+    """The share of its training data that a model's training held out for validation; `None` if its flags are not known."""
+    try:
+        flags = yaml.safe_load(_training_file(source, "config.yaml", args) or "")
+    except yaml.YAMLError:
+        return None
+    share = flags.get("train_val_split", DataArguments.train_val_split) if isinstance(flags, dict) else None
+    return share if isinstance(share, float) else None
+
+
+def _training_file(source: str, name: str, args: argparse.Namespace) -> str | None:
+    """The text of a file that `maxsup-hf train` leaves beside a model; `None` if there is none."""
+    path = Path(source) / name
     if not os.path.isdir(source):
         try:
-            path = Path(hf_hub_download(source, RECORD, revision=args.model_revision))
+            path = Path(hf_hub_download(source, name, revision=args.model_revision))
         except (OSError, ValueError):  # most models on the Hub have none
-            return {}
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            return None
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def model_inputs(task: str, model: Any, source: str, data: Data, args: argparse.Namespace) -> dict[str, Any]:

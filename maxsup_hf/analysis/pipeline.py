@@ -128,7 +128,7 @@ def analyze(
             sections.summary(seen, data),
             sections.metrics_section(seen, paired),
             class_section(seen, scores, common, drawing),
-            Section("Calibration", [sections.CALIBRATION], figures=sections.compared(seen, common, drawing)),
+            Section("Calibration and features", [sections.CALIBRATION], figures=sections.compared(seen, common, drawing)),
             *sections.histograms(seen, drawing),
             *sections.planes(seen, chosen, common, drawing, notes),
             maps_section(seen, maps, common, drawing),

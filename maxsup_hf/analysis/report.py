@@ -88,6 +88,7 @@ def write_report(
             raise ValueError(f"table {table.caption!r}: every row needs {len(table.header)} cells, as many as its header")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["data_uri"] = data_uri
+    environment.filters["bound"] = _bound
     source = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     text = environment.from_string(source).render(
         title=title,
@@ -99,6 +100,11 @@ def write_report(
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def _bound(line: str) -> str:
+    """A line that does not break before a percent sign."""
+    return line.replace(" %", "\u00a0%")
 
 
 def file_name(i: int, name: str) -> str:

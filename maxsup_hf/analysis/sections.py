@@ -15,7 +15,7 @@ from maxsup_hf.analysis.report import Picture, Section, file_name
 from maxsup_hf.analysis.seen import Seen
 from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.metrics import get_metric
-from maxsup_hf.output.tables import Table
+from maxsup_hf.output.tables import Table, minus
 
 CALIBRATION = (
     "Accuracy against confidence: on the dotted diagonal a model is right as often as its confidence says. Bars are 95 % "
@@ -70,7 +70,7 @@ def histograms(seen: Sequence[Seen], folder: Path) -> list[Section]:
 def planes(
     seen: Sequence[Seen], triples: Sequence[tuple[int, int, int]], classes: Sequence[str], folder: Path, notes: list[str]
 ) -> list[Section]:
-    sections = []
+    sections: list[Section] = []
     for t, triple in enumerate(triples):
         listed = ", ".join(classes[c] for c in triple)
         pictures = []
@@ -89,7 +89,7 @@ def planes(
             )
             path = style.save(drawn, folder, f"plane-{t + 1}-{file_name(i, each.subject.name)}")
             pictures.append(Picture(path, f"{each.subject.name}: features of {listed}"))
-        sections.append(Section(f"Features of {listed}", [PLANES], figures=pictures))
+        sections.append(Section(f"Features of {listed}", [] if sections else [PLANES], figures=pictures))
     return sections
 
 
@@ -116,7 +116,8 @@ def metrics_section(seen: Sequence[Seen], found: Sequence[Difference]) -> Sectio
         best = best_model(key, values, found)
         if best is not None:
             bold.append((len(rows), 1 + best))
-        rows.append([get_metric(key).full_name, *("–" if math.isnan(value) else f"{value:.4g}" for value in values)])
+        cells = ("–" if math.isnan(value) else minus(f"{value:.4g}") for value in values)
+        rows.append([get_metric(key).full_heading, *cells])
     table = Table(["metric", *names], rows, bold=bold)
     if len(seen) == 1:
         return Section("Metrics", tables=[table])
@@ -128,11 +129,11 @@ def metrics_section(seen: Sequence[Seen], found: Sequence[Difference]) -> Sectio
 def _tested(models: int, rows: int, any_bold: bool) -> str:
     pairs = models * (models - 1) // 2
     correction = f", corrected for {pairs} pairs of models (Bonferroni)" if pairs > 1 else ""
-    listed = ", ".join(get_metric(key).label for key in TESTED[1:])
+    *others, last = (get_metric(key).label for key in TESTED[1:])
     text = (
         "The models are compared on the same rows: accuracy by McNemar's exact test, "
-        f"{listed} by a paired bootstrap over the rows ({resamples(rows):,} resamples), two-sided{correction}. "
-        "Other metrics are not tested. "
+        f"{', '.join(others)} and {last} by a paired bootstrap over the rows ({resamples(rows):,} resamples), "
+        f"two-sided{correction}. Other metrics are not tested. "
     )
     if any_bold:
         return text + f"Bold: a model that differs from every other one for the better, p < {LEVEL}."
@@ -147,7 +148,7 @@ def _differences_table(names: Sequence[str], found: Sequence[Difference]) -> Tab
     for each, pair in zip(found, pairs, strict=True):
         p = "< 0.001" if each.p < 0.001 else f"{each.p:.3f}"
         interval = f"{each.low:+.4f} to {each.high:+.4f}"
-        cells = [f"{each.value:+.4f}".replace("-", "−"), interval.replace("-", "−"), p]
+        cells = [minus(f"{each.value:+.4f}"), minus(interval), p]
         rows.append([get_metric(each.metric).heading, *([] if is_one else [pair]), *cells])
     header = ["metric", *([] if is_one else ["models"]), "difference", "95 % interval", "p"]
     return Table(header, rows, f"Differences: {pairs[0]}" if is_one else "Differences")

@@ -65,7 +65,7 @@ def curves(ax: Axes, bands: Mapping[str, Band], labels: tuple[str, str], least: 
 
 @figure()
 def spread(ax: Axes, values: Mapping[str, Sequence[float]], label: str) -> None:
-    """A metric of several runs of each loss: a mark for each run, with mean ± standard deviation next to them.
+    """A metric of several runs of each loss: a mark for each run; of several, mean ± standard deviation next to them.
 
     Args:
         values: loss -> its runs' values, NaN for a run without one.
@@ -76,10 +76,10 @@ def spread(ax: Axes, values: Mapping[str, Sequence[float]], label: str) -> None:
     for i, (loss, style) in enumerate(zip(losses, styles(losses), strict=True)):
         found = np.array([v for v in values[loss] if v == v])
         runs: dict[str, Any] = {"color": style.color, "markerfacecolor": "none", "linestyle": "none", "alpha": 0.8}
-        ax.plot(found, np.full(len(found), i - 0.17), marker=style.marker, **runs)
-        if len(found):
-            deviation = found.std(ddof=1) if len(found) > 1 else 0
-            ax.errorbar(found.mean(), i + 0.17, xerr=deviation, fmt=style.marker, color=style.color, capsize=3)
+        place = i - 0.17 if len(found) > 1 else i
+        ax.plot(found, np.full(len(found), place), marker=style.marker, **runs)
+        if len(found) > 1:
+            ax.errorbar(found.mean(), i + 0.17, xerr=found.std(ddof=1), fmt=style.marker, color=style.color, capsize=3)
     names = [loss_label(loss) for loss in losses]
     ax.set(yticks=np.arange(len(losses)), yticklabels=names, xlabel=label, ylim=(len(losses) - 0.5, -0.5))
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)

@@ -22,13 +22,13 @@ from maxsup_hf.output.files import replacing
 from maxsup_hf.output.tables import Table
 
 REPORT = "report.html"
-BANDS = "Lines are means over the seeds, in a band of ± a standard deviation."
+BANDS = "Lines are means over the seeds, in a band of ± a standard deviation. "
 PARTS_OF_LOSS = {"train_cross_entropy": "cross-entropy", "train_penalty": "penalty"}
 OF_A_RUN = ("command", "kwargs", "model", "dataset", "rows", "hyperparameters", "devices", "processes", "versions",
             "train_seconds", "initial_weights", "batches", "batch_count", "metrics")  # fmt: skip
 ARROWS = (
-    "↑ and ↓ point to the better end. Metrics without an arrow describe the model: within-class variation and R² of its "
-    "features, margins, confidences."
+    "↑ and ↓ point to the better end. Metrics without an arrow describe the model, and neither end is better: confidences, "
+    "margins, and how its features lie."
 )
 CALIBRATION = (
     "On the dotted diagonal a model is right as often as its confidence says. Bars are 95 % intervals over the rows; bins "
@@ -84,8 +84,13 @@ def _data(found: Mapping[str, Any]) -> str:
     run = next(run for run in found["runs"] if run["state"] == "finished")
     rows = run["rows"].get(found["split"])
     name = run.get("dataset")
-    where = tables.SPLITS[found["split"]] + (f" of {name}" if isinstance(name, str) else "")
+    is_file = any(flag.partition("=")[0] == "--train_file" for flag in found["flags"])  # which has the training data only
+    where = tables.SPLITS[found["split"]] + (f" of {name}" if isinstance(name, str) and not is_file else "")
     return f"{where} ({rows:,} rows)" if rows else where
+
+
+def _has_seeds(found: Mapping[str, Any]) -> bool:
+    return max(tables.finished_seeds(found), default=0) > 1
 
 
 # ---- results ----
@@ -109,13 +114,14 @@ def _results(found: Mapping[str, Any], drawing: Path) -> list[Section]:
 
 def _spreads(found: Mapping[str, Any], which: str, drawing: Path) -> list[Picture]:
     """A figure of each main metric: every run, and mean and standard deviation."""
+    runs = "each run (open), and mean ± standard deviation over seeds (filled)" if _has_seeds(found) else "one run each"
     pictures = []
     for metric in tables.main_metrics(found["tables"][which]):
         by_loss = found["tables"][which][metric]["values"]
         values = {loss: [_as_float(value) for value in by_seed.values()] for loss, by_seed in by_loss.items()}
         heading = get_metric(metric).heading
         path = save(figures.spread(values, heading), drawing, f"{which}-{metric}")
-        pictures.append(Picture(path, f"{heading}: each run (open), and mean ± standard deviation over seeds (filled)"))
+        pictures.append(Picture(path, f"{heading}: {runs}"))
     return pictures
 
 
@@ -137,8 +143,12 @@ def _over_grid(found: Mapping[str, Any], drawing: Path) -> list[Picture]:
     if not curves:
         return []
     heading = get_metric(found["selected_by"]).heading
-    drawn = figures.curves(curves, (key, f"{heading}, validation"))
-    return [Picture(save(drawn, drawing, "grid"), f"{heading} on the validation data, mean over seeds, by {key}")]
+    drawn = figures.curves(curves, (tables.parameter(key), f"{heading}, validation"))
+    return [
+        Picture(
+            save(drawn, drawing, "grid"), f"{heading} on the validation data, mean over seeds, by {tables.parameter(key)}"
+        )
+    ]
 
 
 def _parameter(loss: str, kwargs: Mapping[str, Any], key: str) -> float | None:
@@ -162,7 +172,8 @@ def _over_training(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], 
             continue
         path = save(figures.curves(curves, ("step", label)), drawing, f"training-{key}")
         pictures.append(Picture(path, f"{label}{data}"))
-    text = [f"{BANDS} The penalty is that of each loss; the cross-entropy is plain for all losses."] if pictures else []
+    bands = BANDS if _has_seeds(found) else ""
+    text = [f"{bands}The penalty is that of each loss; the cross-entropy is plain for all losses."] if pictures else []
     return Section("During training", text, figures=pictures)
 
 
@@ -221,15 +232,15 @@ def _measured(runs: Sequence[Mapping[str, Any]], losses: Sequence[str], drawing:
     for loss in present:
         of_runs = [np.array(run["geometry"]["d_within_per_class"], dtype=float) for run in measured[loss]]
         within.append(np.mean(of_runs, axis=0))
-    names = list(map(loss_label, present))
+    names, seeds = list(map(loss_label, present)), max(len(measured[loss]) for loss in present)
     pictures = [
         Picture(
             save(reliability(pooled, names, present), drawing, "reliability"),
-            "Reliability diagram, rows of all seeds together",
+            "Reliability diagram" + (", rows of all seeds together" if seeds > 1 else ""),
         ),
         Picture(
             save(within_class(within, names, present, classes), drawing, "within_class"),
-            "Within-class variation of each class, mean over seeds: how far its features spread",
+            f"Within-class variation of each class{', mean over seeds' if seeds > 1 else ''}: how far its features spread",
         ),
     ]
     return Section(title, [CALIBRATION], figures=pictures)
@@ -257,11 +268,13 @@ def pool(curves: Sequence[Mapping[str, Any]]) -> ReliabilityCurve:
 
 def _fairness(found: Mapping[str, Any]) -> Section:
     rows = [
-        [seed, str(same["runs"]), same["initial_weights"][:12], f"{same['batch_count']:,}", same["batches"][:12]]
+        [seed, str(same["runs"]), f"{same['batch_count']:,}", same["initial_weights"][:12], same["batches"][:12]]
         for seed, same in found["fairness"]["seeds"].items()
     ]
-    table = Table(["seed", "runs", "initial weights", "batches", "order and rows"], rows, "Fingerprints")
-    return Section("The same for all losses", [CHECKED, *tables.fairness_lines(found)], [table] if rows else [])
+    header = ["seed", "runs", "batches", "fingerprint of the initial weights", "of the batches"]
+    return Section(
+        "The same for all losses", [CHECKED, *tables.strength_lines(found)], [Table(header, rows)] if rows else []
+    )
 
 
 def _differences(found: Mapping[str, Any]) -> Section:

@@ -14,9 +14,10 @@ from maxsup_hf.comparison.verdict import SPLITS, signed, verdict
 from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.metrics import get_metric
 from maxsup_hf.metrics._records import ranked
-from maxsup_hf.output.tables import Table
+from maxsup_hf.output.tables import Table, minus
 from maxsup_hf.output.tables import markdown as as_markdown
 
+COUNTS = ("feature_rows", "feature_zero_features")  # of rows, which are no metrics
 TITLES = {"shared": "Same strength for all losses", "chosen": "Each loss at its own best"}
 
 
@@ -55,12 +56,15 @@ def results_table(found: Mapping[str, Any], which: str) -> Table | None:
 def all_metrics_table(found: Mapping[str, Any], which: str) -> Table:
     """Every metric: a row for each metric, a column for each loss."""
     losses = list(found["losses"])
-    rows, bold = [], set()
-    for i, (metric, values) in enumerate(found["tables"][which].items()):
-        cells = [_mean_and_deviation(values["summary"].get(loss)) for loss in losses]
-        rows.append([get_metric(metric).heading, *cells])
+    rows: list[list[str]] = []
+    bold = set()
+    for metric, values in found["tables"][which].items():
+        if metric in COUNTS:
+            continue
         if values["significant"]:
-            bold.add((i, 1 + losses.index(values["best"])))
+            bold.add((len(rows), 1 + losses.index(values["best"])))
+        cells = [_mean_and_deviation(values["summary"].get(loss)) for loss in losses]
+        rows.append([get_metric(metric).full_heading, *cells])
     return Table(["metric", *map(loss_label, losses)], rows, bold=bold)
 
 
@@ -73,6 +77,7 @@ def differences_table(found: Mapping[str, Any], which: str) -> Table | None:
     columns = [metric for metric in main_metrics(metrics) if metrics[metric].get("differences")]
     if not columns:
         return None
+    decimals = [_decimals(metrics[metric]) for metric in columns]
     rows: list[list[str]] = []
     bold = set()
     for of_pair in zip(*(metrics[metric]["differences"] for metric in columns), strict=True):
@@ -80,9 +85,9 @@ def differences_table(found: Mapping[str, Any], which: str) -> Table | None:
         for column, d in enumerate(of_pair, 1):
             if d["p_holm"] is not None and d["p_holm"] < found["level"]:
                 bold.add((len(rows), column))
-        rows.append([pair, *("–" if d["mean"] is None else signed(d["mean"]) for d in of_pair)])
+        rows.append([pair, *map(_mean, of_pair, decimals)])
         if any(d["low"] is not None for d in of_pair):
-            rows.append(["95 % interval", *(_interval(d) for d in of_pair)])
+            rows.append(["95 % interval", *map(_interval, of_pair, decimals)])
         if any(d["p_holm"] is not None for d in of_pair):
             rows.append(["p", *(_p_value(d["p_holm"]) for d in of_pair)])
     return Table(["difference", *(get_metric(metric).heading for metric in columns)], rows, bold=bold)
@@ -93,22 +98,32 @@ def differences_table(found: Mapping[str, Any], which: str) -> Table | None:
 
 def test_note(found: Mapping[str, Any]) -> str:
     """Which significance test was made, or why there is none."""
-    seeds = len(found["seeds"])
+    finished = finished_seeds(found)
+    seeds, most = min(finished), max(finished)
     name, fewest = TESTS[found["test"]], FEWEST[found["test"]]
-    if seeds < fewest:
-        few = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
+    over = f"{seeds} to {most} seeds, as not all runs have finished" if seeds < most else f"{seeds} seeds"
+    means = f"Mean ± standard deviation over {over}" if most > 1 else "One seed"
+    if most < fewest:
         return (
-            f"{few} too few for a significance test (the {name} needs at least {fewest}): nothing is bold, and any "
-            "difference between losses may be due to chance."
+            f"{means}: too few for a significance test (the {name} needs at least {fewest}), so any difference between "
+            "losses may be due to chance."
         )
     note = (
-        f"Mean ± standard deviation over {seeds} seeds. Bold: the best mean, if it differs from that of every other loss "
+        f"{means}. Bold: the best mean, if it differs from that of every other loss "
         f"(two-sided {name} over the seeds, p < {found['level']:g} after Holm's correction for all pairs of losses). In a "
         "column without bold, no loss is significantly better than all others."
     )
+    if seeds < fewest:
+        return f"{note} Here nothing can be bold: a loss with fewer than {fewest} seeds cannot be tested."
     if seeds < 6:
         note += " With so few seeds, only large and consistent differences can be significant."
     return note
+
+
+def finished_seeds(found: Mapping[str, Any]) -> list[int]:
+    """How many seeds have finished with the shared strength, of each loss of which any has."""
+    shared = [run["loss"] for run in found["runs"] if run["state"] == "finished" and not run["point"]]
+    return [shared.count(loss) for loss in found["losses"] if loss in shared]
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
@@ -123,12 +138,9 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def fairness_lines(found: Mapping[str, Any]) -> list[str]:
-    """What was checked to be the same for all losses, and the strength that each was trained with."""
-    lines = _seed_lines(found["fairness"])
-    strength = _strength_line(found["fairness"])
-    other = _other_parameters_line(found)
-    return lines + [line for line in (strength, other) if line]
+def strength_lines(found: Mapping[str, Any]) -> list[str]:
+    """The strength that each loss was trained with, and its other parameters."""
+    return [line for line in (_strength_line(found["fairness"]), _other_parameters_line(found)) if line]
 
 
 def _seed_lines(fairness: Mapping[str, Any]) -> list[str]:
@@ -169,7 +181,9 @@ def chosen_note(found: Mapping[str, Any]) -> str:
         for loss, choice in found["chosen"].items()
         if choice["kwargs"]
     )
-    grid = " × ".join(f"{key} = {', '.join(f'{value:g}' for value in values)}" for key, values in found["grid"].items())
+    grid = " × ".join(
+        f"{parameter(key)} = {', '.join(f'{value:g}' for value in values)}" for key, values in found["grid"].items()
+    )
     if any(_moves(kwargs) for kwargs in found["losses"].values()):
         grid += " (with the end in proportion)"
     return (
@@ -181,6 +195,8 @@ def chosen_note(found: Mapping[str, Any]) -> str:
 
 def differences_note(found: Mapping[str, Any]) -> str:
     """What the table of differences shows."""
+    if max(finished_seeds(found)) == 1:
+        return "First loss − second loss. With one seed there is neither an interval nor a test."
     name = TESTS[found["test"]]
     return (
         "First loss − second loss, paired by seed: the mean difference, its 95 % confidence interval by t, and the p-value "
@@ -204,7 +220,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         lines += [f"## {heading} ({_evaluated_on(found)})", "", as_markdown(table), ""]
         if which == "chosen":
             lines += [chosen_note(found), ""]
-    lines += [test_note(found), "", *(f"{line}\n" for line in fairness_lines(found))]
+    if finished_seeds(found):
+        lines += [test_note(found), ""]
+    lines += [*(f"{line}\n" for line in (*_seed_lines(found["fairness"]), *strength_lines(found)))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -234,13 +252,18 @@ def _describe(parameters: Mapping[str, Any]) -> str:
     for key, value in parameters.items():
         if key.endswith("_end") or key == "schedule":
             continue
-        name, end = "α" if key == "alpha" else key, parameters.get(f"{key}_end")
+        name, end = parameter(key), parameters.get(f"{key}_end")
         if end in (None, value):
             parts.append(f"{name} = {value}")
         else:
             schedule = f", {parameters['schedule']}" if "schedule" in parameters else ""
             parts.append(f"{name} {value} → {end}{schedule}")
     return ", ".join(parts)
+
+
+def parameter(key: str) -> str:
+    """How a parameter of a loss is written: `α` for `alpha`."""
+    return "α" if key == "alpha" else key
 
 
 def _moves(kwargs: Mapping[str, Any]) -> bool:
@@ -250,15 +273,29 @@ def _moves(kwargs: Mapping[str, Any]) -> bool:
 def _mean_and_deviation(summary: Mapping[str, Any] | None) -> str:
     if summary is None or summary["mean"] is None:
         return "–"
-    size = abs(summary["mean"])
-    decimals = 4 if size < 10 else max(0, 4 - int(math.log10(size)))  # fewer for large values
+    decimals = _fitting(summary["mean"])
     deviation = "" if summary["sd"] is None else f" ± {summary['sd']:.{decimals}f}"
-    return f"{summary['mean']:.{decimals}f}{deviation}"
+    return minus(f"{summary['mean']:.{decimals}f}{deviation}")
 
 
-def _interval(difference: Mapping[str, Any]) -> str:
+def _fitting(value: float) -> int:
+    """Decimals of a value: fewer of a large one."""
+    return 4 if abs(value) < 10 else max(0, 4 - int(math.log10(abs(value))))
+
+
+def _decimals(of_metric: Mapping[str, Any]) -> int:
+    """Decimals of the differences between the means of a metric."""
+    means = [summary["mean"] for summary in of_metric["summary"].values() if summary["mean"] is not None]
+    return min(map(_fitting, means), default=4)
+
+
+def _mean(difference: Mapping[str, Any], decimals: int) -> str:
+    return "–" if difference["mean"] is None else signed(difference["mean"], decimals)
+
+
+def _interval(difference: Mapping[str, Any], decimals: int) -> str:
     low, high = difference["low"], difference["high"]
-    return "–" if low is None else f"[{signed(low)}, {signed(high)}]"
+    return "–" if low is None else f"[{signed(low, decimals)}, {signed(high, decimals)}]"
 
 
 def _p_value(p: float | None) -> str:

@@ -20,6 +20,7 @@ from maxsup_hf.comparison.statistics import Difference, differences
 from maxsup_hf.losses import get_spec
 from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.metrics import get_metric
+from maxsup_hf.output.tables import minus
 
 PAIR = ("maxsup", "label_smoothing")
 JUDGED = "confidence_when_wrong"
@@ -191,5 +192,5 @@ def _with_interval(judged: Mapping[str, Any]) -> str:
     return signed(mean) if n == 1 else f"{signed(mean)} [{signed(low)}, {signed(high)}]"
 
 
-def signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
+def signed(value: float, decimals: int = 4) -> str:
+    return minus(f"{value:+.{decimals}f}")

@@ -61,8 +61,8 @@ def convert(weights: Mapping[str, Tensor], architecture: str, id2label: Mapping[
         The model in evaluation mode. Its logits are those of the source model.
 
     Raises:
-        ValueError: the architecture is unknown, or the weights have missing, unknown or wrongly shaped tensors; the message
-            lists them.
+        ValueError: the architecture is unknown, or the weights have missing, unknown, wrongly shaped or NaN tensors; the
+            message lists them.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
@@ -130,7 +130,7 @@ def _model(architecture: str, blurred: bool, classes: dict[str, Any]) -> PreTrai
 
 
 def _check(model: PreTrainedModel, given: Mapping[str, Tensor], architecture: str) -> None:
-    """Raise with the tensors that are missing, unknown or of another shape."""
+    """Raise with the tensors that are missing, unknown, of another shape, or NaN."""
     expected = model.state_dict()
     missing = [name for name in expected.keys() - given.keys() if not name.endswith(".num_batches_tracked")]
     problems = {
@@ -141,6 +141,7 @@ def _check(model: PreTrainedModel, given: Mapping[str, Tensor], architecture: st
             for name in sorted(expected.keys() & given.keys())
             if given[name].shape != expected[name].shape
         ],
+        "NaN or infinite": [name for name in sorted(given) if not given[name].isfinite().all()],
     }
     found = [f"{problem}: {first_names(names)}" for problem, names in problems.items() if names]
     if found:

@@ -166,7 +166,7 @@ def _hyperparameters(args: Any) -> dict[str, Any]:
     values = {name: plain(getattr(args, name, None)) for name in HYPERPARAMETERS}
     if isinstance(values["deepspeed"], str):
         values["deepspeed"] = Path(values["deepspeed"]).name
-    return {name: value for name, value in values.items() if value not in (None, False, "", [], {})}
+    return {name: value for name, value in values.items() if value is not False and value not in (None, "", [], {})}
 
 
 def _loss(trainer: Any, model: Any) -> dict[str, Any] | None:

@@ -67,10 +67,12 @@ def comparison_of(found: Mapping[str, Any], loss: str) -> dict[str, Any]:
             f"the comparison must have results of the loss {loss!r}, it has those of {', '.join(compared) or 'none'}"
         )
     finished = next(run for run in found["runs"] if run["state"] == "finished")
+    counts = [of["n"] for metric in metrics for of in table[metric]["summary"].values()]
     return {
         "loss": loss,
         "losses": compared,
         "seeds": found["seeds"],
+        "fewest_seeds": min(counts),
         "split": found["split"],
         "rows": {split: finished.get("rows", {}).get(split) for split in ("train", found["split"])},
         "metrics": {
@@ -95,14 +97,16 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
 def _conditions(comparison: Mapping[str, Any]) -> str:
     """What was compared, and how sure the differences are."""
     seeds = len(comparison["seeds"])
+    fewest = comparison.get("fewest_seeds", seeds)  # which cards of version 0.1 do not have
     evaluated, trained = comparison["rows"].get(comparison["split"]), comparison["rows"].get("train")
     rows = f" ({evaluated:,} rows)" if evaluated else ""
     training = f" on {trained:,} training rows" if trained else ""
     spread = "With one seed, any difference may be due to chance."
     if seeds > 1:
+        over = f"{seeds} seeds" if fewest == seeds else f"{fewest} to {seeds} seeds"
         spread = (
-            f"Mean ± standard deviation over {seeds} seeds; a mean is bold if it is significantly better than that of every "
-            "other loss."
+            f"Mean ± standard deviation over {over}; a mean is bold if it is significantly better than that of every other "
+            "loss."
         )
     return (
         f"Results on the {COMPARED_ON[comparison['split']]}{rows}, from runs{training} that differ in the loss only: within "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,9 @@ def read_source(path: str | Path, entry: str | None = None) -> SourceWeights:
     while inner := next((name for name in ENTRIES if _is_mapping(weights, name)), None):
         weights = weights[inner]
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        held = f"the entries {first_names(weights)}" if isinstance(weights, Mapping) else f"a {type(weights).__name__}"
+        held = f"a {type(weights).__name__}"
+        if isinstance(weights, Mapping):
+            held = f"the entries {first_names(weights)}" if weights else "no entry"
         raise ValueError(
             f"{path} must hold a state dict (a mapping from names to tensors), alone or as the entry {', '.join(ENTRIES)}; "
             f"it holds {held}"
@@ -94,7 +97,8 @@ def _load(path: Path) -> Any:
         if head[8:9] == b"{":
             return load_file(path)
         # The authors' checkpoints hold the parsed command line. A Namespace is a bag of attributes and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the versions of pickles
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can raise anything in an unpickler
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -104,7 +108,9 @@ def _load(path: Path) -> Any:
                 "torch.load(weights_only=True) can read, as written by torch.save(model.state_dict(), …)"
             ) from error
         said = " ".join(str(error).split())[:SHOWN]
-        if not said or isinstance(error, pickle.UnpicklingError):  # whose text recommends to load it unsafely
+        if (
+            not said or isinstance(error, pickle.UnpicklingError) or "weights_only" in said
+        ):  # which recommends unsafe loading
             said = "its pickle cannot be read"
         raise ValueError(f"{path} is damaged, or is not a file of torch.save or safetensors: {said}") from error
 

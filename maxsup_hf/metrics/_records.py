@@ -40,9 +40,17 @@ class Metric:
     @property
     def heading(self) -> str:
         """The label, with an arrow to the better end."""
+        return self._with_arrow(self.label)
+
+    @property
+    def full_heading(self) -> str:
+        """The name in full, with an arrow to the better end."""
+        return self._with_arrow(self.full_name)
+
+    def _with_arrow(self, name: str) -> str:
         if self.higher_is_better is None:
-            return self.label
-        return f"{self.label} {'↑' if self.higher_is_better else '↓'}"
+            return name
+        return f"{name} {'↑' if self.higher_is_better else '↓'}"
 
 
 METRICS: dict[str, Metric] = {}  # by name

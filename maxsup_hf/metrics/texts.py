@@ -31,6 +31,16 @@ register_metrics(
         formula="exp of the mean cross-entropy",
         meaning="how many tokens the model hesitates between, on average",
     ),
+    Metric(  # this and the next are computed by TRL
+        "mean_token_accuracy", "token accuracy", "accuracy of the next token", higher_is_better=True,
+        formula="mean over batches of the share of tokens that are predicted right",
+        meaning="share of tokens that are predicted right",
+    ),
+    Metric(
+        "entropy", "entropy", "entropy of the predictions",
+        formula="mean over batches of −Σ_k q_k log q_k over the tokens, in nats",
+        meaning="how undecided the model is about the next token: 0 if it is certain",
+    ),
 )  # fmt: skip
 
 

@@ -24,6 +24,11 @@ class Table:
     bold: Collection[tuple[int, int]] = ()
 
 
+def minus(number: str) -> str:
+    """A formatted number with the typographic minus sign."""
+    return number.replace("-", "−")
+
+
 def markdown(table: Table) -> str:
     """The table without its caption; a `|` in a cell is escaped."""
     cells = [[_escape(cell) for cell in row] for row in table.rows]

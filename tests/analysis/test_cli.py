@@ -93,7 +93,7 @@ def test_installed_command(report):
     assert found["data"] == ["The built-in data set of image-classification, split validation: 100 of 270 rows, 10 classes."]
     assert found["notes"] == [] and len(found["figures"]) == 2 + 6 + 4 + 4
     assert len(list((report.parents[1] / "cache").iterdir())) == 2
-    page = (report / "report.html").read_text(encoding="utf-8")
+    page = (report / "report.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     first = re.search(r"<p[^>]*>(.*?)</p>", page)[1]
     shares = [model["wrong_rows"]["share"] for model in found["models"]]
     assert shares == pytest.approx([1 - model["metrics"]["accuracy"] for model in found["models"]])
@@ -196,10 +196,21 @@ def test_texts_of_a_file(tmp_path):
     assert metrics["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert found["classes"] == ["good", "bad"] and found["triples"] == []
     assert "%) of the 14 rows." in (tmp_path / "outputs" / "analysis" / "report.html").read_text(encoding="utf-8")
-    assert (
-        found["data"] == ["data.csv, split train: 14 rows, 2 classes."]
-        and "all rows of the split train" in found["notes"][0]
-    )
+    assert found["data"] == ["data.csv: 14 rows, 2 classes."] and "These are rows of one file." in found["notes"][0]
+
+
+def test_held_out_rows_are_those_that_training_held_out(tmp_path):
+    """By default of the share that the models' training held out; of another share, some rows may have been trained on."""
+    models = [text_model(tmp_path / name) for name in ("half", "default")]
+    (tmp_path / "half" / "config.yaml").write_text("seed: 0\ntrain_val_split: 0.5\n")
+    write("data.csv", {"text": TEXTS, "mood": MOODS})
+    words = ("--dataset", "data.csv", "--label_column_name", "mood", "--split", "validation")
+    found = run(models[0], *words)
+    assert found["data"] == ["data.csv, split validation: 7 rows, 2 classes."] and not found["notes"]
+    (tmp_path / "default" / "config.yaml").write_text("seed: 0\n")
+    run(*models, *words, "--output_dir", "both")
+    (note,) = json.loads((tmp_path / "both" / "analysis.json").read_text())["notes"]
+    assert "the 0.15 of the training data" in note and "half was trained with --train_val_split 0.5, so it may" in note
 
 
 def test_a_folder_of_class_folders_and_labels_by_position(tmp_path):

@@ -48,7 +48,7 @@ def test_in_an_analysis():
         return SimpleNamespace(subject=SimpleNamespace(name=name), measured=measured)
 
     metrics, _ = metrics_section([seen("a", 0.5), seen("b", 0.25)], []).tables
-    assert ["top-5 accuracy", "0.5", "0.25"] in metrics.rows
+    assert ["top-5 accuracy ↑", "0.5", "0.25"] in metrics.rows
 
 
 def test_in_a_card(tmp_path):

@@ -74,11 +74,15 @@ def test_too_few_seeds_are_said_and_nothing_is_bold(tmp_path):
     found = collect(make(tmp_path, seeds=(0, 1)), tmp_path, {}, "t")
     assert not any(of["significant"] for of in found["tables"]["shared"].values())
     text = tables.markdown(found)
-    assert "2 seeds are too few" in text and "the paired t-test needs at least 3" in text and "**" not in text
+    assert (
+        "standard deviation over 2 seeds: too few" in text
+        and "the paired t-test needs at least 3" in text
+        and "**" not in text
+    )
     assert not tables.differences_table(found, "shared").bold
     one = Plan("text-classification", LOSSES, (0,))
     text = tables.markdown(collect(one, tmp_path, {}, "t"))
-    assert "1 seed is too few" in text and "±" not in text.split("##")[1].split("\n\n")[1]
+    assert "One seed: too few" in text and "±" not in text.split("##")[1].split("\n\n")[1]
 
 
 def test_what_is_missing_is_said_and_the_rest_is_reported(tmp_path):
@@ -90,6 +94,7 @@ def test_what_is_missing_is_said_and_the_rest_is_reported(tmp_path):
     of = found["tables"]["shared"]["accuracy"]
     assert of["summary"]["maxsup"]["n"] == 2 and of["summary"]["cross_entropy"]["n"] == 4
     assert not of["significant"]  # two pairs are too few
+    assert "over 2 to 4 seeds, as not all runs have finished." in text and "Here nothing can be bold" in text
     assert {d["n"] for d in of["differences"] if "maxsup" in (d["first"], d["second"])} == {2}
 
 

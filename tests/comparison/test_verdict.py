@@ -99,7 +99,7 @@ def test_it_is_first_in_every_report(tmp_path, capsys):
         assert text.splitlines()[2] == line  # below the heading
     assert json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["verdict"]["line"] == line
     assert (tmp_path / "comparison.json").read_text(encoding="utf-8").lstrip("{\n ").startswith('"verdict"')
-    page = (tmp_path / report.REPORT).read_text(encoding="utf-8")
+    page = (tmp_path / report.REPORT).read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     assert line in page[page.index("<h1>") :].partition("</p>")[0]
     assert verdict(found)["line"] == line and line in tables.markdown(found)
     assert not list(tmp_path.glob("*.unfinished"))

@@ -2,9 +2,11 @@
 
 import argparse
 import io
+import math
 import os
 import pickle
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -79,12 +81,17 @@ def test_a_checkpoint_of_the_authors_becomes_a_pipeline(architecture, blur, save
     photo.save(tmp_path / "photo.jpg")
     card = (tmp_path / "out" / "README.md").read_text()
     monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    assert 'Image.new("RGB", (224, 224), "white")' in code
     names = {}
-    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("print(", "found = ("), names)
+    exec(code.replace('Image.new("RGB", (224, 224), "white")', 'Image.open("photo.jpg")'), names)
+    printed = capsys.readouterr().out.splitlines()
+    answers = names["classify"](Image.open("photo.jpg"), top_k=3)
+    assert printed == [f"{answer['score']:.2f} {answer['label']}" for answer in answers]
     with torch.no_grad():
-        probability, index = source(prepared(Image.open("photo.jpg"), architecture, blur)).softmax(-1).topk(5)
-    assert [entry["label"] for entry in names["found"]] == [labels[i] for i in index[0].tolist()]
-    assert [entry["score"] for entry in names["found"]] == pytest.approx(probability[0].tolist(), rel=1e-3)
+        probability, index = source(prepared(Image.open("photo.jpg"), architecture, blur)).softmax(-1).topk(3)
+    assert [answer["label"] for answer in answers] == [labels[i] for i in index[0].tolist()]
+    assert [answer["score"] for answer in answers] == pytest.approx(probability[0].tolist(), rel=1e-3)
     card_for_repository(tmp_path / "out", "me/converted")
     card = (tmp_path / "out" / "README.md").read_text()
     assert 'model="me/converted"' in card and '"out"' not in card and "full path of the folder" not in card
@@ -233,7 +240,10 @@ def damaged():
         "cut safetensors": (b"\x40\0\0\0\0\0\0\0{" + b"x" * 20, "is damaged, or is not a file of torch.save"),
         "no weights": (saved({"epoch": 3}), "must hold a state dict .* it holds the entries epoch"),
         "a list": (saved([torch.zeros(1)]), "must hold a state dict .* it holds a list"),
-        "an empty state": (saved({"model": {}}), "must hold a state dict"),
+        "an empty state": (saved({"model": {}}), "must hold a state dict .* it holds no entry"),
+        "zeros": (bytes(5000), "is damaged, or is not a file of torch.save"),  # torch takes it for a tar file
+        "a pickle with code": (pickle.dumps(Code(), protocol=4), "is damaged, or is not a file of torch.save"),
+        "NaN": (saved({"fc.weight": torch.full((1000, 2048), math.nan)}), "NaN or infinite: classifier.1.weight"),
         "other names, long and many": (
             saved(many),
             "missing: .* and 264 more; unknown: .* and 997 more",
@@ -248,7 +258,9 @@ DAMAGED = damaged()
 def test_a_file_that_holds_no_weights_is_named_in_one_line(what, tmp_path, capsys):
     content, message = DAMAGED[what]
     (tmp_path / "weights.pt").write_bytes(content)
-    found, _ = failed(capsys, str(tmp_path / "weights.pt"), str(tmp_path / "out"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, _ = failed(capsys, str(tmp_path / "weights.pt"), str(tmp_path / "out"))
     assert re.search(message, found), found
     assert "weights_only` set to `False`" not in found and not (tmp_path / "out").exists()
 
