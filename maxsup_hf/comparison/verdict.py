@@ -145,8 +145,10 @@ def _line_of_pair(found: Mapping[str, Any], judged: Mapping[str, Any], shares: S
         low, high = sorted((abs(low), abs(high)))
         by = f"{abs(mean):.4f} [{low:.4f}, {high:.4f}]"
         return f"{ASKED} It {judged['says']} {label} by {by}, compared with label smoothing ({data}). {where}"
-    measured = f"{_capitalized(label)}, MaxSup − label smoothing: {_with_interval(judged)} ({data})."
-    return f"{ASKED} {_conclusion(found, judged, shares)} {where} {measured}"
+    line = f"{ASKED} {_conclusion(found, judged, shares)} {where}"
+    if not judged["difference"]["n"]:
+        return line
+    return f"{line} {_capitalized(label)}, MaxSup − label smoothing: {_with_interval(judged)} ({data})."
 
 
 def _conclusion(found: Mapping[str, Any], judged: Mapping[str, Any], shares: Shares | None) -> str:
@@ -155,8 +157,14 @@ def _conclusion(found: Mapping[str, Any], judged: Mapping[str, Any], shares: Sha
         return "MaxSup and label smoothing are the same loss for you."
     if judged["says"] == "same":
         return f"For {label}, MaxSup and label smoothing are the same loss for you: they differ by less than {SMALL:g}."
+    trained = len(found["seeds"])
+    if not seeds:
+        of_both = "wrong predictions" if judged["metric"] == JUDGED else "results"
+        return f"Undecided: no seed has {of_both} of both losses, so {label} cannot be compared."
     if seeds < FEWEST:
         few = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
+        if seeds < trained:
+            few = f"only {seeds} of {trained} seeds can be compared, which {'is' if seeds == 1 else 'are'}"
         return f"Undecided: {few} too few to tell whether MaxSup changes {label}."
     return f"Undecided: these runs do not tell whether MaxSup changes {label}."
 

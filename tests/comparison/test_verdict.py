@@ -1,6 +1,7 @@
 """The first line of a report: what it says of which figures, and that it is the first everywhere."""
 
 import json
+import math
 
 import pytest
 
@@ -54,6 +55,8 @@ SAID = [
     (-0.05, {"seeds": (0,)}, "undecided", "−0.0490 (test data, 1 seed)"),
     (-0.05, {"seeds": (0,), "rows": FEW}, "same", "are the same loss for you."),
     (-0.05, {"seeds": (0, 1)}, "undecided", "2 seeds are too few"),
+    (0.0, {"noise": (math.nan,) * 3}, "undecided", "Undecided: no seed has wrong predictions of both losses, so confidence"),
+    (0.0, {"noise": (0.01, math.nan, 0.02)}, "undecided", "only 2 of 3 seeds can be compared, which are too few to tell"),
     (-0.05, {"noise": (0, 0, 0)}, "undecided", "−0.0500 [−0.0500, −0.0500]"),  # no spread to judge by
     (0.0, {"noise": WIDE, "rows": FEW, "own": {"maxsup": {"alpha": 0.4}}}, "undecided", "differ on all training rows."),
     (0.0, {"noise": WIDE, "rows": FEW, "flags": ("--class_weights", "balanced")}, "undecided", "on all training rows"),
