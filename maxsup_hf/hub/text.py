@@ -14,6 +14,7 @@ from jinja2 import ChainableUndefined, Environment
 from maxsup_hf.hub.command import in_lines, placeholders, portable
 from maxsup_hf.hub.figures import figures
 from maxsup_hf.hub.metadata import data_name, hub_datasets, model_name
+from maxsup_hf.hub.record import why_no_weights
 from maxsup_hf.hub.results import comparison_text, confidence_gap, result_tables
 from maxsup_hf.hub.training_log import log_table
 from maxsup_hf.hub.usage import usage
@@ -26,6 +27,8 @@ LISTED = 20  # classes are listed one by one up to this many,
 LARGEST = 5  # and of more, only the largest weights
 WORTH_SAYING = 0.05  # difference between confidence and accuracy
 SHOWN = 10  # names of classes that are shown if there are more
+NO_BASE = "The adapter cannot be used without its base model, which had random weights and was not saved."
+NOT_KEPT = "The weights of this run were not kept. To have them, train again as shown below."
 KINDS = {
     "fill-mask": "masked language model",
     "image-classification": "image classifier",
@@ -57,6 +60,7 @@ def render(folder: Path, found: Mapping[str, Any], start: str, end: str) -> str:
     main, others = result_tables(results)
     parameters = [[f"`{key}`", value] for key, value in loss.get("kwargs", {}).items()]
     command = portable(found.get("command", ""))
+    are_kept = why_no_weights(folder) is None
     text = template.render(
         **found,
         start=start,
@@ -64,7 +68,8 @@ def render(folder: Path, found: Mapping[str, Any], start: str, end: str) -> str:
         title=model_name(found, folder),
         about=_about(found),
         facts="\n".join(f"- **{name}**: {value}" for name, value in _facts(found)),
-        code=usage(found, folder),
+        code=usage(found, folder) if are_kept else "",
+        no_code=NO_BASE if are_kept else NOT_KEPT,
         main=main,
         others=others,
         undefined=[key for key, value in results.items() if not is_finite(value)],

@@ -283,3 +283,13 @@ def test_a_readme_by_hand_is_pushed_as_it_is(tmp_path):
     card_for_repository(tmp_path, "me/new")
     found, text = read(tmp_path)
     assert (found["license"], found["metrics"]) == ("mit", ["f1"]) and "base_model" not in found and "By hand." in text
+
+
+def test_a_run_whose_weights_were_removed_has_no_code(tmp_path):
+    folder = leave(tmp_path / "run")
+    (folder / "weights_not_kept.txt").write_text("its weights were removed")
+    write_card(folder)
+    assert "```python" not in read(folder)[1] and "weights of this run were not kept" in read(folder)[1]
+    (folder / "model.safetensors").write_bytes(b"")
+    write_card(folder)
+    assert "```python" in read(folder)[1]
