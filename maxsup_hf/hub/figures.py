@@ -21,6 +21,10 @@ CAPTIONS = {
     "within_class": (
         "How much the features of each class differ from each other: 0 if they have collapsed into one direction."
     ),
+    "confusion": (
+        "Confusion matrix: rows with the label on the left that were predicted as the class below, shaded by their share of "
+        "the label's rows."
+    ),
     "plane": (
         "Features of three classes, projected on the plane through the classifier's weights for them (marks with a white "
         "edge). Collapsed features lie in three points."

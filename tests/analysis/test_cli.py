@@ -16,6 +16,7 @@ pytest.importorskip("captum", reason="needs captum (pip install -e '.[analysis]'
 from maxsup_hf.analysis import cli
 from maxsup_hf.analysis.data import IMAGE, TEXT, load_data
 from maxsup_hf.data.columns import read_column
+from maxsup_hf.hub.figures import CAPTIONS
 from maxsup_hf.scripts import image_classification
 from maxsup_hf.scripts.common.tokenizers import train_tokenizer
 from tests import tiny
@@ -92,6 +93,8 @@ def test_installed_command(report):
     assert found["models"][0]["about"]["parameters of the loss"] == "alpha=0.1" and found["classes"] == DIGITS
     assert found["data"] == ["The built-in data set of image-classification, split validation: 100 of 270 rows, 10 classes."]
     assert found["notes"] == [] and len(found["figures"]) == 2 + 6 + 4 + 4
+    kinds = {re.sub(r"-\d+.*", "", path.removeprefix("figures/").removesuffix(".svg")) for path in found["figures"]}
+    assert kinds == set(CAPTIONS)  # a card explains each of them
     assert len(list((report.parents[1] / "cache").iterdir())) == 2
     page = (report / "report.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     first = re.search(r"<p[^>]*>(.*?)</p>", page)[1]
