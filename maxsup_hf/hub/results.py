@@ -67,12 +67,12 @@ def comparison_of(found: Mapping[str, Any], loss: str) -> dict[str, Any]:
             f"the comparison must have results of the loss {loss!r}, it has those of {', '.join(compared) or 'none'}"
         )
     finished = next(run for run in found["runs"] if run["state"] == "finished")
-    counts = [of["n"] for metric in metrics for of in table[metric]["summary"].values()]
+    shared = [run.get("loss") for run in found["runs"] if run["state"] == "finished" and not run.get("point")]
     return {
         "loss": loss,
         "losses": compared,
         "seeds": found["seeds"],
-        "fewest_seeds": min(counts),
+        "fewest_seeds": min(shared.count(name) for name in compared) or len(found["seeds"]),
         "split": found["split"],
         "rows": {split: finished.get("rows", {}).get(split) for split in ("train", found["split"])},
         "metrics": {

@@ -108,9 +108,8 @@ def _load(path: Path) -> Any:
                 "torch.load(weights_only=True) can read, as written by torch.save(model.state_dict(), …)"
             ) from error
         said = " ".join(str(error).split())[:SHOWN]
-        if (
-            not said or isinstance(error, pickle.UnpicklingError) or "weights_only" in said
-        ):  # which recommends unsafe loading
+        # the texts of an unpickler, and those that name `weights_only`, recommend unsafe loading
+        if not said or isinstance(error, pickle.UnpicklingError) or "weights_only" in said:
             said = "its pickle cannot be read"
         raise ValueError(f"{path} is damaged, or is not a file of torch.save or safetensors: {said}") from error
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -14,6 +15,8 @@ from maxsup_hf.hub.base_model import hub_base_model
 from maxsup_hf.hub.card import card_for_repository, write_benchmark_result, write_card
 from maxsup_hf.hub.command import in_lines, with_base_model, with_placeholders
 from maxsup_hf.hub.figures import CAPTIONS
+from maxsup_hf.hub.record import _hyperparameters
+from maxsup_hf.hub.results import comparison_of, comparison_text
 from maxsup_hf.hub.training_log import MOST_ROWS, log_table, training_log
 from tests.hub.cards import comparison, leave, read
 
@@ -293,3 +296,14 @@ def test_a_run_whose_weights_were_removed_has_no_code(tmp_path):
     (folder / "model.safetensors").write_bytes(b"")
     write_card(folder)
     assert "```python" in read(folder)[1]
+
+
+def test_a_setting_of_zero_is_recorded():
+    """A seed of 0 is a seed; what is off or not set is left out."""
+    assert _hyperparameters(SimpleNamespace(seed=0, weight_decay=0.0, bf16=False)) == {"weight_decay": 0.0, "seed": 0}
+
+
+def test_a_card_counts_the_seeds_that_finished(tmp_path):
+    runs = [{"state": "finished", "loss": loss, "rows": {}} for loss in ("maxsup", "maxsup", "cross_entropy")]
+    found = comparison_of(comparison(runs=runs), "maxsup")
+    assert found["fewest_seeds"] == 1 and f"over 1 to {len(found['seeds'])} seeds" in comparison_text(found)
