@@ -120,6 +120,34 @@ def test_answers():
         assert np.mean([exact_match(row["prediction"], each["text"]) for row, each in pairs]) == pytest.approx(
             found["eval_exact_match"]
         )
+    _answers_from_every_form(rows, [row["prediction"] for row in predicted])
+
+
+def _answers_from_every_form(rows, expected):
+    """SQuAD's own json, plain rows and a saved data set, with and without answers."""
+    asked, texts = rows.remove_columns("answers"), [each["text"] for each in rows["answers"]]
+    qas = [
+        {"id": f"q{i}", "question": row["question"], "answers": [], "context": row["context"]} for i, row in enumerate(asked)
+    ]
+    for answered in (True, False):
+        for qa, row in zip(qas, rows, strict=True):
+            found = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
+            qa["answers"] = [{"text": text, "answer_start": start} for text, start in found] if answered else []
+        paragraphs = [{"context": qa["context"], "qas": [qa]} for qa in qas]
+        Path("squad.json").write_text(json.dumps({"version": "2", "data": [{"paragraphs": paragraphs}]}))
+        predict("--test_file", "squad.json", "--output_file", "squad.jsonl", "--overwrite")
+        predicted = read_lines("squad.jsonl")
+        assert [row["prediction"] for row in predicted] == expected
+        assert [row["id"] for row in predicted] == [qa["id"] for qa in qas]
+        assert [row["label"] for row in predicted] == (texts if answered else [[]] * len(texts))
+    asked.to_csv("asked.csv", index=False)
+    asked.add_column("answer", [each[0] for each in texts]).to_csv("answered.csv", index=False)
+    asked.to_json("lines.json", lines=True)
+    asked.to_parquet("asked.parquet")
+    rows.save_to_disk("saved")
+    for name in ("asked.csv", "answered.csv", "lines.json", "asked.parquet", "saved"):
+        predict("--test_dir" if name == "saved" else "--test_file", name, "--overwrite", "--output_file", "other.jsonl")
+        assert [row["prediction"] for row in read_lines("other.jsonl")] == expected, name
 
 
 def test_choices():
