@@ -131,7 +131,8 @@ def _load_one(argument: str, path: str, formats: Formats, delimiter: str | None)
     separator = (delimiter or {".csv": ",", ".tsv": "\t"}[extension]) if extension in (".csv", ".tsv") else None
     hint = "; is every row an object with the same names?" if extension in (".json", ".jsonl") else ""
     if separator is not None:
-        hint = f"; are its columns separated by {SIGNS.get(separator, repr(separator))}?"
+        sign = SIGNS.get(separator, repr(separator))
+        hint = f"; are its columns separated by {sign}? --csv_delimiter names another separator"
     rows = None
     if Path(path).stat().st_size > 0:
         try:

@@ -19,7 +19,7 @@ from maxsup_hf.hub.record import why_no_weights
 from maxsup_hf.output.weights import is_adapter, weight_files
 from maxsup_hf.prediction.model import Model
 from maxsup_hf.prediction.tasks import TASKS, Task, find_task
-from maxsup_hf.scripts.common.models import hub_options, weights_dtype
+from maxsup_hf.scripts.common.models import check_complete, hub_options, weights_dtype
 from maxsup_hf.scripts.common.tokenizers import max_length
 
 ADAPTED = {
@@ -56,7 +56,10 @@ def load_model(args: Namespace) -> tuple[Model, str]:
             task = args.task or find_task(config.architectures or [])
             _check_config(config, task)
             processor = _load_processor(args.model, TASKS[task], hub_options(args))
-            model = TASKS[task].auto_class.from_pretrained(args.model, dtype=dtype, **hub_options(args))
+            model, found = TASKS[task].auto_class.from_pretrained(
+                args.model, dtype=dtype, output_loading_info=True, **hub_options(args)
+            )
+            check_complete(found)
     length = 0
     if not TASKS[task].reads_images:
         processor.pad_token = processor.pad_token or processor.eos_token

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import AutoConfig, PretrainedConfig, set_seed
 
 from maxsup_hf.data.files import loading
 from maxsup_hf.hub.record import why_no_weights
+from maxsup_hf.output.messages import listed
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 
 
@@ -80,7 +81,7 @@ def set_classes(config: PretrainedConfig, names: Sequence[str]) -> PretrainedCon
 def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments, seed: int, **options: Any) -> Any:
     """A model with the weights of `--model_name_or_path`, or random ones.
 
-    A head with another number of classes starts from random weights. Weights are loaded as `--dtype` (float32 by default)
+    A head with another number of classes starts from random weights, which is an error if nothing is trained. Weights are loaded as `--dtype` (float32 by default)
     and not as the type that they are stored in, so that nobody trains in float16 or bfloat16 unawares.
 
     Args:
@@ -93,9 +94,12 @@ def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments
     source, dtype = args.model_name_or_path, weights_dtype(args.dtype)
     with loading("model_name_or_path" if source else "config_name", source or args.config_name):
         if source:
-            model = auto_class.from_pretrained(
-                source, config=config, dtype=dtype, ignore_mismatched_sizes=True, **hub_options(args), **options
-            )
+            model, found = auto_class.from_pretrained(
+                source, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True,
+                **hub_options(args), **options,
+            )  # fmt: skip
+            if not args.needs_training_data:
+                check_complete(found)
         else:
             model = auto_class.from_config(config, trust_remote_code=args.trust_remote_code, dtype=dtype)
             # or the card would call the model fine-tuned from its config
@@ -103,6 +107,23 @@ def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments
     if args.freeze_backbone:
         _freeze_backbone(model)
     return model
+
+
+def check_complete(found: Mapping[str, Any]) -> None:
+    """Check that no weights are random: without training, they predict nothing.
+
+    Args:
+        found: what `from_pretrained` returns with `output_loading_info`.
+
+    Raises:
+        ValueError: names the weights that are missing or of another size.
+    """
+    lacking = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
+    if lacking:
+        raise ValueError(
+            f"it has no trained weights for this task and these classes: {listed(lacking)}; name a model that has them, or "
+            "train it first"
+        )
 
 
 def _freeze_backbone(model: Any) -> None:
