@@ -81,8 +81,9 @@ def set_classes(config: PretrainedConfig, names: Sequence[str]) -> PretrainedCon
 def build_model(auto_class: Any, config: PretrainedConfig, args: ScriptArguments, seed: int, **options: Any) -> Any:
     """A model with the weights of `--model_name_or_path`, or random ones.
 
-    A head with another number of classes starts from random weights, which is an error if nothing is trained. Weights are loaded as `--dtype` (float32 by default)
-    and not as the type that they are stored in, so that nobody trains in float16 or bfloat16 unawares.
+    A head with another number of classes starts from random weights, which is an error if nothing is trained. Weights are
+    loaded as `--dtype` (float32 by default) and not as the type that they are stored in, so that nobody trains in float16
+    or bfloat16 unawares.
 
     Args:
         **options: of `from_pretrained`, such as `quantization_config`.
