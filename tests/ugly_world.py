@@ -84,6 +84,7 @@ def _texts():
         "single.csv": "text,label\na,x\nb,x\n",
         "unique.csv": "text,label\na,x\nb,y\n",
         "many.csv": "a,b,label\n" + "x,y,z\nx,y,u\n" * 4,
+        "padded.csv": " a,b, label\n" + "x,y,z\nx,y,u\n" * 4,
         "real.csv": "text,label\na,0.5\nb,1\n",
         "infinite.csv": "text,label\na,inf\nb,1\n",
         "unseen.csv": "text,label\na,good\nb,ugly\n",
@@ -126,6 +127,8 @@ def _other_tasks():
     write("one_context.jsonl", {"question": QUESTIONS, "context": ["Ann is in Paris"] * 8, "answers": ["Ann"] * 8})
     write("blank_context.jsonl", {"question": QUESTIONS, "context": ["Ann", " "] * 4, "answers": [""] * 8})
     paragraph = {"context": "x", "qas": [{"question": "a", "answers": [{"text": "x"}]}]}
+    write("no_articles.json", '{"data": []}')
+    write("no_paragraphs.json", '{"data": [{"paragraphs": []}]}')
     write("squad.json", json.dumps({"data": [{"paragraphs": [paragraph]}]}))
 
     choices = {"question": QUESTIONS, "choices": [["a", "b"]] * 8}
@@ -162,6 +165,8 @@ def _images():
     Path("text_photo/cat/1.png").write_text("not an image")
     Image.fromarray(np.zeros((8, 8), np.uint16)).save("deep_photo/cat/1.png")
     os.symlink("nowhere.png", "dead_photo/cat/9.png")
+    shutil.copytree("photos", "dead_class")
+    os.symlink("/nowhere", "dead_class/bird")
     write("svg_class/bird/a.svg", "<svg/>")
     os.mkdir("empty_class/bird")
     image_folder(Path("one_class"), names=("cat",), count=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Sequence
@@ -36,8 +37,8 @@ def read_squad(path: str) -> Dataset:
     with suppress(json.JSONDecodeError):  # rows may be on lines of their own
         found = json.loads(read_text(path))
     articles = found.get("data") if isinstance(found, dict) else None
-    if not (isinstance(articles, list) and articles and isinstance(articles[0], dict) and "paragraphs" in articles[0]):
-        return load_dataset("json", data_files={"train": path}, split="train")
+    if not isinstance(articles, list) or not all(isinstance(each, dict) and "paragraphs" in each for each in articles):
+        return load_dataset("json", data_files={"train": glob.escape(path)}, split="train")
     try:
         rows = [
             {
@@ -55,7 +56,7 @@ def read_squad(path: str) -> Dataset:
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it is not in the form of SQuAD: {type(error).__name__}: {error}") from None
-    return Dataset.from_list(rows, features=SQUAD_FEATURES)
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in SQUAD_FEATURES}, SQUAD_FEATURES)
 
 
 SQUAD_FEATURES = Features(

@@ -39,6 +39,9 @@ def load_class_folders(argument: str, path: str) -> Dataset:
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{argument}: there is no folder {path!r}; expected one with a subfolder of images a class")
+    dead = sorted(path.name for path in root.iterdir() if path.is_symlink() and not path.exists())
+    if dead:  # a class would vanish
+        raise FileNotFoundError(f"{argument}: links in {path!r} lead nowhere: {listed(dead)}; repair or remove them")
     folders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in TOOL_FOLDERS]
     above = [folder for folder in folders if _contains(folder, root)]
     if above:
@@ -72,6 +75,27 @@ def load_class_folders(argument: str, path: str) -> Dataset:
     names = [folder.name for folder in classes]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
     return Dataset.from_dict({"image": [image for image, _ in rows], "label": [label for _, label in rows]}, features)
+
+
+def load_image_folder(argument: str, path: str) -> Dataset:
+    """All images in a folder and its subfolders. Columns: `image`, `file`, and `label` (the subfolder) if none lies beside
+    the subfolders.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such folder, or no image in it.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{argument}: there is no folder {path!r}")
+    files, skipped = image_files(root)
+    report_skipped(argument, skipped)
+    if not files:
+        raise ValueError(f"{argument}: there is no image in {path!r}")
+    names = [str(file.relative_to(root)) for file in files]
+    columns = {"image": [str(file) for file in files], "file": names}
+    if all("/" in name for name in names):
+        columns["label"] = [name.partition("/")[0] for name in names]
+    return Dataset.from_dict(columns).cast_column("image", Image())
 
 
 def class_folder_splits(path: str) -> dict[str, Path]:

@@ -77,20 +77,22 @@ def find_column(
     free = [name for name in dataset.column_names if name not in taken]
     fitting = [name for name in free if fits(dataset.features[name])]
     # If no type fits, a name still decides: the caller's check of the type then says what is wrong with that column.
-    common = [column for name in names for column in fitting or free if column.lower() == name]
+    common = [column for name in names for column in fitting or free if column.strip().lower() == name]
     candidates = common or fitting
-    if len(candidates) == 1 or (common and common[0].lower() == names[0]):
+    if len(candidates) == 1 or (common and common[0].strip().lower() == names[0]):
         logger.info("%s: %s (found in the data)", argument, candidates[0])
         return candidates[0]
     problem = f"could be any of {', '.join(candidates)}" if candidates else "could not be found by type or name"
-    raise ValueError(f"{argument}: the column {problem}; name it with --{argument}. {_columns(dataset)}")
+    hint = "; `maxsup-hf predict` needs no labels" if (argument, split) == ("label_column_name", "test") else ""
+    raise ValueError(f"{argument}: the column {problem}; name it with --{argument}{hint}. {_columns(dataset)}")
 
 
 def report_columns(dataset: Dataset, used: Collection[str]) -> None:
-    """Log which columns of the training data are used and which are not. Unused texts are a warning: half of the input may
-    be there."""
+    """Log which columns of the training data are used and which are not. Unused texts are a warning, unless they name rows:
+    half of the input may be there."""
     unused = [name for name in dataset.column_names if name not in used]
-    texts = [name for name in unused if is_string(dataset.features[name])]
+    ids = identifier_columns(dataset)
+    texts = [name for name in unused if is_string(dataset.features[name]) and name not in ids]
     logger.log(
         logging.WARNING if texts else logging.INFO,
         "columns used: %s; not used: %s", ", ".join(dict.fromkeys(used)), ", ".join(unused) or "none",
@@ -188,4 +190,5 @@ def is_image(feature: Any) -> bool:
 
 def _columns(dataset: Dataset) -> str:
     """All columns and their types, for messages."""
-    return "Columns: " + ", ".join(f"{name} ({type_name(feature)})" for name, feature in dataset.features.items())
+    shown = {name: name if name == name.strip() else repr(name) for name in dataset.features}
+    return "Columns: " + ", ".join(f"{shown[name]} ({type_name(feature)})" for name, feature in dataset.features.items())

@@ -154,7 +154,7 @@ def _build(name: str, options: Mapping[str, Any], path: str, separator: str | No
     if name == "parquet" and pq.read_metadata(path).num_rows == 0:
         return None
     separated = {} if separator is None else {"sep": separator}
-    builder = load_dataset_builder(name, data_files={"train": path}, **{**options, **separated})
+    builder = load_dataset_builder(name, data_files={"train": glob.escape(path)}, **{**options, **separated})
     builder.download_and_prepare()
     return builder.as_dataset(split="train") if builder.info.splits["train"].num_examples else None
 

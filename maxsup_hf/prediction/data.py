@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset
 
 from maxsup_hf.data.answers import SQUAD_FORMATS, is_squad
-from maxsup_hf.data.class_folders import image_files, report_skipped
+from maxsup_hf.data.class_folders import load_image_folder
 from maxsup_hf.data.columns import identifier_columns, read_column
 from maxsup_hf.data.files import Reader, is_saved, load_file, load_saved
-from maxsup_hf.data.images import as_images
 from maxsup_hf.data.loading import load_named, sliced, with_dotted_columns
 from maxsup_hf.data.tags import read_conll
 from maxsup_hf.output.files import plain, replacing
@@ -57,27 +56,6 @@ def load_rows(args: Namespace) -> Dataset:
             raise ValueError(f"split: {split!r} has no rows")
     rows = with_dotted_columns(rows, args)
     return rows.select(range(min(len(rows), args.max_samples))) if args.max_samples else rows
-
-
-def load_image_folder(argument: str, path: str) -> Dataset:
-    """All images in a folder and its subfolders. Columns: `image`, `file`, and `label` (the subfolder) if none lies beside
-    the subfolders.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such folder, or no image in it.
-    """
-    root = Path(path)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{argument}: there is no folder {path!r}")
-    files, skipped = image_files(root)
-    report_skipped(argument, skipped)
-    if not files:
-        raise ValueError(f"{argument}: there is no image in {path!r}")
-    names = [str(file.relative_to(root)) for file in files]
-    columns = {"image": [str(file) for file in files], "file": names}
-    if all("/" in name for name in names):
-        columns["label"] = [name.partition("/")[0] for name in names]
-    return as_images(Dataset.from_dict(columns), "image", argument, "test")
 
 
 def identifiers(rows: Dataset) -> list[dict[str, Any]]:

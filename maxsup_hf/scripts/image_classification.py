@@ -5,11 +5,13 @@ Without arguments: a tiny ResNet on scikit-learn's handwritten digits. Nothing i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from datasets import Dataset
 from transformers import (
     AutoModelForImageClassification,
     PretrainedConfig,
@@ -21,11 +23,12 @@ from transformers import (
 from maxsup_hf.data.arguments import data_flags, flag
 from maxsup_hf.data.augmentation import AUGMENTATIONS, Augmentation
 from maxsup_hf.data.builtin import digits
+from maxsup_hf.data.class_folders import load_class_folders, load_image_folder
 from maxsup_hf.data.columns import find_column, report_columns
 from maxsup_hf.data.images import holds_images, to_rgb
 from maxsup_hf.data.labels import classification_splits, find_label_column
 from maxsup_hf.data.loading import Splits, first_split, load_splits
-from maxsup_hf.data.mixup import MixupCollator
+from maxsup_hf.data.mixup import MODES, MixupCollator
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.image_processors import (
@@ -118,7 +121,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
 
 def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | None) -> tuple[Splits, str, list[str]]:
-    splits = load_splits(args, digits)
+    splits = load_splits(args, digits, partial(_load_folder, predicts=args.predicts))
     first, rows = first_split(splits)
     label_column = find_label_column(rows, args.label_column_name, first)
     column = find_column(
@@ -129,6 +132,12 @@ def _load_images(args: ImageClassificationArguments, config: PretrainedConfig | 
     splits = load_images(args, splits, column)
     splits, names = classification_splits(args, splits, [column], label_column, config)
     return splits, column, names
+
+
+def _load_folder(argument: str, path: str, predicts: bool) -> Dataset:
+    """A folder of classes; for `--do_predict`, the test data may also be a folder of images."""
+    is_flat = os.path.isdir(path) and not any(entry.is_dir() for entry in os.scandir(path))
+    return (load_image_folder if predicts and argument == "test_dir" and is_flat else load_class_folders)(argument, path)
 
 
 def _default_config() -> PretrainedConfig:
@@ -165,6 +174,11 @@ def to_pixels(
 def _collator(args: ImageClassificationArguments, classes: int) -> Any:
     if args.mixup_alpha == args.cutmix_alpha == 0:
         return default_data_collator
+    if args.mixup_mode not in MODES:
+        raise ValueError(f"mixup_mode must be one of {', '.join(MODES)}, got {args.mixup_mode!r}")
+    for name in ("mixup_prob", "mixup_switch_prob"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {getattr(args, name)}")
     return MixupCollator(
         classes, args.mixup_alpha, args.cutmix_alpha, args.mixup_prob, args.mixup_switch_prob, args.mixup_mode
     )

@@ -6,6 +6,7 @@ Without arguments: a tiny Llama on prompts and completions. Nothing is downloade
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -68,6 +69,11 @@ class SFTArguments(TextArguments):
         super().__post_init__()
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
             raise ValueError("load_in_4bit and load_in_8bit need use_peft: a quantised model is trained by an adapter alone")
+        if self.lora_r < 1 or not 0 <= self.lora_dropout < 1:
+            raise ValueError(
+                f"lora_r must be at least 1, and lora_dropout at least 0 and less than 1, got {self.lora_r} and "
+                f"{self.lora_dropout:g}"
+            )
         for wanted, package in ((self.use_peft, "peft"), (self.load_in_4bit or self.load_in_8bit, "bitsandbytes")):
             if wanted and find_spec(package) is None:
                 raise ValueError(f"{package} is not installed: pip install {package}")
@@ -85,9 +91,17 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
 
     args, training_args = parse(SFTArguments, argv, TASK, RECIPES, MaxSupSFTConfig)
     args.trust_remote_code = training_args.trust_remote_code
+    template = training_args.chat_template_path
+    if template is not None and template.endswith((".jinja", ".jinja2")) and not os.path.isfile(template):
+        raise FileNotFoundError(f"chat_template_path: there is no file {template!r}")
     unused = [name for name in args.settings if name.startswith("lora_")]
     if unused and not args.use_peft:
         raise ValueError(f"{unused[0]} needs --use_peft true, without which no adapter is trained")
+    if args.use_peft and args.model_name_or_path is None:
+        logger.warning(
+            "use_peft without --model_name_or_path: the adapter is trained on random weights, which are not saved with it, "
+            "so that it cannot be used afterwards"
+        )
     config = load_config(args)
     with training_args.main_process_first(desc="loading the data"):
         splits = _load_conversations(args)

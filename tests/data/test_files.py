@@ -22,6 +22,8 @@ def test_compressed_several_and_patterns(tmp_path):
         (tmp_path / name).write_text(LINES)
     assert len(load_file("train_file", "1.csv.gz")) == 2
     assert len(load_file("train_file", "1.csv.gz, 2.csv")) == len(load_file("train_file", "[23].csv")) == 4
+    (tmp_path / "a[1]*.csv").write_text(LINES)  # a name, not a pattern
+    assert len(load_file("train_file", "a[1]*.csv")) == 2
     (tmp_path / "4.csv").write_text("text,klass\nx,a\n")
     with pytest.raises(
         ValueError, match="all files need the same columns, but '2.csv' has text, label and '4.csv' has text, klass"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import logging
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -165,7 +167,12 @@ def parse(
         _show_help(parser, arguments_class, in_full="--help_all" in argv)
     final = parser.parse_args(argv)
     _check_values(final)
-    args, training_args, *_ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    try:
+        args, training_args, *_ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except json.JSONDecodeError as error:  # of a flag that takes JSON
+        name = next((name for name, value in vars(final).items() if value == error.doc), "a flag")
+        wanted = f"{name} must be a JSON object or the name of a file with one"
+        raise ValueError(f"{wanted}, got {error.doc!r}: {error}") from None
     args.settings = _settings(parser, argv, config, final)
     args.predicts = training_args.do_predict
     args.needs_training_data = training_args.do_train or args.model_name_or_path is None
@@ -214,9 +221,16 @@ def _check_values(given: Any) -> None:
     check_export(given.export)
     if given.torch_compile_mode is not None:
         _check_compile_mode(given.torch_compile_mode)
+    if given.optim_args is not None and not all("=" in pair for pair in given.optim_args.split(",")):
+        raise ValueError(f"optim_args must be comma-separated key=value pairs, got {given.optim_args!r}")
+    if given.deepspeed is not None and find_spec("deepspeed") is None:
+        raise ValueError("deepspeed is not installed: pip install deepspeed")
     trackers = given.report_to if isinstance(given.report_to, list) else [given.report_to or "none"]
     available = get_available_reporting_integrations()
     missing = [name for name in trackers if name in INTEGRATION_TO_CALLBACK and name not in available]
+    unknown = [name for name in trackers if name not in (*INTEGRATION_TO_CALLBACK, "all", "none")]
+    if unknown:
+        raise ValueError(f"report_to: there is no tracker {unknown[0]!r}; name one of {', '.join(INTEGRATION_TO_CALLBACK)}")
     if missing:
         raise ValueError(f"report_to: {missing[0]} is not installed; install it, or leave it out of report_to")
 

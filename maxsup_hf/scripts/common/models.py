@@ -47,6 +47,11 @@ def load_config(args: ScriptArguments) -> PretrainedConfig | None:
             reason = why_no_weights(source)
             if argument == "model_name_or_path" and reason:
                 raise ValueError(f"{argument}: {source!r}: {reason}")
+            if os.path.isfile(f"{source}/adapter_config.json") and not os.path.isfile(f"{source}/config.json"):
+                raise ValueError(
+                    f"{argument}: {source!r} is an adapter, not a complete model: merge it into its base model first; "
+                    "`maxsup-hf predict` takes adapters as they are"
+                )
             with loading(argument, source):
                 stored, _ = PretrainedConfig.get_config_dict(source, **hub_options(args))
                 if stored.get("model_type") == "timm_wrapper":

@@ -17,6 +17,8 @@ from datasets import Dataset
 from torch.utils.data import IterableDataset
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
+from maxsup_hf.data.seeded_fetching import NamedRows, UnreadableRow
+
 LOGS = ("_metrics", "_total_train_tokens")  # where TRL's trainers gather what they log
 
 
@@ -66,9 +68,12 @@ def _first_batch(trainer: Any) -> Any:
     else:
         collate = trainer._get_collator_with_removed_columns(collate, description="training")
     rows = []
+    named = NamedRows(dataset, "training data")
     for index in range(min(len(dataset), trainer.args.per_device_train_batch_size)):
         try:
-            rows.append(dataset[index])
+            rows += named.__getitems__([index])
+        except UnreadableRow:
+            raise
         except Exception as error:
             raise ValueError(f"row {index} of the training data cannot be read: {_reason(error)}") from error
     try:
