@@ -35,6 +35,7 @@ class Process:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = self.log.open("wb")
         self._note = self.log.with_suffix(".bad_input")
+        self._note.unlink(missing_ok=True)
         self._popen = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=self._file, stderr=subprocess.STDOUT,
             env=environment | {BAD_INPUT: str(self._note.absolute())},
