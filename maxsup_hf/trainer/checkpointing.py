@@ -179,19 +179,16 @@ class CheckpointMixin(_TrainerBase):
     def _get_dataloader(
         self, dataset: Any, *args: Any, sampler_fn: Any = None, is_training: bool = False, **kwargs: Any
     ) -> Any:
-        """As in `transformers.Trainer`. Seed and epoch alone determine order and augmentation of the training data, so that
-        a resumed run continues exactly. A row that cannot be read is named."""
+        """Seed and epoch alone determine order and augmentation, so that a run resumes exactly. Broken rows are named."""
         kwargs.update(sampler_fn=sampler_fn, is_training=is_training)
         if not isinstance(dataset, Sized) or isinstance(dataset, IterableDataset):
             return super()._get_dataloader(dataset, *args, **kwargs)
         original, collator = dataset, self.data_collator
         if isinstance(dataset, datasets.Dataset):
             dataset = self._remove_unused_columns(dataset, description="Training" if is_training else "Evaluation")
-        # Persistent workers keep their copy of the data set, in which a new epoch cannot be set.
-        if not is_training or self.args.dataloader_persistent_workers:
+        if not is_training or self.args.dataloader_persistent_workers:  # whose copies of the data keep their first epoch
             rows = NamedRows(dataset, "training data" if is_training else "evaluation data")
-            if sampler_fn is not None:
-                kwargs["sampler_fn"] = lambda _: sampler_fn(original)
+            kwargs["sampler_fn"] = sampler_fn and (lambda _: sampler_fn(original))
             return super()._get_dataloader(rows, *args, **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._fetching = fetching = SeededFetching(dataset, seed)
