@@ -26,6 +26,13 @@ CLOCKS = ("runtime", "samples_per_second", "steps_per_second", "samples", "jit_c
 Values = dict[str, dict[int, float]]  # loss -> seed -> value
 
 
+DIFFERING = {  # what must be the same for all runs of a seed, and how it is called
+    "initial_weights": "initial weights",
+    "batches": "batches or a different order of them",
+    "versions": "versions of libraries",
+}
+
+
 class UnfairError(RuntimeError):
     """Runs that had to agree in weights, batches, versions or evaluation data did not."""
 
@@ -129,8 +136,11 @@ def _setting(run: Mapping[str, Any]) -> str:
 def fairness(plan: Plan, finished: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Check that the runs of each seed agree.
 
+    The versions of libraries may differ between seeds, as where a comparison is continued on another machine, for losses
+    are compared within a seed.
+
     Returns:
-        `seeds`: seed -> number of `runs`, `batch_count`, and fingerprints of `initial_weights` and `batches`;
+        `seeds`: seed -> number of `runs`, `batch_count`, `versions`, and fingerprints of `initial_weights` and `batches`;
         `mismatches`: a sentence for each disagreement; `strength`: loss -> its alpha and schedule; `same_strength`: whether
         all losses with an alpha share these.
     """
@@ -141,12 +151,12 @@ def fairness(plan: Plan, finished: Sequence[Mapping[str, Any]]) -> dict[str, Any
         if not runs:
             continue
         seeds[str(seed)] = {"runs": len(runs), "batch_count": runs[0]["batch_count"]}
-        for key, differing in (("initial_weights", "initial weights"), ("batches", "batches or a different order of them")):
-            seeds[str(seed)][key] = runs[0][key]
-            others = [run["name"] for run in runs if run[key] != runs[0][key]]
+        for key, differing in DIFFERING.items():
+            seeds[str(seed)][key] = runs[0].get(key)
+            others = [run["name"] for run in runs if run.get(key) != runs[0].get(key)]
             if others:
                 mismatches.append(f"seed {seed}: {', '.join(others)} had different {differing} than {runs[0]['name']}")
-    for key in ("versions", "rows", "split", "processes"):
+    for key in ("rows", "split", "processes"):
         values = {json.dumps(run.get(key), sort_keys=True) for run in finished}
         if len(values) > 1:
             mismatches.append(f"the runs differ in {key}: {' and '.join(sorted(values))}")

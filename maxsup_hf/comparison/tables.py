@@ -139,8 +139,9 @@ def notes(found: Mapping[str, Any]) -> list[str]:
 
 
 def strength_lines(found: Mapping[str, Any]) -> list[str]:
-    """The strength that each loss was trained with, and its other parameters."""
-    return [line for line in (_strength_line(found["fairness"]), _other_parameters_line(found)) if line]
+    """The strength that each loss was trained with, its other parameters, and versions that differ between seeds."""
+    fairness = found["fairness"]
+    return [line for line in (_strength_line(fairness), _other_parameters_line(found), _versions_line(fairness)) if line]
 
 
 def _seed_lines(fairness: Mapping[str, Any]) -> list[str]:
@@ -151,6 +152,22 @@ def _seed_lines(fairness: Mapping[str, Any]) -> list[str]:
         f"saw the same {same['batch_count']:,} batches in the same order ({same['batches'][:8]})."
         for seed, same in fairness["seeds"].items()
     ]
+
+
+def _versions_line(fairness: Mapping[str, Any]) -> str:
+    """Which seeds ran with which versions, of the libraries of which there are several."""
+    by_seed = {seed: of.get("versions") or {} for seed, of in fairness["seeds"].items()}
+    every = [version for versions in by_seed.values() for version in versions.items()]
+    several = sorted({name for name, version in every if any(name == other and version != v for other, v in every)})
+    if not several:
+        return ""
+    told = [
+        f"seed {seed} with " + ", ".join(f"{name} {versions[name]}" for name in several if name in versions)
+        for seed, versions in by_seed.items()
+    ]
+    return (
+        f"Within a seed, all losses ran with the same versions of libraries, which differ between seeds: {'; '.join(told)}."
+    )
 
 
 def _strength_line(fairness: Mapping[str, Any]) -> str:

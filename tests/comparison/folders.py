@@ -7,14 +7,14 @@ import numpy as np
 from maxsup_hf.comparison.plan import run_folder
 
 
-def leave(folder, run, metrics, *, split="test", **changes):
-    """What a run writes: `metrics` is split -> name -> value; `changes` are of its details."""
+def leave(folder, run, metrics, *, split="test", torch="2", **changes):
+    """What a run writes: `metrics` is split -> name -> value; `changes` are of its details. `torch` is its version."""
     place = run_folder(folder, run)
     place.mkdir(parents=True)
     results = {f"{part}_{name}": value for part, of in metrics.items() for name, value in of.items()}
     results |= {"train_samples": 100, "eval_samples": 50, "test_samples": 40, "train_runtime": 1.5}
     record = {
-        "versions": {"torch": "2"},
+        "versions": {"torch": torch, "numpy": "2"},
         "hyperparameters": {"learning_rate": 0.1},
         "command": f"maxsup-hf train {run.name}",
     }

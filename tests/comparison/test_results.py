@@ -110,6 +110,7 @@ def test_nothing_finished(tmp_path):
         ({"initial_weights": "others"}, "seed 1: maxsup-seed1 had different initial weights than cross_entropy-seed1"),
         ({"batches": "others"}, "seed 1: maxsup-seed1 had different batches .* than cross_entropy-seed1"),
         ({"split": "eval"}, "the runs differ in split"),
+        ({"torch": "1"}, "seed 1: maxsup-seed1 had different versions of libraries than cross_entropy-seed1"),
         ({"processes": 2}, "the runs differ in processes"),
     ],
 )
@@ -122,6 +123,16 @@ def test_runs_that_do_not_compare(changes, message, tmp_path):
         check_fair(found)
     text = tables.markdown(found)
     assert re.search(message, text) and "Seed 0:" not in text
+
+
+def test_versions_may_differ_between_seeds(tmp_path):
+    plan = Plan("text-classification", LOSSES, (0, 1, 2))
+    for run in plan.runs():
+        leave(tmp_path, run, metrics(run), torch="2" if run.seed else "1")
+    found = collect(plan, tmp_path, {}, "t")
+    check_fair(found)
+    said = "which differ between seeds: seed 0 with torch 1; seed 1 with torch 2; seed 2 with torch 2."
+    assert said in tables.markdown(found) and "numpy" not in tables.markdown(found)
 
 
 def test_told_otherwise_is_said(tmp_path):
@@ -175,5 +186,5 @@ def test_a_setting_whose_runs_are_not_all_there_is_not_chosen():
 def test_what_is_collected_of_a_run(tmp_path):
     found = collect(make(tmp_path), tmp_path, {}, "t")
     run = found["runs"][0]
-    assert run["command"] == "maxsup-hf train cross_entropy-seed0" and run["versions"] == {"torch": "2"}
+    assert run["command"] == "maxsup-hf train cross_entropy-seed0" and run["versions"] == {"torch": "2", "numpy": "2"}
     assert not any("runtime" in key for entry in run["history"] for key in entry)
