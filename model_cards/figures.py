@@ -14,7 +14,7 @@ from verdicts import measured
 
 from maxsup_hf.comparison.statistics import interval
 
-SHOWN = {"accuracy": "accuracy →", "ece": "← ECE", "confidence_when_wrong": "← confidence when wrong"}
+SHOWN = {"accuracy": "accuracy ↑", "ece": "ECE ↓", "confidence_when_wrong": "confidence when wrong"}
 # Colours of Okabe & Ito (2008), as in the reports
 LOOKS = {
     "cross_entropy": ("cross-entropy", "#777777", "s"),
@@ -43,6 +43,7 @@ def main() -> None:
     by_metric = {metric: points(metric) for metric in SHOWN}
     names = list(by_metric["accuracy"])
     figure = Figure(figsize=(10, 1.5 + 0.75 * len(names)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.15)
     panels = figure.subplots(1, len(SHOWN), sharey=True)
     for axes, (metric, title) in zip(panels, SHOWN.items(), strict=True):
         for name, by_loss in by_metric[metric].items():
