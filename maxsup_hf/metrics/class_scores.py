@@ -46,7 +46,9 @@ class ClassScores(NamedTuple):
     f1: float
 
 
-def per_class(labels: ArrayLike, predictions: ArrayLike, names: Sequence[str]) -> list[ClassScores]:
+def per_class(
+    labels: ArrayLike, predictions: ArrayLike, names: Sequence[str], counts: ArrayLike | None = None
+) -> list[ClassScores]:
     """The scores of each class, in the order of `names`.
 
     >>> from maxsup_hf.metrics import per_class
@@ -57,6 +59,7 @@ def per_class(labels: ArrayLike, predictions: ArrayLike, names: Sequence[str]) -
         labels: (N,) integers in [0, K).
         predictions: (N,) integers in [0, K).
         names: of the K classes.
+        counts: (N,) integers, how many rows each pair of label and prediction stands for. Default: 1.
 
     Raises:
         ValueError: no rows, different lengths, or values that are not integers in [0, K).
@@ -64,7 +67,7 @@ def per_class(labels: ArrayLike, predictions: ArrayLike, names: Sequence[str]) -
     from sklearn.metrics import precision_recall_fscore_support  # takes a second to import
 
     y, p = _check(labels, predictions, len(names))
-    scores = precision_recall_fscore_support(y, p, labels=range(len(names)), zero_division=0)
+    scores = precision_recall_fscore_support(y, p, labels=range(len(names)), sample_weight=counts, zero_division=0)
     columns = [np.asarray(column).tolist() for column in scores]
     return [
         ClassScores(name, int(support), precision, recall, f1)

@@ -30,7 +30,7 @@ from maxsup_hf.data.labels import pretrained_classes, set_aside_unlabelled
 from maxsup_hf.data.loading import Splits, first_split, load_splits
 from maxsup_hf.data.masks import PIXELS, check_masks, find_mask_columns, load_pair_folder, to_array
 from maxsup_hf.data.splits import divide, hold_out_and_limit, limit_rows
-from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
+from maxsup_hf.metrics import ClassScores, confusion_matrix, mean_iou, per_class, pixel_accuracy
 from maxsup_hf.scripts.common import recipes, run
 from maxsup_hf.scripts.common.arguments import parse
 from maxsup_hf.scripts.common.image_processors import ImageArguments, load_images, named_processor, transform_on_reading
@@ -100,7 +100,7 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         eval_dataset=splits.get("validation"),
         processing_class=processor,
         data_collator=default_data_collator,
-        compute_metrics=SegmentationMetrics(len(names), ignore_index),
+        compute_metrics=SegmentationMetrics(names, ignore_index),
         preprocess_logits_for_metrics=predicted_classes,
     )
     return run.make_job(
@@ -208,18 +208,29 @@ def predicted_classes(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 class SegmentationMetrics:
-    """`compute_metrics` that sums the confusion matrix over the batches of an evaluation."""
+    """`compute_metrics` that sums the confusion matrix over the batches of an evaluation.
 
-    def __init__(self, num_classes: int, ignore_index: int):
-        self.num_classes, self.ignore_index = num_classes, ignore_index
-        self.confusion = np.zeros((num_classes, num_classes), np.int64)
+    Args:
+        names: of the classes.
+        ignore_index: value of the pixels that are ignored.
+
+    Attributes:
+        scores: precision, recall, F1 and support of each class, in pixels, of the last evaluation.
+    """
+
+    def __init__(self, names: Sequence[str], ignore_index: int):
+        self.names, self.ignore_index = names, ignore_index
+        self.confusion = np.zeros((len(names), len(names)), np.int64)
+        self.scores: list[ClassScores] = []
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
         predictions, labels = (torch.as_tensor(x).cpu().numpy() for x in (prediction.predictions, prediction.label_ids))
-        self.confusion += confusion_matrix(predictions, labels, self.num_classes, self.ignore_index)
+        self.confusion += confusion_matrix(predictions, labels, len(self.names), self.ignore_index)
         if not compute_result:
             return {}
         total, self.confusion = self.confusion, np.zeros_like(self.confusion)  # start over for the next evaluation
+        label, predicted = np.indices(total.shape).reshape(2, -1)
+        self.scores = per_class(label, predicted, self.names, total.reshape(-1))
         return {"mean_iou": mean_iou(total), "pixel_accuracy": pixel_accuracy(total)}
 
 

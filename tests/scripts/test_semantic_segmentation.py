@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from maxsup_hf.data.builtin_scenes import digit_scenes
-from maxsup_hf.metrics import confusion_matrix, mean_iou, pixel_accuracy
+from maxsup_hf.metrics import confusion_matrix, mean_iou, per_class, pixel_accuracy
 from maxsup_hf.scripts import semantic_segmentation
 from maxsup_hf.scripts.common.summary import describe
 from tests.scripts.conftest import NEEDS_TORCHVISION, NO_SEGFORMER, picture, results, write
@@ -145,12 +145,14 @@ def test_metrics_of_batches_are_those_of_the_whole():
     rng = np.random.default_rng(0)
     predictions, labels = rng.integers(0, 3, (4, 5, 5)), rng.integers(0, 3, (4, 5, 5))
     labels[:, 0] = 255
-    metrics = semantic_segmentation.SegmentationMetrics(3, 255)
+    metrics = semantic_segmentation.SegmentationMetrics(["a", "b", "c"], 255)
     whole = confusion_matrix(predictions, labels, 3)
     for _ in range(2):  # it starts over after each evaluation
         assert metrics(EvalPrediction(torch.tensor(predictions[:3]), torch.tensor(labels[:3])), False) == {}
         found = metrics(EvalPrediction(torch.tensor(predictions[3:]), torch.tensor(labels[3:])), True)
         assert found == {"mean_iou": mean_iou(whole), "pixel_accuracy": pixel_accuracy(whole)}
+        counted = labels != 255
+        assert metrics.scores == per_class(labels[counted], predictions[counted], ["a", "b", "c"])
 
 
 def test_predictions_are_scaled_up_to_the_masks():
@@ -174,7 +176,7 @@ def test_predictions_are_scaled_up_to_the_masks():
         ([mask(0, 1), mask(1, 1)], [], "masks of the training data have 1 classes"),
         ([mask(0), mask(1)], ["--class_names", "a,,c"], "class_names must be different names"),
         ([mask(0), mask(1)], ["--label_column_name", "maks"], r"no column 'maks'. Columns: image \(Image\), mask \(Image\)"),
-        ([mask(0), mask(1)], ["--image_size", "0"], "image_size must be at least 1 pixel"),
+        ([mask(0), mask(1)], ["--image_size", "0"], "image_size must be between 1 and"),
         ([mask(0)], [], "1 row, too few to hold one out"),
         ([Image.new("L", (10, 12), 255)] * 2, ["--class_names", "a,b"], "all pixels of the training masks are 255"),
     ],

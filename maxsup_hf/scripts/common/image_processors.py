@@ -15,6 +15,8 @@ from maxsup_hf.data.loading import Splits
 from maxsup_hf.scripts.common.arguments import ScriptArguments
 from maxsup_hf.scripts.common.models import hub_options
 
+LARGEST = 8192  # pixels; beyond that, not even one image fits into most memories
+
 
 @dataclass
 class ImageArguments(ScriptArguments):
@@ -33,8 +35,8 @@ class ImageArguments(ScriptArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
+        if self.image_size is not None and not 1 <= self.image_size <= LARGEST:
+            raise ValueError(f"image_size must be between 1 and {LARGEST:,} pixels, got {self.image_size}")
 
 
 def load_images(args: ImageArguments, splits: Splits, column: str) -> Splits:

@@ -79,7 +79,7 @@ def _duration(args: Any, rows: int) -> str:
 
 def _classes(job: Job, dataset: Any) -> str:
     """The classes, with the number of rows, words or pixels of each."""
-    names = job.trainer.model.config.id2label
+    names = {k: " ".join(name.split()) for k, name in job.trainer.model.config.id2label.items()}  # each on one line
     if job.pixels == []:
         listing = listed(list(names.values()), SHOWN_CLASSES)
         return f"{len(names)} classes: {listing}\npixels of each class: not counted (skip_image_check)"
