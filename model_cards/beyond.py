@@ -64,7 +64,7 @@ class TrainedModel:
         if "--config_name" in flags:  # the trained model's folder has its own config
             at = flags.index("--config_name")
             del flags[at : at + 2]
-        if task == "image-classification":  # training rows are measured as they are
+        if task == "image-classification" and "--augmentation" not in flags:  # training rows are measured as they are
             flags += ["--augmentation", "none"]
         with TemporaryDirectory() as out:
             flags += ["--output_dir", f"{out}/out", "--model_name_or_path", str(folder)]

@@ -197,10 +197,16 @@ def at_accuracy(data: Path, made: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
+def as_it_was(name: str) -> list[str]:
+    """Flags that repeat a default of the time when an experiment was run: the short runs did not augment images."""
+    task = experiments(Path())[name][0]
+    return ["--augmentation", "none"] if name not in TITLES and task == "image-classification" else []
+
+
 def training(name: str, data: Path, made: Path = Path("made")) -> list[str]:
     """Arguments of `maxsup-hf train` for the runs of an experiment without a grid."""
     task, _, _, *flags = experiments(data, made)[name]
-    return [task, *flags]
+    return [task, *flags, *as_it_was(name)]
 
 
 def portable(text: str, args: argparse.Namespace) -> str:
@@ -225,7 +231,7 @@ def main() -> None:
     folder, made = args.runs / args.name, args.runs / "made"
     derived.make(args.name, args.data, made / args.name)
     flags = ["--seeds", "0,1,2", "--save_strategy", "no", "--save_models", "all"]  # beyond.py loads every model
-    flags += ["--output_dir", str(folder), *more]
+    flags += ["--output_dir", str(folder), *as_it_was(args.name), *more]
     command = [sys.executable, "-m", "maxsup_hf", "compare", *experiments(args.data, made)[args.name], *flags]
     subprocess.run(command, check=True)
     found = trim(json.loads(portable((folder / "comparison.json").read_text(encoding="utf-8"), args)))
