@@ -32,7 +32,7 @@ TITLES = {
     "cifar10_finetuned": "CIFAR-10, EfficientNet-Lite0",
     "clinc150_minilm": "CLINC150, MiniLM",
     "banking77_minilm": "banking77, MiniLM",
-    "sft_chats": "chats, Llama (1 M)",
+    "sft_chats": "chats, Llama (0.55 M)",
     "alphas_resnet20": "own α, ResNet-20",
     "alphas_banking77": "own α, banking77",
 }
@@ -186,7 +186,7 @@ def at_accuracy(data: Path, made: Path) -> dict[str, list[str]]:
         # all-MiniLM-L6-v2 on all sentences of two sets of intents.
         "clinc150_minilm": [*intents(5), *clinc150],
         "banking77_minilm": [*intents(5), *banking77],
-        # The default Llama (1 M parameters) from random weights on chats: multiple-choice questions and translations.
+        # The default Llama (0.55 M parameters) from random weights on chats: multiple-choice questions and translations.
         "sft_chats": [
             "sft", "--losses", THREE, "--train_file", f"{made}/sft_chats/train.jsonl",
             "--test_file", f"{made}/sft_chats/test.jsonl", "--train_val_split", "0.05", "--eval_strategy", "no",

@@ -16,7 +16,11 @@ from maxsup_hf.output.tables import Table, markdown
 METRICS = {
     "accuracy": "accuracy", "chrf": "chrF", "perplexity": "perplexity", "nll": "NLL", "ece": "ECE",
     "confidence_when_wrong": "confidence when wrong", "feature_within": "within-class variation", "feature_r2": "R²",
-    "probe_accuracy": "accuracy of a linear probe on other data",
+    "probe_accuracy": "accuracy of a linear probe on other data", "token_accuracy": "accuracy of the next token",
+    "token_ece": "ECE of the next token",
+    "token_confidence_when_wrong": "confidence when the next token is wrong",
+    "choice2_accuracy": "accuracy, two options", "choice2_ece": "ECE, two options",
+    "choice4_accuracy": "accuracy, four options", "choice4_ece": "ECE, four options",
 }  # fmt: skip
 LOSSES = {"cross_entropy": "cross-entropy", "label_smoothing": "label smoothing", "maxsup": "MaxSup"}
 
