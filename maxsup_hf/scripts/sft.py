@@ -122,10 +122,14 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
         processing_class=tokenizer,
         peft_config=_adapter(args),
     )
-    _report_length(trainer, first, split)
+    _report_length(first, trainer.train_dataset, split, training_args)
     if "train" not in splits:
         trainer.train_dataset = None
-    splits = {**splits, "test": _prepared(trainer, splits["test"])} if "test" in splits else splits
+    elif "validation" in splits:
+        _report_length(splits["validation"], trainer.eval_dataset, "validation", training_args)
+    if "test" in splits:
+        splits = {**splits, "test": _prepared(trainer, splits["test"])}
+        _report_length(rows["test"], splits["test"], "test", training_args)
     limit = training_args.max_length or DEFAULT_LENGTH
     builtin = "names, dates and amounts of Unicode CLDR, en to de"
     return run.make_job(
@@ -134,28 +138,28 @@ def prepare(argv: Sequence[str] | None = None) -> run.Job:
     )  # fmt: skip
 
 
-def _report_length(trainer: Any, rows: Dataset, split: str) -> None:
-    """Say how many rows of the first split TRL cut to `max_length` tokens, and how many it left out because nothing of them
-    is trained then.
+def _report_length(rows: Dataset, prepared: Dataset, split: str, args: Any) -> None:
+    """Say how many rows TRL cut to `max_length` tokens, and how many it left out because nothing of their answers is left.
+
+    Args:
+        rows: of the split, before TRL prepared them.
 
     Raises:
         ValueError: it left out all of them.
     """
-    dropped = len(rows) - len(trainer.train_dataset)
-    if len(trainer.train_dataset) == 0:
+    dropped, length = len(rows) - len(prepared), args.max_length
+    if len(prepared) == 0:
         raise ValueError(
-            f"max_length: no row of the {split} data has anything to train within {trainer.args.max_length} tokens; raise "
-            "max_length"
+            f"max_length: no row of the {split} data has anything to train within {length} tokens; raise max_length"
         )
-    length = trainer.args.max_length
-    if length is None or trainer.args.packing:
+    if length is None or args.packing:
         return
     if dropped > 0:
         logger.warning(
-            "%d of the %d rows of the %s data are not used: within max_length=%d tokens they have nothing to train",
+            "%d of the %d rows of the %s data are not used: within max_length=%d tokens nothing of their answers is left",
             dropped, len(rows), split, length,
         )  # fmt: skip
-    full = sum(len(ids) == length for ids in trainer.train_dataset["input_ids"])
+    full = sum(len(ids) == length for ids in prepared["input_ids"])
     logger.log(
         logging.WARNING if full else logging.INFO,
         "%s data: %d of %d rows (%.1f%%) reach max_length=%d tokens; what is longer is cut",

@@ -53,3 +53,17 @@ def test_chats_with_a_lora_adapter_and_a_test_set():
     assert len(said) == 24 and said[3]["text"].endswith("What is 3 + 1?[SEP]\nassistant: ") and "prediction" in said[3]
     assert json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))["r"] == 4
     assert results("adapter")["test_perplexity"] == pytest.approx(results("base")["test_perplexity"], rel=0.2)
+
+
+def test_rows_without_an_answer_within_the_length_are_counted_in_every_split(caplog):
+    long, short = ({"content": "word " * n + "?", "role": "user"} for n in (200, 1))
+    answer = {"role": "assistant", "content": "yes"}
+    write("train.jsonl", {"messages": [[short, answer]] * 20 + [[long, answer]] * 5})
+    write("test.jsonl", {"messages": [[short, answer]] * 3 + [[long, answer]] * 2})
+    files = ["--train_file", "train.jsonl", "--validation_file", "test.jsonl", "--test_file", "test.jsonl"]
+    with caplog.at_level("WARNING", "maxsup_hf"):
+        job = sft.prepare([*SHORT, *files, "--assistant_only_loss", "true", "--max_length", "64", "--output_dir", "out"])
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    for split, dropped, rows in (("train", 5, 25), ("validation", 2, 5), ("test", 2, 5)):
+        assert f"{dropped} of the {rows} rows of the {split} data are not used" in said
+    assert len(job.test_dataset) == 3
