@@ -307,10 +307,10 @@ def _default_jobs(builtin: bool) -> int:
 
 
 def _accelerate_config(given: str | None) -> str | None:
-    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
-
     if given == "none":
         return None
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
     if given is not None:
         if not Path(given).is_file():
             raise ValueError(

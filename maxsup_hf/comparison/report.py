@@ -142,13 +142,10 @@ def _over_grid(found: Mapping[str, Any], drawing: Path) -> list[Picture]:
             curves[loss] = figures.band(x, [means])
     if not curves:
         return []
-    heading = get_metric(found["selected_by"]).heading
-    drawn = figures.curves(curves, (tables.parameter(key), f"{heading}, validation"))
-    return [
-        Picture(
-            save(drawn, drawing, "grid"), f"{heading} on the validation data, mean over seeds, by {tables.parameter(key)}"
-        )
-    ]
+    heading, parameter = get_metric(found["selected_by"]).heading, tables.parameter(key)
+    drawn = figures.curves(curves, (parameter, f"{heading}, validation"))
+    caption = f"{heading} on the validation data, mean over seeds, by {parameter}"
+    return [Picture(save(drawn, drawing, "grid"), caption)]
 
 
 def _parameter(loss: str, kwargs: Mapping[str, Any], key: str) -> float | None:

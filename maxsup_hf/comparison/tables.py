@@ -157,8 +157,11 @@ def _seed_lines(fairness: Mapping[str, Any]) -> list[str]:
 def _versions_line(fairness: Mapping[str, Any]) -> str:
     """Which seeds ran with which versions, of the libraries of which there are several."""
     by_seed = {seed: of.get("versions") or {} for seed, of in fairness["seeds"].items()}
-    every = [version for versions in by_seed.values() for version in versions.items()]
-    several = sorted({name for name, version in every if any(name == other and version != v for other, v in every)})
+    found: dict[str, set[str]] = {}
+    for versions in by_seed.values():
+        for name, version in versions.items():
+            found.setdefault(name, set()).add(version)
+    several = sorted(name for name, of in found.items() if len(of) > 1)
     if not several:
         return ""
     told = [
