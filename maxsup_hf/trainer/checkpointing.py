@@ -97,6 +97,7 @@ class CheckpointMixin(_TrainerBase):
     already_finished: bool = False
     _changes_on_resume: Mapping[str, str] = {}
     _saved: Path | None = None
+    _evaluated: Any = None
     _fetching: Any = None
     _sampler: Any = None
     _misses_weights: bool
@@ -175,6 +176,15 @@ class CheckpointMixin(_TrainerBase):
             super().log(logs, *args, **kwargs)
 
     # ---- data ----
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """With persistent workers, the stock Trainer keeps the data loader of its first evaluation and returns it for any
+        other data set as well, so that the metrics of the test data would be those of the validation data."""
+        given = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(given, str) and given is not self._evaluated:
+            vars(self).get("_eval_dataloaders", {}).pop("eval", None)
+            self._evaluated = given
+        return super().get_eval_dataloader(eval_dataset)
 
     def _get_dataloader(
         self, dataset: Any, *args: Any, sampler_fn: Any = None, is_training: bool = False, **kwargs: Any

@@ -421,6 +421,25 @@ def test_resumed_data_and_weights_are_those_of_an_uninterrupted_run(kwargs, tmp_
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_persistent_workers_evaluate_the_data_that_is_given(tmp_path):
+    found, rows = {}, [Rows()[index] for index in range(24)]
+    for persistent in (False, True):
+        args = MaxSupTrainingArguments(
+            str(tmp_path), use_cpu=True, disable_tqdm=True, dataloader_num_workers=1, dataloader_pin_memory=False,
+            dataloader_persistent_workers=persistent,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        trainer = MaxSupTrainer(tiny.bert(), args, eval_dataset=rows, data_collator=pad)
+        given = (None, rows[:5], None, {"five": rows[:5], "all": rows})
+        found[persistent] = [trainer.evaluate(data) for data in given]
+        for metrics in found[persistent]:
+            for clock in [name for name in metrics if "second" in name or "time" in name]:
+                del metrics[clock]
+        trainer.accelerator.free_memory()  # ends the workers
+    assert found[True] == found[False]
+    assert found[True][0] == found[True][2] != found[True][1]
+
+
 def test_augmentation_changes_with_the_epoch(tmp_path):
     seen = []
 
