@@ -98,6 +98,7 @@ def _add_card(commands: argparse._SubParsersAction) -> None:
         "--comparison", metavar="DIR", help="output_dir of `maxsup-hf compare`: show the results of its losses"
     )
     card.add_argument("--example", metavar="TEXT_OR_IMAGE", help="show what the model answers to a text or an image file")
+    card.add_argument("--trust_remote_code", action="store_true", help="run the model's own code in DIR for the example")
     card.add_argument("--benchmark", metavar="OWNER/NAME", help="also write a result for the leaderboard of this benchmark")
     card.add_argument("--task_id", help="the task's id in the benchmark; required with --benchmark")
     card.add_argument("--metric", default="test_accuracy", help="the result to write (test_accuracy)")
@@ -176,7 +177,8 @@ def _card(args: argparse.Namespace) -> None:
     from maxsup_hf.hub.card import write_benchmark_result
     from maxsup_hf.hub.describe import describe
 
-    given = {name: getattr(args, name) for name in ("license", "language", "base_model", "dataset", "comparison", "example")}
+    names = ("license", "language", "base_model", "dataset", "comparison", "example", "trust_remote_code")
+    given = {name: getattr(args, name) for name in names}
     try:
         if (args.benchmark is None) != (args.task_id is None):
             raise ValueError("--benchmark and --task_id must be given together")

@@ -5,7 +5,7 @@
 
 DATA holds a folder with train.parquet, validation.parquet and test.parquet for each data set. The runs are stored in the
 folder `runs`; finished ones are reused, so an interrupted experiment can be continued. Results (see store.py) are written to
-model_cards/results; `python model_cards/write_tables.py` makes the tables there from them.
+model_cards/results, and the report of `REPORTED`; `python model_cards/write_tables.py` makes the tables there from them.
 """
 
 import argparse
@@ -36,6 +36,7 @@ TITLES = {
     "alphas_resnet20": "own α, ResNet-20",
     "alphas_banking77": "own α, banking77",
 }
+REPORTED = "cifar10_resnet20"  # whose report is kept too
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 HALVES = "cross_entropy,label_smoothing,ls_regularization,ls_error_amplification,maxsup"
 
@@ -240,6 +241,9 @@ def main() -> None:
     found = trim(json.loads(portable((folder / "comparison.json").read_text(encoding="utf-8"), args)))
     args.results.mkdir(exist_ok=True)
     write(args.results / f"{args.name}.json", found)
+    if args.name == REPORTED:
+        report = portable((folder / "report.html").read_text(encoding="utf-8"), args)
+        (args.results / f"{args.name}.html").write_text(report, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Plot what MaxSup did in the experiments at full accuracy, beside label smoothing and cross-entropy.
 
-    python model_cards/figures.py        # writes model_cards/results/losses.png
+    python model_cards/figures.py        # writes losses.png and features.png in model_cards/results
 
-A row is an experiment, a point the mean over the seeds with its 95 % interval by t. Experiments without results are left
-out.
+losses.png: a row is an experiment, a point the mean over the seeds with its 95 % interval by t. Experiments without results
+are left out. features.png: a panel is a loss, a point a test image; see planes.py.
 """
 
 from statistics import fmean
 
-from experiments import TITLES
-from store import RESULTS, comparisons
+from experiments import REPORTED, TITLES
+from store import RESULTS, comparisons, read
 from verdicts import measured
 
 from maxsup_hf.comparison.statistics import interval
@@ -21,6 +21,7 @@ LOOKS = {
     "label_smoothing": ("label smoothing", "#e69f00", "o"),
     "maxsup": ("MaxSup", "#0072b2", "D"),
 }
+CLASS_COLORS = ("#d55e00", "#0072b2", "#009e73")
 Point = tuple[float, float, float]
 
 
@@ -36,7 +37,7 @@ def points(metric: str) -> dict[str, dict[str, Point]]:
     return {name: found[name] for name in TITLES if name in found}
 
 
-def main() -> None:
+def losses() -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -68,5 +69,23 @@ def main() -> None:
     figure.savefig(RESULTS / "losses.png", dpi=150, metadata={"Software": None})
 
 
+def features() -> None:
+    from matplotlib.figure import Figure
+
+    by_loss = read(RESULTS / f"{REPORTED}-plane.json")["points"]
+    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    panels = figure.subplots(1, len(by_loss), sharex=True, sharey=True)
+    for axes, (loss, by_class) in zip(panels, by_loss.items(), strict=True):
+        for (name, points), color, marker in zip(by_class.items(), CLASS_COLORS, "o^s", strict=True):
+            axes.scatter(*zip(*points, strict=True), s=14, alpha=0.6, linewidths=0, color=color, marker=marker, label=name)
+        axes.set_title(LOOKS[loss][0], fontsize=13)
+        axes.set(xticks=[], yticks=[], aspect="equal")
+        axes.spines[:].set_color("#cccccc")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=12, markerscale=1.6)
+    figure.savefig(RESULTS / "features.png", dpi=150, metadata={"Software": None})
+
+
 if __name__ == "__main__":
-    main()
+    losses()
+    features()

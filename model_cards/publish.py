@@ -26,11 +26,13 @@ from maxsup_hf.data.builtin import digits
 SHOWN = ("accuracy", "nll", "ece", "confidence_when_wrong", "feature_within", "feature_r2")
 
 # Name -> the experiment of which it is the first MaxSup run with weights.
-OF_COMPARISON = {"clinc150-maxsup": "clinc150_minilm"}
+OF_COMPARISON = {"cifar10-maxsup": "cifar10_resnet20", "clinc150-maxsup": "clinc150_minilm"}
 # Name -> flags of `maxsup-hf card`, besides the example.
 CARDS = {
     "digits-maxsup": ["--comparison", str(RESULTS / "noise0.json")],
-    "cifar10-maxsup": ["--dataset", "uoft-cs/cifar10", "--comparison", str(RESULTS / "cifar10.json")],
+    "cifar10-maxsup": [
+        "--dataset", "uoft-cs/cifar10", "--trust_remote_code", "--comparison", str(RESULTS / "cifar10_resnet20.json"),
+    ],
     "clinc150-maxsup": [
         "--dataset", "clinc/clinc_oos", "--base_model", "sentence-transformers/all-MiniLM-L6-v2", "--language", "en",
         "--comparison", str(RESULTS / "clinc150_minilm.json"),
@@ -42,7 +44,10 @@ def models(data: Path) -> dict[str, tuple[list[str], list[str]]]:
     """Name -> arguments of `maxsup-hf train`, and flags of `maxsup-hf analyze`."""
     return {
         "digits-maxsup": (["image-classification"], []),
-        "cifar10-maxsup": (training("cifar10", data), ["--dataset", f"{data}/cifar10/test.parquet"]),
+        "cifar10-maxsup": (
+            training("cifar10_resnet20", data),
+            ["--dataset", f"{data}/cifar10/test.parquet", "--trust_remote_code"],
+        ),
         "clinc150-maxsup": (training("clinc150_minilm", data), ["--dataset", f"{data}/clinc150/test.parquet"]),
     }
 

@@ -18,6 +18,7 @@ from maxsup_hf import cli
 from maxsup_hf.comparison import cli as compare_cli
 from maxsup_hf.comparison.statistics import best, differences, stands_out
 from maxsup_hf.comparison.tables import main_metrics, markdown
+from maxsup_hf.data.builtin import digits
 from maxsup_hf.hub.card import write_card
 from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.scripts.common.output_dir import in_use
@@ -30,6 +31,7 @@ sys.path.insert(0, str(FOLDER))
 import derived  # noqa: E402
 import experiments  # noqa: E402
 import gap  # noqa: E402
+import networks  # noqa: E402
 import overview  # noqa: E402
 import publish  # noqa: E402
 import speed  # noqa: E402
@@ -86,11 +88,21 @@ def check(cell, values):
 
 
 def test_every_result_belongs_to_an_experiment():
-    assert {path.stem.removesuffix("-beyond") for path in RESULTS.glob("*.json")} <= {*NAMES, *speed.REPORTS}
+    found = {path.stem.removesuffix("-beyond").removesuffix("-plane") for path in RESULTS.glob("*.json")}
+    assert found <= {*NAMES, *speed.REPORTS}
 
 
 def test_results_are_small():
     assert sum(path.stat().st_size for path in RESULTS.rglob("*.json")) < 1_000_000
+    assert all(path.stat().st_size < 3_000_000 for path in RESULTS.rglob("*.html"))
+
+
+def test_the_report_shows_the_table_of_its_experiment():
+    text = (RESULTS / f"{experiments.REPORTED}.html").read_text(encoding="utf-8")
+    shown = re.sub(r"<[^>]+>", " ", text)
+    for row in tables((RESULTS / f"{experiments.REPORTED}.md").read_text(encoding="utf-8"))[0]:
+        assert all(cell.strip("*") in shown for cell in row), row[0]
+    assert "/tmp/" not in text and "/home/" not in text
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
@@ -364,3 +376,20 @@ def test_a_model_is_published_by_one_command(hub, hub_environment, tmp_path, mon
     assert all(f"(figures/{name})" in text for name in figures) and "| R² |" in text
     assert {"README.md", "model.safetensors", "figures/reliability.png"} <= set(hub.repos["me/digits"].files("main"))
     assert set(publish.models(Path())) >= {"digits-maxsup"}
+
+
+def test_the_card_of_a_model_with_code_of_its_own(tmp_path):
+    networks.write_network("resnet20", tmp_path / "network")
+    digits()[0]["image"].save(tmp_path / "digit.png")
+    few = ["--max_steps", "1", "--max_train_samples", "60", "--max_eval_samples", "30", "--trust_remote_code", "true"]
+    words = ["image-classification", "--config_name", "network", "--output_dir", "out", *few]
+    trained = warm.run("maxsup-hf", "train", *words, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    card = ["maxsup-hf", "card", "out", "--example", "digit.png"]
+    refused = warm.run(*card, cwd=tmp_path)
+    assert refused.returncode == 2 and "allow it by --trust_remote_code" in refused.stderr
+    shown = warm.run(*card, "--trust_remote_code", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    answered = warm.run("-c", code, cwd=tmp_path)
+    assert answered.stdout.splitlines() == re.findall("^# (.*)$", code, re.MULTILINE), answered.stderr[-3000:]

@@ -75,9 +75,8 @@ def write(found: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _summary(found: Mapping[str, Any], finished: int) -> str:
-    flags = f" Flags of every run: {' '.join(found['flags'])}." if found["flags"] else ""
     seeds = ", ".join(map(str, found["seeds"]))
-    return f"{len(found['losses'])} losses, seeds {seeds}: {finished} of {len(found['runs'])} runs finished.{flags}"
+    return f"{len(found['losses'])} losses, seeds {seeds}: {finished} of {len(found['runs'])} runs finished."
 
 
 def _data(found: Mapping[str, Any]) -> str:
@@ -294,12 +293,14 @@ def _runs(found: Mapping[str, Any]) -> Section:
             _model(run),
         ])  # fmt: skip
     table = Table(["run", "state", "seconds of training", get_metric(selected_by).heading, "model"], rows)
-    files = {
+    flags = {"flags of every run": " ".join(found["flags"]).replace(" --", "\n--")} if found["flags"] else {}
+    files = flags | {
         run["name"]: json.dumps({name: run[name] for name in OF_A_RUN if name in run}, indent=1, ensure_ascii=False)
         for run in found["runs"]
         if run["state"] == "finished"
     }
-    return Section("Runs", ["Command, settings, versions and metrics of each run unfold below."], [table], files=files)
+    text = "The flags, and the command, settings, versions and metrics of each run, unfold below."
+    return Section("Runs", [text], [table], files=files)
 
 
 def _model(run: Mapping[str, Any]) -> str:

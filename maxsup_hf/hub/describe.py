@@ -29,6 +29,7 @@ def describe(
     dataset: Sequence[str] = (),
     comparison: str | Path | None = None,
     example: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Add to the record of a run, and write its card. What is given here takes precedence over the metadata of a README.
 
@@ -40,6 +41,7 @@ def describe(
         dataset: Hub ids of the training data.
         comparison: `comparison.json` of `maxsup-hf compare`, or its folder, with results of the run's loss.
         example: a text or an image file, which the model in the folder is applied to. The card shows the result.
+        trust_remote_code: run the model's code in the folder for the example, if it has any.
 
     Returns:
         The path of the card.
@@ -77,7 +79,7 @@ def describe(
     if comparison is not None:
         found["comparison"] = _comparison(Path(comparison), found)
     if example is not None:
-        found["example"] = example_of(folder, load_record(folder), example)
+        found["example"] = example_of(folder, load_record(folder), example, trust_remote_code)
     write_record(folder, found)
     return write_card(folder, given)
 

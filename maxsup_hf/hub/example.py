@@ -63,12 +63,13 @@ CALLS = {
 }
 
 
-def example_of(folder: Path, found: Mapping[str, Any], given: str) -> dict[str, Any]:
+def example_of(folder: Path, found: Mapping[str, Any], given: str, trust_remote_code: bool = False) -> dict[str, Any]:
     """Apply the model in a folder to a text or an image. The image is copied to the folder.
 
     Args:
         found: the record of the run.
         given: a text, or the path of an image.
+        trust_remote_code: run the model's code in the folder, if it has any.
 
     Returns:
         `text` of the input, unless it is an image, and `output`, the lines that the card's code prints.
@@ -81,10 +82,14 @@ def example_of(folder: Path, found: Mapping[str, Any], given: str) -> dict[str, 
     task = next(iter(as_list(found.get("tasks"))), None)
     if task not in CALLS or found["model"].get("adapter"):
         raise ValueError(f"example: adapters and the task {task} are not supported; the tasks are {', '.join(CALLS)}")
+    if "auto_class" in found["model"] and not trust_remote_code:
+        raise ValueError(
+            f"example: the model runs its own code in {folder}: read it, and allow it by --trust_remote_code"
+        )
     is_image = CALLS[task].text is None
     value: Any = _image(given) if is_image else given
     try:
-        model = pipeline(task, model=str(folder))  # type: ignore[call-overload]
+        model = pipeline(task, model=str(folder), trust_remote_code=trust_remote_code)  # type: ignore[call-overload]
     except (OSError, ValueError) as error:
         reason = one_line(error)[:200]
         raise ValueError(f"example: the model in {folder} cannot be loaded: {reason}") from error

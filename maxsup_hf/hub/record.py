@@ -138,6 +138,9 @@ def _model(model: Any, finetuned_from: str | None) -> dict[str, Any]:
         "finetuned": bool(source),
         "adapter": hasattr(model, "peft_config"),
     }
+    auto_class = _auto_class(model)
+    if auto_class is not None:
+        found["auto_class"] = auto_class
     if found["adapter"]:
         adapter = next(iter(model.peft_config.values()))
         found["class"] = type(model.get_base_model()).__name__
@@ -145,6 +148,12 @@ def _model(model: Any, finetuned_from: str | None) -> dict[str, Any]:
         found["adapter_type"] = plain(adapter.peft_type)
         found["adapter_task"] = plain(adapter.task_type)
     return found
+
+
+def _auto_class(model: Any) -> str | None:
+    """The class of transformers that loads a model with code beside its weights; `None` for a model of transformers."""
+    known = getattr(getattr(model, "config", None), "auto_map", None) or {}
+    return next((name for name, code in known.items() if str(code).endswith(f".{type(model).__name__}")), None)
 
 
 def _rows(dataset: Any) -> int | None:

@@ -26,21 +26,25 @@ LISTED = 20  # class names that a snippet lists
 
 def usage(found: Mapping[str, Any], folder: Path) -> str:
     """Code that loads the model and uses it: from the Hub if it was pushed, else from the folder, relative to its parent.
-    Without a tokenizer or image processor beside the model, it only loads it. Empty if nothing can load it."""
+    Without a tokenizer or image processor beside the model, it only loads it. Empty if nothing can load it. A model with
+    code of its own is loaded by its auto class."""
     where, note = found.get("repo_id"), ""
     if where is None:
         where, note = folder.name, "  # or the full path of the folder"
     if found["model"].get("adapter"):
         return _adapter(found, folder, where, note)
     task, model_class = next(iter(as_list(found.get("tasks"))), None), found["model"]["class"]
+    trust = ""
+    if "auto_class" in found["model"]:
+        model_class, trust = found["model"]["auto_class"], ", trust_remote_code=True"
     if has_processor(found, folder):
         if task == "text-generation" and found.get("chat"):
-            return CHAT.format(where=where, note=note, question=_quoted(QUESTION))
+            return CHAT.format(where=where, trust=trust, note=note, question=_quoted(QUESTION))
         if task in CALLS:
-            return _pipeline(found, folder, task, where, note)
+            return _pipeline(found, task, where, trust, note)
         if task in OTHERS:
-            return OTHERS[task].format(model_class=model_class, where=where, note=note)
-    return f'from transformers import {model_class}\n\nmodel = {model_class}.from_pretrained("{where}"){note}'
+            return OTHERS[task].format(model_class=model_class, where=where, trust=trust, note=note)
+    return f'from transformers import {model_class}\n\nmodel = {model_class}.from_pretrained("{where}"{trust}){note}'
 
 
 def has_processor(found: Mapping[str, Any], folder: Path) -> bool:
@@ -49,7 +53,7 @@ def has_processor(found: Mapping[str, Any], folder: Path) -> bool:
     return found.get("processor", True) or any((folder / name).is_file() for name in PROCESSORS)
 
 
-def _pipeline(found: Mapping[str, Any], folder: Path, task: str, where: str, note: str) -> str:
+def _pipeline(found: Mapping[str, Any], task: str, where: str, trust: str, note: str) -> str:
     """A pipeline on the recorded example, with its answer as comments, or on an input that is made up for the task."""
     call, example = CALLS[task], found.get("example", {})
     imports, lines = ["from transformers import pipeline"], []
@@ -59,7 +63,7 @@ def _pipeline(found: Mapping[str, Any], folder: Path, task: str, where: str, not
         imports, lines = [*before, *imports], [opened]
     else:
         given = _quoted(example.get("text", call.text))
-    load = f'model = pipeline("{task}", model="{where}"){note}'
+    load = f'model = pipeline("{task}", model="{where}"{trust}){note}'
     output = [f"# {line}" for line in example.get("output", [])]
     return "\n".join([*imports, "", load, *lines, call.code.format(given=given), *output])
 
@@ -122,7 +126,7 @@ def _quoted(text: str | None) -> str:
 CHAT = """\
 from transformers import pipeline
 
-model = pipeline("text-generation", model="{where}"){note}
+model = pipeline("text-generation", model="{where}"{trust}){note}
 messages = [{{"role": "user", "content": {question}}}]
 print(model(messages, max_new_tokens=20)[0]["generated_text"][-1]["content"])"""
 
@@ -131,19 +135,19 @@ OTHERS = {
     "fill-mask": """\
 from transformers import pipeline
 
-model = pipeline("fill-mask", model="{where}"){note}
+model = pipeline("fill-mask", model="{where}"{trust}){note}
 print(model(f"Thank you, that was {{model.tokenizer.mask_token}}.")[0]["sequence"])""",
     "text2text-generation": """\
 from transformers import AutoTokenizer, {model_class}
 
-model = {model_class}.from_pretrained("{where}"){note}
+model = {model_class}.from_pretrained("{where}"{trust}){note}
 tokenizer = AutoTokenizer.from_pretrained("{where}")
 inputs = tokenizer("a text", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))""",
     "question-answering": """\
 from transformers import AutoTokenizer, {model_class}
 
-model = {model_class}.from_pretrained("{where}"){note}
+model = {model_class}.from_pretrained("{where}"{trust}){note}
 tokenizer = AutoTokenizer.from_pretrained("{where}")
 inputs = tokenizer("Where is the cat?", "The cat sleeps on the sofa.", return_tensors="pt")
 output = model(**inputs)
@@ -152,7 +156,7 @@ print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))""",
     "multiple-choice": """\
 from transformers import AutoTokenizer, {model_class}
 
-model = {model_class}.from_pretrained("{where}"){note}
+model = {model_class}.from_pretrained("{where}"{trust}){note}
 tokenizer = AutoTokenizer.from_pretrained("{where}")
 question, choices = "A cat is", ["an animal", "a colour"]
 inputs = tokenizer([question] * len(choices), choices, padding=True, return_tensors="pt")
