@@ -97,13 +97,13 @@ class CheckpointMixin(_TrainerBase):
     already_finished: bool = False
     _changes_on_resume: Mapping[str, str] = {}
     _saved: Path | None = None
-    _evaluated: Any = None
     _fetching: Any = None
     _sampler: Any = None
     _misses_weights: bool
     model: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
+        self._evaluated: dict[str, Any] = {}  # the data set of each data loader that the stock Trainer keeps
         super().__init__(*args, **kwargs)
         self.add_callback(_FollowTraining(self))
         stock: Any = self.pop_callback(JITCheckpointCallback)
@@ -180,10 +180,12 @@ class CheckpointMixin(_TrainerBase):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """With persistent workers, the stock Trainer keeps the data loader of its first evaluation and returns it for any
         other data set as well, so that the metrics of the test data would be those of the validation data."""
-        given = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(given, str) and given is not self._evaluated:
-            vars(self).get("_eval_dataloaders", {}).pop("eval", None)
-            self._evaluated = given
+        key, given = "eval", self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(given, str):
+            key, given = given, self.eval_dataset[given]  # type: ignore[index]
+        if self._evaluated.get(key) is not given:
+            vars(self).get("_eval_dataloaders", {}).pop(key, None)
+            self._evaluated[key] = given
         return super().get_eval_dataloader(eval_dataset)
 
     def _get_dataloader(

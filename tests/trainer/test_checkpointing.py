@@ -432,6 +432,9 @@ def test_persistent_workers_evaluate_the_data_that_is_given(tmp_path):
         trainer = MaxSupTrainer(tiny.bert(), args, eval_dataset=rows, data_collator=pad)
         given = (None, rows[:5], None, {"five": rows[:5], "all": rows})
         found[persistent] = [trainer.evaluate(data) for data in given]
+        for named in (rows[:5], rows):  # replaced under the same name
+            trainer.eval_dataset = {"named": named}
+            found[persistent].append(trainer.evaluate())
         for metrics in found[persistent]:
             for clock in [name for name in metrics if "second" in name or "time" in name]:
                 del metrics[clock]
