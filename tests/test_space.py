@@ -183,5 +183,5 @@ def test_everything_is_in_the_folder_and_the_figures_are_those_of_the_results_fi
     for data, loss, figures in shown:
         name = loss.replace("-", "_").replace(" ", "_").lower()
         found = json.loads((RESULTS / f"{data}.json").read_text())["tables"]["shared"]
-        of = [found[metric]["summary"][name] for metric in ("accuracy", "nll", "ece")]
+        of = [found[metric]["summary"][name] for metric in ("accuracy", "nll", "ece", "confidence_when_wrong")]
         assert re.findall(r">([\d.]+ ± [\d.]+)<", figures) == [f"{x['mean']:.4f} ± {x['sd']:.4f}" for x in of]

@@ -83,9 +83,7 @@ def example_of(folder: Path, found: Mapping[str, Any], given: str, trust_remote_
     if task not in CALLS or found["model"].get("adapter"):
         raise ValueError(f"example: adapters and the task {task} are not supported; the tasks are {', '.join(CALLS)}")
     if "auto_class" in found["model"] and not trust_remote_code:
-        raise ValueError(
-            f"example: the model runs its own code in {folder}: read it, and allow it by --trust_remote_code"
-        )
+        raise ValueError(f"example: the model runs its own code in {folder}: read it, and allow it by --trust_remote_code")
     is_image = CALLS[task].text is None
     value: Any = _image(given) if is_image else given
     try:
