@@ -202,7 +202,7 @@ def corrupted(data: Path) -> tuple[np.ndarray, list[list[np.ndarray]]]:
 
 PARTS = {
     "cifar10_resnet20": (on_training_rows, transfer, corruptions, foreign_images),
-    "cifar10_finetuned": (on_training_rows, transfer, foreign_images),
+    "cifar10_finetuned": (transfer,),
     "clinc150_minilm": (on_training_rows, foreign),
     "banking77_minilm": (on_training_rows,),
     "sft_chats": (next_token, choices),
