@@ -15,19 +15,15 @@ import tempfile
 from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import datasets
 import torch
 from safetensors import SafetensorError
-from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from maxsup_hf.data.seeded_fetching import NamedRows, RestoringCollator, SeededFetching
 from maxsup_hf.hub.push import PushError
 from maxsup_hf.output.weights import safetensors_error
 from maxsup_hf.trainer.complete import (
@@ -40,6 +36,7 @@ from maxsup_hf.trainer.complete import (
     what_is_safe,
 )
 from maxsup_hf.trainer.continuation import changes_on_resume, settings_given_here, settings_of, what_holds
+from maxsup_hf.trainer.data_loaders import DataLoaderMixin
 from maxsup_hf.trainer.manifest import renew_manifest, write_manifest
 from maxsup_hf.trainer.preemption import StopAtSigterm
 
@@ -48,11 +45,6 @@ __all__ = ["CheckpointError", "CheckpointMixin", "check_writable", "last_checkpo
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors wrap an OSError in the other two
 
 logger = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _TrainerBase
-else:
-    _TrainerBase = object  # a mixin, so that it comes before any Trainer class
 
 
 class CheckpointError(OSError):
@@ -75,7 +67,7 @@ def check_writable(folder: str | Path) -> None:
         ) from error
 
 
-class CheckpointMixin(_TrainerBase):
+class CheckpointMixin(DataLoaderMixin):
     """The part of `MaxSupMixin` that deals with checkpoints.
 
     `resume_from_checkpoint=True` takes the newest complete checkpoint, and logs which newer ones it skips. A checkpoint that
@@ -97,13 +89,10 @@ class CheckpointMixin(_TrainerBase):
     already_finished: bool = False
     _changes_on_resume: Mapping[str, str] = {}
     _saved: Path | None = None
-    _fetching: Any = None
-    _sampler: Any = None
     _misses_weights: bool
     model: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self._evaluated: dict[str, Any] = {}  # the data set of each data loader that the stock Trainer keeps
         super().__init__(*args, **kwargs)
         self.add_callback(_FollowTraining(self))
         stock: Any = self.pop_callback(JITCheckpointCallback)
@@ -174,53 +163,6 @@ class CheckpointMixin(_TrainerBase):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if not (self.already_finished and "train_runtime" in logs):
             super().log(logs, *args, **kwargs)
-
-    # ---- data ----
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """With persistent workers, the stock Trainer keeps the data loader of its first evaluation and returns it for any
-        other data set as well, so that the metrics of the test data would be those of the validation data."""
-        key, given = "eval", self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(given, str):
-            key, given = given, self.eval_dataset[given]  # type: ignore[index]
-        if self._evaluated.get(key) is not given:
-            vars(self).get("_eval_dataloaders", {}).pop(key, None)
-            self._evaluated[key] = given
-        return super().get_eval_dataloader(eval_dataset)
-
-    def _get_dataloader(
-        self, dataset: Any, *args: Any, sampler_fn: Any = None, is_training: bool = False, **kwargs: Any
-    ) -> Any:
-        """Seed and epoch alone determine order and augmentation, so that a run resumes exactly. Broken rows are named."""
-        kwargs.update(sampler_fn=sampler_fn, is_training=is_training)
-        if not isinstance(dataset, Sized) or isinstance(dataset, IterableDataset):
-            return super()._get_dataloader(dataset, *args, **kwargs)
-        original, collator = dataset, self.data_collator
-        if isinstance(dataset, datasets.Dataset):
-            dataset = self._remove_unused_columns(dataset, description="Training" if is_training else "Evaluation")
-        if not is_training or self.args.dataloader_persistent_workers:  # whose copies of the data keep their first epoch
-            rows = NamedRows(dataset, "training data" if is_training else "evaluation data")
-            kwargs["sampler_fn"] = sampler_fn and (lambda _: sampler_fn(original))
-            return super()._get_dataloader(rows, *args, **kwargs)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._fetching = fetching = SeededFetching(dataset, seed)
-
-        def sampler(_: Any) -> Any:
-            self._sampler = sampler_fn(original) if sampler_fn is not None else None
-            return self._sampler
-
-        self.data_collator = RestoringCollator(collator, fetching)
-        try:
-            return super()._get_dataloader(fetching, *args, **{**kwargs, "sampler_fn": sampler})
-        finally:
-            self.data_collator = collator
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Set order and augmentation of the training data to those of this epoch."""
-        if self._fetching is not None:
-            self._fetching.epoch = epoch
-        if isinstance(self._sampler, LengthGroupedSampler):  # otherwise draws from torch's global generator
-            self._sampler.generator = torch.Generator().manual_seed(self._fetching.seed + epoch)
 
     # ---- saving ----
 
