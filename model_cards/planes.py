@@ -23,8 +23,7 @@ ROWS = 150  # of each class
 def points(trained: TrainedModel) -> dict[str, Any]:
     """Class -> coordinates of its features. They are moved and scaled so that the means of the classes have the origin as
     their centre, and lie at a distance of 1 from it (root mean square): what is left to compare is the spread."""
-    names = trained.trainer.model.config.id2label
-    chosen = [index for name in CLASSES for index, other in names.items() if other == name]
+    chosen = [trained.trainer.model.config.label2id[name] for name in CLASSES]
     found = rows_of(trained.rows(trained.trainer.get_eval_dataloader(trained.test)), chosen, ROWS)
     templates = trained.classifier.weight[chosen].numpy()
     projected = [project(found[index], templates) for index in chosen]
