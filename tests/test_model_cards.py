@@ -31,7 +31,6 @@ sys.path.insert(0, str(FOLDER))
 import derived  # noqa: E402
 import experiments  # noqa: E402
 import gap  # noqa: E402
-import networks  # noqa: E402
 import overview  # noqa: E402
 import publish  # noqa: E402
 import speed  # noqa: E402
@@ -384,7 +383,7 @@ def test_a_model_is_published_by_one_command(hub, hub_environment, tmp_path, mon
 
 
 def test_the_card_of_a_model_with_code_of_its_own(tmp_path):
-    networks.write_network("resnet20", tmp_path / "network")
+    derived.write_network("resnet20", tmp_path / "network")
     digits()[0]["image"].save(tmp_path / "digit.png")
     few = ["--max_steps", "1", "--max_train_samples", "60", "--max_eval_samples", "30", "--trust_remote_code", "true"]
     words = ["image-classification", "--config_name", "network", "--output_dir", "out", *few]
