@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from datasets import Dataset, load_dataset
 from experiments import parser, training
+from labels import metric_label
 from store import write
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,6 +43,7 @@ from maxsup_hf.analysis.measure import measure
 from maxsup_hf.comparison.plan import load_plan, run_folder
 from maxsup_hf.comparison.statistics import summarise
 from maxsup_hf.data.columns import read_column
+from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.metrics import CORRUPTIONS, CalibrationMetrics, corrupt, linear_probe, ood_auroc, perplexity, shot_accuracy
 from maxsup_hf.metrics.robustness import SEVERITIES
 from maxsup_hf.output.tables import Table, markdown
@@ -244,14 +246,14 @@ def measure_run(name: str, arguments: list[str], folder: Path, data: Path) -> di
 
 
 def table(values: Mapping[str, Mapping[str, Mapping[Any, float]]]) -> str:
-    """Mean ± standard deviation over seeds, with a row for each loss.
+    """Mean ± standard deviation over seeds, with a row for each metric and a column for each loss.
 
     Args:
         values: metric -> loss -> seed -> value.
     """
     losses = next(iter(values.values()))
-    rows = [[loss, *(cell(of.get(loss, {})) for of in values.values())] for loss in losses]
-    return markdown(Table(["loss", *(metric.replace("_", " ") for metric in values)], rows)) + "\n"
+    rows = [[metric_label(metric), *(cell(of.get(loss, {})) for loss in losses)] for metric, of in values.items()]
+    return markdown(Table(["metric", *map(loss_label, losses)], rows)) + "\n"
 
 
 def cell(values: Mapping[Any, float]) -> str:

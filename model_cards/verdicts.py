@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 from experiments import TITLES
+from labels import metric_label
 from store import RESULTS, comparisons, read
 
 from maxsup_hf.comparison.statistics import LEVEL, paired_p
+from maxsup_hf.losses._labels import loss_label
 from maxsup_hf.output.tables import Table, markdown
 
 Values = Mapping[str, Mapping[str, Mapping[str, float]]]  # metric -> loss -> seed -> value
@@ -82,7 +84,7 @@ def _of(names: Sequence[str]) -> str:
     every = {name: measured(name) for name in names}
     for one, other, metric, sign, claim in CLAIMS:
         judged: dict[str, list[str]] = {said: [] for said in VERDICTS}
-        compared = f"{metric.replace('feature_', '').replace('_', ' ')}, {one} − {other}"
+        compared = f"{metric_label(metric)}: {loss_label(one)} − {loss_label(other)}"
         for name, values in every.items():
             found = differences(values, metric, one, other)
             if len(found) < 2:
@@ -96,7 +98,7 @@ def _of(names: Sequence[str]) -> str:
             summary.append([claim, *(", ".join(of) for of in judged.values())])
     tables = [
         Table(["claim of the paper", *VERDICTS], summary),
-        Table(["claim", "data", "compared", "difference over seeds", "verdict"], details),
+        Table(["claim", "comparison", "what is compared", "mean difference ± standard deviation", "verdict"], details),
     ]
     return "\n\n".join(markdown(table).replace("---:", "---") for table in tables)  # words, so left-aligned
 

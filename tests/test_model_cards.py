@@ -31,6 +31,7 @@ sys.path.insert(0, str(FOLDER))
 import derived  # noqa: E402
 import experiments  # noqa: E402
 import gap  # noqa: E402
+import labels  # noqa: E402
 import overview  # noqa: E402
 import publish  # noqa: E402
 import speed  # noqa: E402
@@ -168,10 +169,9 @@ def test_a_table_beyond_the_comparison_shows_its_values(name):
     path = RESULTS / f"{name}-beyond.json"
     values = store.read(path)["values"]
     (table,) = tables(path.with_suffix(".md").read_text(encoding="utf-8"))
-    losses = next(iter(values.values()))
-    for loss, row in zip(losses, table, strict=True):
-        assert row[0] == loss
-        for of, cell in zip(values.values(), row[1:], strict=True):
+    for (metric, of), (label, *row) in zip(values.items(), table, strict=True):
+        assert label == labels.metric_label(metric)
+        for loss, cell in zip(labels.LOSSES, row, strict=True):
             check(cell, of[loss])
 
 
@@ -183,13 +183,13 @@ def pairs_of_tables():
 
 @pytest.mark.parametrize("file", overview.texts())
 def test_an_overview_shows_the_values_of_its_comparisons(file):
-    of_label = {label: metric for metric, label in overview.METRICS.items()}
+    of_label = {label: metric for metric, label in labels.METRICS.items()}
     of_title, name, found = {title: name for name, title in experiments.TITLES.items()}, "", set()
     for title, label, *means, apart in (row for table in tables((RESULTS / file).read_text("utf-8")) for row in table):
         name = of_title.get(title, title) if title else name
         found.add(name)
         values = verdicts.measured(name)[of_label[label]]
-        for loss, mean in zip(overview.LOSSES, means, strict=True):
+        for loss, mean in zip(labels.LOSSES, means, strict=True):
             assert (mean == "–") == (loss not in values)
             assert mean == "–" or float(mean) == pytest.approx(np.mean(list(values[loss].values())), abs=5.001e-5)
         one = np.array([values["maxsup"][seed] - values["label_smoothing"][seed] for seed in values["maxsup"]])
@@ -203,10 +203,11 @@ def test_an_overview_shows_the_values_of_its_comparisons(file):
 def test_verdicts_follow_from_the_values():
     parts = pairs_of_tables()
     summary, details = ([row for pair in parts for row in pair[i]] for i in range(2))
-    names = {metric.replace("feature_", "").replace("_", " "): metric for _, _, metric, _, _ in verdicts.CLAIMS}
+    names = {labels.metric_label(metric): metric for _, _, metric, _, _ in verdicts.CLAIMS}
+    of_label = {loss_label(loss): loss for claim in verdicts.CLAIMS for loss in claim[:2]}
     for _, data, compared, difference, said in details:
-        metric, one, other = re.fullmatch(r"(.+), (\w+) − (\w+)", compared).groups()
-        values = verdicts.measured(data)[names[metric]]
+        metric, one, other = re.fullmatch(r"(.+): (.+) − (.+)", compared).groups()
+        values, one, other = verdicts.measured(data)[names[metric]], of_label[one], of_label[other]
         found = {seed: values[one][seed] - values[other][seed] for seed in values[one]}
         check(difference, found)
         t, p = ttest_1samp(list(found.values()), 0)
