@@ -2,9 +2,9 @@
 
     python model_cards/figures.py        # writes losses.png and features.png in model_cards/results
 
-losses.png: a row is an experiment, a point the mean over the seeds with its 95 % interval by t. Accuracy differs more between
-experiments than between losses, so it is shown as the difference from cross-entropy, paired by seed. Experiments without
-results are left out. features.png: a panel is a loss, a point a test image; see planes.py.
+losses.png: a row is an experiment, a point the mean over the seeds with its 95 % interval by t. Accuracy differs more
+between experiments than between losses, so it is shown as the difference from cross-entropy, paired by seed. Experiments
+without results are left out. features.png: a panel is a loss, a point a test image; see planes.py.
 """
 
 from collections.abc import Callable, Sequence

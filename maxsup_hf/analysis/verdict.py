@@ -71,7 +71,7 @@ def verdict(found: Sequence[WrongRows], names: Sequence[str], split: str | None 
 
 def _conclusion(found: Sequence[WrongRows]) -> str:
     if all(each.high < SAME for each in found):
-        return "On so few rows the choice between the two hardly matters: for you they are all but the same loss."
+        return "On so few rows the choice between the two hardly matters: for you they are practically the same loss."
     if all(each.low > DIFFERENT for each in found):
         return "The two are different losses for you; maxsup-hf compare measures which is better."
     return "Whether that makes a difference is undecided; maxsup-hf compare measures it."

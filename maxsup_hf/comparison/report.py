@@ -264,7 +264,7 @@ def pool(curves: Sequence[Mapping[str, Any]]) -> ReliabilityCurve:
 
 def _fairness(found: Mapping[str, Any]) -> Section:
     rows = [
-        [seed, str(same["runs"]), f"{same['batch_count']:,}", same["initial_weights"][:12], same["batches"][:12]]
+        [seed, str(same["runs"]), f"{same['batch_count']:,}", same["initial_weights"][:8], same["batches"][:8]]
         for seed, same in found["fairness"]["seeds"].items()
     ]
     header = ["seed", "runs", "batches", "fingerprint of the initial weights", "of the batches"]
