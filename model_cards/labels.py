@@ -3,7 +3,8 @@
 LOSSES = {"cross_entropy": "cross-entropy", "label_smoothing": "label smoothing", "maxsup": "MaxSup"}
 METRICS = {
     "accuracy": "accuracy", "chrf": "chrF", "perplexity": "perplexity", "nll": "NLL", "ece": "ECE",
-    "confidence_when_wrong": "confidence when wrong", "feature_within": "within-class variation", "feature_r2": "R²",
+    "confidence_when_wrong": "confidence when wrong", "error_auroc": "AUROC, right predictions against wrong ones",
+    "feature_within": "within-class variation", "feature_r2": "R²",
     "probe_accuracy": "accuracy of a linear probe on other data", "corrupted_accuracy": "accuracy under corruptions",
     "ood_auroc": "AUROC, own images against foreign ones", "oos_auroc": "AUROC, own sentences against foreign ones",
     "many": "accuracy, classes of more than 100 images", "medium": "accuracy, classes of 20 to 100 images",

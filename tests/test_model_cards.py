@@ -282,7 +282,7 @@ def test_quoted_times_are_those_of_the_bench(page):
 
 
 def test_maxsup_is_calibrated_best_on_the_longer_tail():
-    """As README.md says."""
+    """As docs/explanation/short_runs.md says."""
     tail = COMPARISONS["longtail100"]["tables"]["shared"]
     assert all(tail[metric]["best"] == "maxsup" and tail[metric]["significant"] for metric in ("ece", "nll", "brier"))
 

@@ -178,8 +178,10 @@ def contrast(one, other):
 def test_everything_is_in_the_folder_and_the_figures_are_those_of_the_results_file():
     page = (SPACE / "index.html").read_text()
     assert re.findall(r'(?:src|href)="(?!https://arxiv)([^"]+)"', page) == ["data:,", *FILES]
-    shown = re.findall(r'<td>(\w+)</td><td>([\w -]+)</td>((?:<td class="figure">[\d.]+ ± [\d.]+</td>)+)', page)
-    assert len(shown) == page.count("<tr><td>") == 9
+    shown = re.findall(
+        r'<tr data-of="(\w+)"><td>[^<]+</td><td>([\w -]+)</td>((?:<td class="figure">[\d.]+ ± [\d.]+</td>)+)', page
+    )
+    assert len(shown) == page.count("<tr data-of=") == 9
     for data, loss, figures in shown:
         name = loss.replace("-", "_").replace(" ", "_").lower()
         found = json.loads((RESULTS / f"{data}.json").read_text())["tables"]["shared"]

@@ -267,7 +267,7 @@ def _fairness(found: Mapping[str, Any]) -> Section:
         [seed, str(same["runs"]), f"{same['batch_count']:,}", same["initial_weights"][:8], same["batches"][:8]]
         for seed, same in found["fairness"]["seeds"].items()
     ]
-    header = ["seed", "runs", "batches", "fingerprint of the initial weights", "of the batches"]
+    header = ["seed", "runs", "batches", "fingerprint of weights", "of batches"]
     return Section(
         "The same for all losses", [CHECKED, *tables.strength_lines(found)], [Table(header, rows)] if rows else []
     )
