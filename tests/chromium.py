@@ -16,12 +16,23 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium o
 PROBE = """<script>
 const errors = [];
 addEventListener('error', (e) => errors.push(e.message || 'not loaded: ' + (e.target.src || e.target.href)), true);
+const broken = () => [...document.querySelectorAll('thead th')].flatMap((th) => {
+  const found = [], texts = document.createTreeWalker(th, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) for (const word of texts.currentNode.data.matchAll(/[^\\s-]+/g)) {
+    const range = document.createRange();
+    range.setStart(texts.currentNode, word.index);
+    range.setEnd(texts.currentNode, word.index + word[0].length);
+    if (range.getClientRects().length > 1) found.push(word[0]);
+  }
+  return found;
+});
 addEventListener('load', () => parent.postMessage({
   errors,
   width: document.documentElement.scrollWidth,
   height: document.documentElement.scrollHeight,
   smallest: Math.min(...[...document.querySelectorAll('p, td, th, figcaption, li')]
     .map((e) => parseFloat(getComputedStyle(e).fontSize))),
+  broken: broken(),
   images: [...document.images].map((i) => [i.alt, i.complete ? i.naturalWidth : 0, i.getBoundingClientRect().width]),
 }, '*'));
 </script>"""
@@ -29,13 +40,14 @@ addEventListener('load', () => parent.postMessage({
 
 class Seen(NamedTuple):
     """A page as it came out: `errors` of its scripts and of what it loads, and what the browser wrote to its console;
-    `width` and `height` that it takes; `smallest` letters, in pixels; `images`, (alt, natural width, width on the page);
-    `picture`, a file."""
+    `width` and `height` that it takes; `smallest` letters, in pixels; words in heads of tables that are `broken` over two
+    lines; `images`, (alt, natural width, width on the page); `picture`, a file."""
 
     errors: list
     width: int
     height: int
     smallest: float
+    broken: list
     images: list
     picture: object
 

@@ -224,6 +224,7 @@ def test_the_figure_has_a_point_for_each_comparison(metric):
     names = {path.stem.removesuffix("-beyond") for path in BEYOND}
     assert set(points) == {name for name in names if "train_accuracy" in verdicts.measured(name)}
     assert all(0 <= error < 1 and spread >= 0 for error, _, spread in points.values())
+    assert set(points) <= (gap.TITLES | gap.SHORT_RUNS).keys(), "a comparison is named in words"
 
 
 # ---- what the documentation quotes ----

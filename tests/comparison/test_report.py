@@ -36,7 +36,7 @@ def test_in_a_browser(tmp_path):
         seen = look(page, tmp_path / "look", width)
         assert seen.errors == []
         assert len(seen.images) == len(drawn) and all(alt and natural > 0 for alt, natural, _ in seen.images)
-        assert seen.width <= width and seen.smallest >= 12
+        assert seen.width <= width and seen.smallest >= 12 and seen.broken == []
         assert all(200 <= shown <= width for _, _, shown in seen.images)
         assert seen.picture.stat().st_size > 50_000
 
@@ -47,10 +47,12 @@ def test_the_browser_tells(tmp_path):
     page = tmp_path / "page.html"
     page.write_text(
         "<!DOCTYPE html><html><head></head><body><img alt='none' src='data:image/png;base64,AAAA'>"
-        "<p style='width:900px;font-size:7px'>wide</p><script>console.error('ouch'); nothing();</script></body></html>"
+        "<p style='width:900px;font-size:7px'>wide</p><table><thead><th style='max-width:3em;overflow-wrap:anywhere'>"
+        "smoothing smoothing</th></thead></table><script>console.error('ouch'); nothing();</script></body></html>"
     )
     seen = look(page, tmp_path / "look", 390)
     assert seen.images[0][:2] == ["none", 0] and seen.width > 390 and seen.smallest == 7
+    assert seen.broken == ["smoothing", "smoothing"]
     assert any("ouch" in error for error in seen.errors) and any("nothing is not defined" in error for error in seen.errors)
 
 
