@@ -1,13 +1,14 @@
 """Plot what MaxSup did in the experiments at full accuracy, beside label smoothing and cross-entropy.
 
-    python model_cards/figures.py        # writes losses.png and features.png in model_cards/results
+    python model_cards/figures.py        # writes losses.png, alphas.png and features.png in model_cards/results
 
 losses.png: a row is an experiment, a point the mean over the seeds with its 95 % interval by t. Accuracy differs more
 between experiments than between losses, so it is shown as the difference from cross-entropy, paired by seed. Experiments
-without results are left out. features.png: a panel is a loss, a point a test image; see planes.py.
+without results are left out. alphas.png: a row is an experiment that searched for the best α of each loss.
+features.png: a panel is a loss, a point a test image; see planes.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -81,6 +82,73 @@ def _point(axes: Any, values: Sequence[float], y: float, loss: str, label: str |
     )  # fmt: skip
 
 
+# Title of a panel -> split and metric
+OVER_ALPHA = {
+    "accuracy on validation data ↑": ("eval", "accuracy"),
+    "calibration error (ECE) ↓": ("test", "ece"),
+    "confidence when wrong": ("test", "confidence_when_wrong"),
+}
+
+
+def alphas() -> None:
+    from matplotlib.figure import Figure
+
+    searched = {name: found for name, found in comparisons().items() if name in TITLES and found["grid"]}
+    figure = Figure(figsize=(10, 0.8 + 2.6 * len(searched)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.15)
+    panels = figure.subplots(len(searched), len(OVER_ALPHA), sharex=True, squeeze=False)
+    for row, (name, found) in zip(panels, searched.items(), strict=True):
+        row[0].set_ylabel(TITLES[name].removeprefix("own α, "), fontsize=12)
+        for axes, (split, metric) in zip(row, OVER_ALPHA.values(), strict=True):
+            _over_alpha(axes, found, split, metric)
+    for first, last, title in zip(panels[0], panels[-1], OVER_ALPHA, strict=True):
+        first.set_title(title, fontsize=12)
+        last.set_xlabel("α at the start; twice that at the end")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    legend = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 11}
+    title = "mean of three seeds, and its 95 % interval; ring: the α that validation accuracy chose"
+    figure.legend(handles, labels, title=title, **legend)
+    figure.savefig(RESULTS / "alphas.png", dpi=150, metadata={"Software": None})
+
+
+def by_alpha(found: Mapping[str, Any], loss: str, split: str, metric: str) -> dict[float | None, list[float]]:
+    """α at the start -> the metric of each seed. The α of cross-entropy is `None`."""
+    values: dict[float | None, list[float]] = {}
+    for run in found["runs"]:
+        if run["loss"] == loss:
+            alpha = run["point"].get("alpha", found["losses"][loss].get("alpha"))
+            values.setdefault(alpha, []).append(run["metrics"][split][metric])
+    return dict(sorted(values.items()))
+
+
+def _over_alpha(axes: Any, found: Mapping[str, Any], split: str, metric: str) -> None:
+    """One metric of each loss against α, side by side. The α that validation data chose has a ring."""
+    (of_base,) = by_alpha(found, BASE, split, metric).values()
+    axes.axhline(fmean(of_base), color=LOOKS[BASE][0], label=LOSSES[BASE])
+    axes.axhspan(*interval(of_base), color=LOOKS[BASE][0], alpha=0.15, linewidth=0)
+    for loss, aside in (("label_smoothing", 0.96), ("maxsup", 1.04)):
+        color, marker = LOOKS[loss]
+        values = by_alpha(found, loss, split, metric)
+        for alpha, of in values.items():
+            _vertical(axes, alpha * aside, of, color)
+        means = {alpha: fmean(of) for alpha, of in values.items()}
+        at = [alpha * aside for alpha in means]
+        axes.plot(at, means.values(), f"{marker}-", color=color, markersize=6, label=LOSSES[loss])
+        best = found["chosen"][loss]["kwargs"]["alpha"]
+        axes.plot(best * aside, means[best], "o", markersize=14, fillstyle="none", color="#222222")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(means), [f"{alpha:g}" for alpha in means])
+    axes.minorticks_off()
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _vertical(axes: Any, x: float, values: list[float], color: str) -> None:
+    low, high = interval(values)
+    axes.plot([x, x], [low, high], "_-", color=color, linewidth=1.2, markersize=7)
+
+
 def features() -> None:
     from matplotlib.figure import Figure
 
@@ -100,4 +168,5 @@ def features() -> None:
 
 if __name__ == "__main__":
     losses()
+    alphas()
     features()

@@ -1,6 +1,8 @@
 """What the tables and figures of model_cards call losses and metrics."""
 
-LOSSES = {"cross_entropy": "cross-entropy", "label_smoothing": "label smoothing", "maxsup": "MaxSup"}
+from maxsup_hf.losses._labels import loss_label
+
+LOSSES = {name: loss_label(name) for name in ("cross_entropy", "label_smoothing", "maxsup")}
 METRICS = {
     "accuracy": "accuracy", "chrf": "chrF", "perplexity": "perplexity", "nll": "NLL", "ece": "ECE",
     "confidence_when_wrong": "confidence when wrong", "error_auroc": "AUROC, right predictions against wrong ones",

@@ -10,6 +10,7 @@ from maxsup_hf.output.files import plain, replacing
 RESULTS = Path(__file__).parent / "results"
 DIGITS = 8  # a little more than float32 holds; the tables print at most five
 OF_EACH_RUN = ("name", "loss", "seed", "point", "state", "reason", "rows", "train_seconds")
+OVER_GRID = ("accuracy", "nll", "ece", "confidence_when_wrong")  # kept of each run of a grid
 OF_ALL_RUNS = ("model", "dataset", "hyperparameters", "devices", "versions")
 LEVELS = {"runs": 1, "tables": 2, "values": 1}  # top-level key -> nesting levels that are spread over several lines
 
@@ -17,8 +18,9 @@ LEVELS = {"runs": 1, "tables": 2, "values": 1}  # top-level key -> nesting level
 def trim(found: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what tables, figures and verdicts need.
 
-    This drops each run's training log, calibration curve, per-class values, validation metrics and command, and the tests
-    of all pairs of losses. Running the experiment again restores them. What all runs share is kept once.
+    This drops each run's training log, calibration curve, per-class values, metrics and command, and the tests of all
+    pairs of losses. Running the experiment again restores them. Of the runs of a grid, the metrics in `OVER_GRID` are
+    kept. What all runs share is kept once.
 
     Args:
         found: the contents of a `comparison.json`.
@@ -29,12 +31,20 @@ def trim(found: Mapping[str, Any]) -> dict[str, Any]:
     finished = [run for run in found["runs"] if run["state"] == "finished"]
     setup = {key: finished[0][key] for key in OF_ALL_RUNS if key in finished[0]} if finished else {}
     kept = {**found, "setup": setup}
-    kept["runs"] = [{key: run[key] for key in OF_EACH_RUN if key in run} for run in found["runs"]]
+    kept["runs"] = [
+        {key: run[key] for key in OF_EACH_RUN if key in run} | (_over_grid(run) if found.get("grid") else {})
+        for run in found["runs"]
+    ]
     kept["tables"] = {
         which: {metric: {key: of[key] for key in of if key != "differences"} for metric, of in metrics.items()}
         for which, metrics in found.get("tables", {}).items()
     }
     return kept
+
+
+def _over_grid(run: Mapping[str, Any]) -> dict[str, Any]:
+    by_split = run.get("metrics", {})
+    return {"metrics": {split: {key: of[key] for key in OVER_GRID if key in of} for split, of in by_split.items()}}
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:

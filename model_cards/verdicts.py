@@ -49,8 +49,10 @@ VERDICTS = ("holds", "undecided", "contradicted")
 
 
 def measured(name: str) -> Values:
-    """The values in a comparison's table, and those of NAME-beyond.json if it exists."""
-    values = {metric: of["values"] for metric, of in read(RESULTS / f"{name}.json")["tables"]["shared"].items()}
+    """The values in a comparison's table, and those of NAME-beyond.json if it exists. Where each loss searched for its best
+    α, the values are those at that α."""
+    tables = read(RESULTS / f"{name}.json")["tables"]
+    values = {metric: of["values"] for metric, of in tables.get("chosen", tables["shared"]).items()}
     beyond = RESULTS / f"{name}-beyond.json"
     return values | read(beyond)["values"] if beyond.exists() else values
 

@@ -326,6 +326,18 @@ def test_trimmed_results_keep_what_their_table_shows(tmp_path):
     assert sum('"name":"' in line for line in lines) == 2, "one line for each run"
 
 
+def test_results_of_a_grid_keep_a_few_metrics_of_each_run():
+    run = {"name": "1", "loss": "a", "state": "finished", "metrics": {"eval": {"accuracy": 0.5, "mce": 0.1}}}
+    kept = store.trim({"grid": {"alpha": [0.1, 0.2]}, "runs": [run]})
+    assert kept["runs"][0]["metrics"] == {"eval": {"accuracy": 0.5}}
+
+
+def test_a_search_is_judged_at_the_alpha_that_each_loss_chose():
+    for name, found in COMPARISONS.items():
+        which = "chosen" if found["grid"] else "shared"
+        assert verdicts.measured(name)["nll"] == found["tables"][which]["nll"]["values"]
+
+
 def call(script, monkeypatch, *words, env=None):
     """Run a script in this process, and its commands in processes that begin with everything imported."""
     monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=partial(warm.run_instead, env=env)))
