@@ -335,7 +335,7 @@ def test_results_of_a_grid_keep_a_few_metrics_of_each_run():
 def test_a_search_is_judged_at_the_alpha_that_each_loss_chose():
     for name, found in COMPARISONS.items():
         which = "chosen" if found["grid"] else "shared"
-        assert verdicts.measured(name)["nll"] == found["tables"][which]["nll"]["values"]
+        assert verdicts.measured(name)["loss"] == found["tables"][which]["loss"]["values"]
 
 
 def call(script, monkeypatch, *words, env=None):
