@@ -31,15 +31,25 @@ class DataLoaderMixin(_TrainerBase):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """With persistent workers, the stock Trainer keeps the data loader of its first evaluation and returns it for any
         other data set as well, so that the metrics of the test data would be those of the validation data."""
-        key, given = "eval", self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(given, str):
-            key, given = given, self.eval_dataset[given]  # type: ignore[index]
-        if self._evaluated.get(key) is not given:
-            vars(self).get("_eval_dataloaders", {}).pop(key, None)
-            self._evaluated[key] = given
+        if self.args.dataloader_persistent_workers:
+            key, given = "eval", self.eval_dataset if eval_dataset is None else eval_dataset
+            if isinstance(given, str):
+                key, given = given, self.eval_dataset[given]  # type: ignore[index]
+            if self._evaluated.get(key) is not given:
+                vars(self).get("_eval_dataloaders", {}).pop(key, None)
+                self._evaluated[key] = given
         return super().get_eval_dataloader(eval_dataset)
 
-    def _get_dataloader(
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        """Persistent workers end with their data loader, so an evaluation's belongs to its caller and the cache of the stock
+        Trainer alone: accelerate keeps every one until the next training begins."""
+        loader = self._make_dataloader(dataset, *args, is_training=is_training, **kwargs)
+        if not is_training:
+            others = [each for each in self.accelerator._dataloaders if each is not loader]
+            self.accelerator._dataloaders = others
+        return loader
+
+    def _make_dataloader(
         self, dataset: Any, *args: Any, sampler_fn: Any = None, is_training: bool = False, **kwargs: Any
     ) -> Any:
         """Seed and epoch alone determine order and augmentation, so that a run resumes exactly. Broken rows are named."""

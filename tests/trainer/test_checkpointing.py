@@ -422,7 +422,7 @@ def test_resumed_data_and_weights_are_those_of_an_uninterrupted_run(kwargs, tmp_
 
 
 def test_persistent_workers_evaluate_the_data_that_is_given(tmp_path):
-    found, rows = {}, [Rows()[index] for index in range(24)]
+    found, rows, before = {}, [Rows()[index] for index in range(24)], set(multiprocessing.active_children())
     for persistent in (False, True):
         args = MaxSupTrainingArguments(
             str(tmp_path), use_cpu=True, disable_tqdm=True, dataloader_num_workers=1, dataloader_pin_memory=False,
@@ -438,7 +438,10 @@ def test_persistent_workers_evaluate_the_data_that_is_given(tmp_path):
         for metrics in found[persistent]:
             for clock in [name for name in metrics if "second" in name or "time" in name]:
                 del metrics[clock]
-        trainer.accelerator.free_memory()  # ends the workers
+    for data in (rows, rows[:5]):
+        trainer.predict(data)
+    # one worker for the data without a name, one for those with it, and one for the last prediction
+    assert len(set(multiprocessing.active_children()) - before) == 3
     assert found[True] == found[False]
     assert found[True][0] == found[True][2] != found[True][1]
 
