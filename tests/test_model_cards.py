@@ -403,6 +403,9 @@ def test_the_card_of_a_model_with_code_of_its_own(tmp_path):
     words = ["image-classification", "--config_name", "network", "--output_dir", "out", *few]
     trained = warm.run("maxsup-hf", "train", *words, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr[-3000:]
+    (tmp_path / "rows.csv").write_text("image_path,label\ndigit.png,0\n")
+    predicted = warm.run("maxsup-hf", "predict", "out", "--test_file", "rows.csv", "--trust_remote_code", cwd=tmp_path)
+    assert predicted.returncode == 0 and "wrote 1 prediction" in predicted.stdout, predicted.stderr[-3000:]
     card = ["maxsup-hf", "card", "out", "--example", "digit.png"]
     refused = warm.run(*card, cwd=tmp_path)
     assert refused.returncode == 2 and "allow it by --trust_remote_code" in refused.stderr

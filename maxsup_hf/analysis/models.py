@@ -31,6 +31,7 @@ from maxsup_hf.data.arguments import DataArguments
 from maxsup_hf.data.columns import read_column
 from maxsup_hf.data.files import loading
 from maxsup_hf.data.images import to_rgb
+from maxsup_hf.hub.own_code import names_of_its_class
 from maxsup_hf.hub.record import RECORD
 from maxsup_hf.scripts.common.models import hub_options, load_config
 from maxsup_hf.scripts.common.tokenizers import build_tokenizer, max_length
@@ -72,7 +73,7 @@ def load_model(source: str, args: argparse.Namespace) -> tuple[Any, str]:
         no_folder = "" if os.path.exists(source) else "; there is no folder of this name either"
         raise ValueError(f"MODEL: {str(error).removeprefix('model_name_or_path: ')}{no_folder}") from error
     assert config is not None
-    architectures = config.architectures or []
+    architectures = names_of_its_class(config)
     task = next((task for task in HEADS for name in architectures if _serves(name, task)), None)
     if task is None:
         raise ValueError(

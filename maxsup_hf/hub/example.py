@@ -75,7 +75,7 @@ def example_of(folder: Path, found: Mapping[str, Any], given: str, trust_remote_
         `text` of the input, unless it is an image, and `output`, the lines that the card's code prints.
 
     Raises:
-        ValueError: the task has no example, or the model or the image cannot be read.
+        ValueError: the task has no example, the image cannot be read, or the model cannot be loaded or does not answer.
     """
     from transformers import pipeline
 
@@ -86,12 +86,14 @@ def example_of(folder: Path, found: Mapping[str, Any], given: str, trust_remote_
         raise ValueError(f"example: the model runs its own code in {folder}: read it, and allow it by --trust_remote_code")
     is_image = CALLS[task].text is None
     value: Any = _image(given) if is_image else given
+    problem = "cannot be loaded"
     try:
         model = pipeline(task, model=str(folder), trust_remote_code=trust_remote_code)  # type: ignore[call-overload]
-    except (OSError, ValueError) as error:
+        problem = "does not answer this example"
+        output = _answer(model, task, value)
+    except Exception as error:  # of any type: libraries and a model's own code raise all kinds
         reason = one_line(error)[:200]
-        raise ValueError(f"example: the model in {folder} cannot be loaded: {reason}") from error
-    output = _answer(model, task, value)
+        raise ValueError(f"example: the model in {folder} {problem}: {reason}") from error
     if not is_image:
         return {"text": given, "output": output}
     with replacing(folder / IMAGE) as unfinished:

@@ -16,6 +16,7 @@ import torch
 from maxsup_hf.hub.base_model import hub_base_model
 from maxsup_hf.hub.command import with_base_model, with_placeholders, without_resuming
 from maxsup_hf.hub.example import example_in_training
+from maxsup_hf.hub.own_code import base_model, how_to_load, model_class
 from maxsup_hf.hub.training_log import training_log
 from maxsup_hf.hub.values import as_list
 from maxsup_hf.output.files import plain, write_json
@@ -131,29 +132,21 @@ def why_no_weights(folder: str | Path) -> str | None:
 
 def _model(model: Any, finetuned_from: str | None) -> dict[str, Any]:
     source = finetuned_from or _source(model)
+    base = base_model(model)
     found: dict[str, Any] = {
-        "class": type(model).__name__,
+        "class": model_class(base).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "base_model": hub_base_model(source),
         "finetuned": bool(source),
         "adapter": hasattr(model, "peft_config"),
+        **how_to_load(base),
     }
-    auto_class = _auto_class(model)
-    if auto_class is not None:
-        found["auto_class"] = auto_class
     if found["adapter"]:
         adapter = next(iter(model.peft_config.values()))
-        found["class"] = type(model.get_base_model()).__name__
         found["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         found["adapter_type"] = plain(adapter.peft_type)
         found["adapter_task"] = plain(adapter.task_type)
     return found
-
-
-def _auto_class(model: Any) -> str | None:
-    """The class of transformers that loads a model with code beside its weights; `None` for a model of transformers."""
-    known = getattr(getattr(model, "config", None), "auto_map", None) or {}
-    return next((name for name, code in known.items() if str(code).endswith(f".{type(model).__name__}")), None)
 
 
 def _rows(dataset: Any) -> int | None:
@@ -164,9 +157,10 @@ def _rows(dataset: Any) -> int | None:
 
 def _classes(model: Any) -> list[str] | None:
     """The names of the classes of a classifier. Classes without names are numbered."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_model(model)
     names = getattr(getattr(base, "config", None), "id2label", None)
-    if not names or not re.search("Classification|Segmentation", type(base).__name__):
+    classes = f"{model_class(base).__name__} {how_to_load(base).get('auto_class')}"
+    if not names or not re.search("Classification|Segmentation", classes):
         return None
     return [str(index) if name == f"LABEL_{index}" else str(name) for index, name in names.items()]
 

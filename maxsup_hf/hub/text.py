@@ -28,6 +28,10 @@ LARGEST = 5  # and of more, only the largest weights
 WORTH_SAYING = 0.05  # difference between confidence and accuracy
 SHOWN = 10  # names of classes that are shown if there are more
 NO_BASE = "The adapter cannot be used without its base model, which had random weights and was not saved."
+NO_CLASS = (
+    "The class of the model, `{model_class}`, is not one of transformers: build the model as in the training, and load the "
+    "weights of this folder into it."
+)
 NOT_KEPT = "The weights of this run were not kept. To have them, train again as shown below."
 KINDS = {
     "fill-mask": "masked language model",
@@ -69,7 +73,7 @@ def render(folder: Path, found: Mapping[str, Any], start: str, end: str) -> str:
         about=_about(found),
         facts="\n".join(f"- **{name}**: {value}" for name, value in _facts(found)),
         code=usage(found, folder) if are_kept else "",
-        no_code=NO_BASE if are_kept else NOT_KEPT,
+        no_code=_why_no_code(found["model"]) if are_kept else NOT_KEPT,
         main=main,
         others=others,
         undefined=[key for key, value in results.items() if not is_finite(value)],
@@ -85,6 +89,12 @@ def render(folder: Path, found: Mapping[str, Any], start: str, end: str) -> str:
         penalizes="maxsup" in loss.get("name", "").split("+"),
     )
     return without_host(public_text(re.sub(r"\n{3,}", "\n\n", text).strip()))
+
+
+def _why_no_code(model: Mapping[str, Any]) -> str:
+    if model.get("adapter") and not model["finetuned"]:
+        return NO_BASE
+    return NO_CLASS.format(model_class=model["class"])
 
 
 def _about(found: Mapping[str, Any]) -> str:

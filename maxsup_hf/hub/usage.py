@@ -26,25 +26,31 @@ LISTED = 20  # class names that a snippet lists
 
 def usage(found: Mapping[str, Any], folder: Path) -> str:
     """Code that loads the model and uses it: from the Hub if it was pushed, else from the folder, relative to its parent.
-    Without a tokenizer or image processor beside the model, it only loads it. Empty if nothing can load it. A model with
-    code of its own is loaded by its auto class."""
+    Without a tokenizer or image processor beside the model, it only loads it. Empty if nothing can load it. A model of its
+    own class is loaded by the auto class that finds its code, or by its class, if that can be imported."""
     where, note = found.get("repo_id"), ""
     if where is None:
         where, note = folder.name, "  # or the full path of the folder"
-    if found["model"].get("adapter"):
-        return _adapter(found, folder, where, note)
-    task, model_class = next(iter(as_list(found.get("tasks"))), None), found["model"]["class"]
-    trust = ""
-    if "auto_class" in found["model"]:
-        model_class, trust = found["model"]["auto_class"], ", trust_remote_code=True"
-    if has_processor(found, folder):
+    model = found["model"]
+    trust = ", trust_remote_code=True" if "auto_class" in model else ""
+    if model.get("adapter"):
+        return _adapter(found, folder, where, trust, note)
+    model_class = model.get("auto_class", model["class"])
+    if "module" in model:
+        return _load(model["module"], model_class, where, "", note) if model["module"] else ""
+    task = next(iter(as_list(found.get("tasks"))), None)
+    if has_processor(found, folder) and model_class != "AutoModel":  # which no pipeline takes
         if task == "text-generation" and found.get("chat"):
             return CHAT.format(where=where, trust=trust, note=note, question=_quoted(QUESTION))
         if task in CALLS:
             return _pipeline(found, task, where, trust, note)
         if task in OTHERS:
             return OTHERS[task].format(model_class=model_class, where=where, trust=trust, note=note)
-    return f'from transformers import {model_class}\n\nmodel = {model_class}.from_pretrained("{where}"{trust}){note}'
+    return _load("transformers", model_class, where, trust, note)
+
+
+def _load(module: str, model_class: str, where: str, options: str, note: str) -> str:
+    return f'from {module} import {model_class}\n\nmodel = {model_class}.from_pretrained("{where}"{options}){note}'
 
 
 def has_processor(found: Mapping[str, Any], folder: Path) -> bool:
@@ -79,29 +85,26 @@ def _image(found: Mapping[str, Any], where: str) -> tuple[list[str], str]:
     return imports, f'image = Image.open(hf_hub_download("{where}", "{IMAGE}"))  # or an image of your own'
 
 
-def _adapter(found: Mapping[str, Any], folder: Path, where: str, note: str) -> str:
+def _adapter(found: Mapping[str, Any], folder: Path, where: str, trust: str, note: str) -> str:
     model = found["model"]
-    if not model["finetuned"]:
-        return ""  # the base model had random weights, and was not saved
+    if not model["finetuned"] or "module" in model:
+        return ""  # the base model had random weights and was not saved, or no auto class loads it
     task = model.get("adapter_task")
     model_class = ADAPTERS.get(task, "AutoPeftModel")
     classes = found.get("classes", [])
-    options = f", num_labels={len(classes)}" if classes else ""
-    load = f'model = {model_class}.from_pretrained("{where}"{options}){note}'
+    options = f", num_labels={len(classes)}{trust}" if classes else trust
+    load = _load("peft", model_class, where, options, note)
     if not has_processor(found, folder) or task not in (*GENERATING, "SEQ_CLS"):
-        return f"from peft import {model_class}\n\n{load}"
+        return load
     lines = [
-        f"from peft import {model_class}",
-        "from transformers import AutoTokenizer",
-        "",
-        load,
-        f'tokenizer = AutoTokenizer.from_pretrained("{where}")',
+        load.replace("\n\n", "\nfrom transformers import AutoTokenizer\n\n"),
+        f'tokenizer = AutoTokenizer.from_pretrained("{where}"{trust})',
     ]
     if task in GENERATING:
         return "\n".join([*lines, *_generation(found)])
     lines.append(f'inputs = tokenizer({_quoted(TEXT)}, return_tensors="pt")')
     index = "model(**inputs).logits.argmax(-1).item()"
-    if len(classes) > LISTED:
+    if not 0 < len(classes) <= LISTED:
         return "\n".join([*lines, f"print({index})  # the index of the class"])
     return "\n".join([*lines, f"names = {json.dumps(classes, ensure_ascii=False)}", f"print(names[{index}])"])
 
@@ -141,14 +144,14 @@ print(model(f"Thank you, that was {{model.tokenizer.mask_token}}.")[0]["sequence
 from transformers import AutoTokenizer, {model_class}
 
 model = {model_class}.from_pretrained("{where}"{trust}){note}
-tokenizer = AutoTokenizer.from_pretrained("{where}")
+tokenizer = AutoTokenizer.from_pretrained("{where}"{trust})
 inputs = tokenizer("a text", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))""",
     "question-answering": """\
 from transformers import AutoTokenizer, {model_class}
 
 model = {model_class}.from_pretrained("{where}"{trust}){note}
-tokenizer = AutoTokenizer.from_pretrained("{where}")
+tokenizer = AutoTokenizer.from_pretrained("{where}"{trust})
 inputs = tokenizer("Where is the cat?", "The cat sleeps on the sofa.", return_tensors="pt")
 output = model(**inputs)
 start, end = output.start_logits.argmax(), output.end_logits.argmax()
@@ -157,7 +160,7 @@ print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))""",
 from transformers import AutoTokenizer, {model_class}
 
 model = {model_class}.from_pretrained("{where}"{trust}){note}
-tokenizer = AutoTokenizer.from_pretrained("{where}")
+tokenizer = AutoTokenizer.from_pretrained("{where}"{trust})
 question, choices = "A cat is", ["an animal", "a colour"]
 inputs = tokenizer([question] * len(choices), choices, padding=True, return_tensors="pt")
 logits = model(**{{name: tensor[None] for name, tensor in inputs.items()}}).logits

@@ -35,7 +35,9 @@ def prepare_predictions(job: Job) -> Callable[[], None]:
     resumes = job.trainer.args.resume_from_checkpoint is not None
     if job.predictions_file is not None and not resumes and Path(job.predictions_file).exists():
         raise FileExistsError(f"predictions_file: {job.predictions_file!r} exists; name another file")
-    task = find_task([type(unwrap_peft_model(job.trainer.model)).__name__])
+    model_class = type(unwrap_peft_model(job.trainer.model))
+    names = [model_class.__name__, getattr(model_class, "_auto_class", None)]
+    task = find_task([name for name in names if name])
     if task == "semantic-segmentation":
         mask_folder(args)
     return partial(_predict, job, task, args)

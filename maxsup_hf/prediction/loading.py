@@ -15,6 +15,7 @@ from transformers.utils.generic import is_timm_local_checkpoint
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from maxsup_hf.data.files import loading
+from maxsup_hf.hub.own_code import names_of_its_class
 from maxsup_hf.hub.record import why_no_weights
 from maxsup_hf.output.weights import is_adapter, weight_files
 from maxsup_hf.prediction.model import Model
@@ -53,7 +54,7 @@ def load_model(args: Namespace) -> tuple[Model, str]:
             if reason:
                 raise ValueError(reason)
             config = AutoConfig.from_pretrained(args.model, **hub_options(args))
-            task = args.task or find_task(config.architectures or [])
+            task = args.task or find_task(names_of_its_class(config))
             _check_config(config, task)
             processor = _load_processor(args.model, TASKS[task], hub_options(args))
             model, found = TASKS[task].auto_class.from_pretrained(
@@ -73,7 +74,9 @@ def load_model(args: Namespace) -> tuple[Model, str]:
 
 
 def _check_config(config: PretrainedConfig, task: str) -> None:
-    if type(config) not in TASKS[task].auto_class._model_mapping:
+    auto_class = TASKS[task].auto_class
+    own_code = getattr(config, "auto_map", None) or {}
+    if type(config) not in auto_class._model_mapping and auto_class.__name__ not in own_code:
         raise ValueError(f"{config.model_type} models do not support {task}; name another task with --task")
     if getattr(config, "problem_type", None) == "multi_label_classification":
         raise ValueError("the model is multi-label, which is not supported: each row gets a single class")
@@ -140,7 +143,7 @@ def _adapted_config(args: Namespace, base: PretrainedConfig, task: Task) -> Pret
     """The config beside an adapter, which has the names of the classes; else that of the base model, with as many classes
     as the adapter's head."""
     if os.path.isfile(os.path.join(args.model, "config.json")):
-        return AutoConfig.from_pretrained(args.model)
+        return AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     classes = _count_classes(args, base, task)
     if classes not in (None, base.num_labels):
         base.num_labels = classes

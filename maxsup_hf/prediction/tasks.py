@@ -193,7 +193,7 @@ TASKS = {
     "language-modeling": Task(AutoModelForCausalLM, go_on),
     "masked-language-modeling": Task(AutoModelForMaskedLM, fill),
 }
-# How a class of transformers ends, and the task that it is for.
+# How a class of transformers ends, an auto class included, and the task that it is for.
 HEADS = {
     "ForImageClassification": "image-classification",
     "ForSequenceClassification": "text-classification",
@@ -202,6 +202,7 @@ HEADS = {
     "ForMultipleChoice": "multiple-choice",
     "ForSemanticSegmentation": "semantic-segmentation",
     "ForConditionalGeneration": "sequence-to-sequence",
+    "ForSeq2SeqLM": "sequence-to-sequence",
     "ForCausalLM": "language-modeling",
     "LMHeadModel": "language-modeling",
     "ForMaskedLM": "masked-language-modeling",

@@ -263,6 +263,7 @@ def test_rows_keep_the_names_of_their_images(image_classifier, tmp_path):
 
 def test_every_head_has_a_task():
     assert set(HEADS.values()) == set(TASKS) and find_task(["ViTForImageClassification"]) == "image-classification"
+    assert all(find_task(["Net", task.auto_class.__name__]) == name for name, task in TASKS.items())
     with pytest.raises(ValueError, match="name its task with --task"):
         find_task(["BertModel"])
 
