@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -293,14 +294,26 @@ def _runs(found: Mapping[str, Any]) -> Section:
             _model(run),
         ])  # fmt: skip
     table = Table(["run", "state", "seconds of training", get_metric(selected_by).heading, "model"], rows)
-    flags = {"flags of every run": " ".join(found["flags"]).replace(" --", "\n--")} if found["flags"] else {}
+    flags = {"flags of every run": _in_lines(found["flags"])} if found["flags"] else {}
     files = flags | {
         run["name"]: json.dumps({name: run[name] for name in OF_A_RUN if name in run}, indent=1, ensure_ascii=False)
         for run in found["runs"]
         if run["state"] == "finished"
     }
-    text = "The flags, and the command, settings, versions and metrics of each run, unfold below."
-    return Section("Runs", [text], [table], files=files)
+    first = "The flags, and the command" if flags else "The command"
+    text = f"{first}, settings, versions and metrics of each finished run unfold below."
+    return Section("Runs", [text] if files else [], [table], files=files)
+
+
+def _in_lines(words: Sequence[str]) -> str:
+    """Flags as they are typed in a shell, each with its values in a line of its own."""
+    lines: list[str] = []
+    for word in words:
+        if word.startswith("--") or not lines:
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return "\n".join(lines)
 
 
 def _model(run: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The report in a browser: every figure drawn, nothing on the console, readable on a desk and on a phone."""
 
+import html
 import re
 from itertools import pairwise
 
@@ -57,13 +58,14 @@ def test_the_browser_tells(tmp_path):
 
 
 def test_says_what_was_run(tmp_path):
-    found = compared(tmp_path)
+    found = compared(tmp_path) | {"flags": ["--max_steps", "3", "--source_prefix", "be --fast: <b>"]}
     text = report.write(found, tmp_path).read_text()
+    assert "--max_steps 3\n--source_prefix 'be --fast: <b>'</pre>" in html.unescape(text)
     assert text.count("<details>") == 1 + len(found["runs"]) == 22
     for part in ("flags of every run", "maxsup-hf train maxsup-alpha=0.05-seed2", "weights1", "--max_steps 3", "Made with",
                  "paired t-test", "validation data, never on the test data"):  # fmt: skip
         assert part in text.replace("&#34;", '"')
-    assert not re.search(r'(?:src|href)="(?!data:)', text)
+    assert not re.search(r'(?:src|href)="(?!data:)', text) and "<b>" not in text
 
 
 def test_the_same_again_from_the_file(tmp_path):
