@@ -160,6 +160,10 @@ class MaxSupArgumentsMixin:
             )
         if self.push_timeout is not None and not self.push_timeout > 0:
             raise ValueError(f"push_timeout must be greater than 0 seconds, got {self.push_timeout}")
+        if getattr(self, "dataloader_persistent_workers", False) and not getattr(self, "dataloader_num_workers", 0):
+            raise ValueError(
+                "dataloader_persistent_workers needs dataloader_num_workers, the number of workers, to be at least 1, got 0"
+            )
         factor = getattr(self, "label_smoothing_factor", 0.0)
         if factor:
             raise ValueError(

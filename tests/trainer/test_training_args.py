@@ -51,6 +51,13 @@ def test_help(cls):
     assert "--loss LOSS" in text and "--loss_kwargs LOSS_KWARGS" in text and "alpha=0.1,alpha_end=0.2" in text
 
 
+@BOTH
+def test_persistent_workers_need_workers(cls):
+    assert parse(cls, "--dataloader_persistent_workers", "true", "--dataloader_num_workers", "1").dataloader_num_workers == 1
+    with pytest.raises(ValueError, match="dataloader_num_workers, the number of workers, to be at least 1, got 0"):
+        parse(cls, "--dataloader_persistent_workers", "true")
+
+
 def test_saved_arguments(tmp_path):
     args = MaxSupTrainingArguments(str(tmp_path), loss_kwargs="alpha=0.3")
     torch.save(args, tmp_path / "training_args.bin")
