@@ -8,30 +8,43 @@ from transformers import PreTrainedModel
 
 
 def base_model(model: Any) -> Any:
-    """The model that an adapter was added to, by PEFT or by `add_adapter`; any other model itself."""
+    """The model that PEFT or torch.compile wraps; any other model itself."""
+    model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def model_class(model: Any) -> type:
-    """The class that a model was made from; FSDP2 replaces it by one that it derives."""
-    return next(each for each in type(model).__mro__ if not each.__module__.startswith("torch.distributed."))
-
-
 def how_to_load(model: Any) -> dict[str, str]:
-    """What loads a saved model, if its class is not one of transformers.
+    """What loads a saved model.
 
     Returns:
-        `auto_class`, the class of transformers that loads it by the code that is saved beside its weights; else `module`,
-        from which its class can be imported, empty where that is of no help. Neither for a class of transformers.
+        `class`, the name of its class. If that is not one of transformers, also `auto_class`, the class of transformers that
+        loads it by the code that is saved beside its weights; else `module`, from which its class can be imported, empty
+        where that is of no help.
     """
-    found = model_class(model)
-    if found.__module__.startswith("transformers."):
-        return {}
+    # FSDP2 replaces the class of a model by one that it derives.
+    found = next(each for each in type(model).__mro__ if not each.__module__.startswith("torch.distributed."))
     importable = found.__module__ != "__main__"
     auto_class = getattr(found, "_auto_class", None)
     if auto_class is not None and importable:  # transformers saves no code of `__main__`
-        return {"auto_class": auto_class}
-    return {"module": found.__module__ if importable and issubclass(found, PreTrainedModel) else ""}
+        return {"class": found.__name__, "auto_class": auto_class}
+    stock = _class_of_transformers(found)
+    if stock is not None and _is_stock(type(model.config)):
+        return {"class": stock.__name__}
+    return {"class": found.__name__, "module": found.__module__ if importable and issubclass(found, PreTrainedModel) else ""}
+
+
+def _class_of_transformers(model_class: type) -> type | None:
+    """The class of transformers with the same weights: itself, or one that it is derived from without an `__init__`."""
+    for each in model_class.__mro__:
+        if _is_stock(each) and issubclass(each, PreTrainedModel):
+            return None if each.__name__.endswith("PreTrainedModel") else each
+        if "__init__" in vars(each):
+            return None
+    return None
+
+
+def _is_stock(found: type) -> bool:
+    return found.__module__.startswith("transformers.")
 
 
 def names_of_its_class(config: Any) -> list[str]:

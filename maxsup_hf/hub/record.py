@@ -16,7 +16,7 @@ import torch
 from maxsup_hf.hub.base_model import hub_base_model
 from maxsup_hf.hub.command import with_base_model, with_placeholders, without_resuming
 from maxsup_hf.hub.example import example_in_training
-from maxsup_hf.hub.own_code import base_model, how_to_load, model_class
+from maxsup_hf.hub.own_code import base_model, how_to_load
 from maxsup_hf.hub.training_log import training_log
 from maxsup_hf.hub.values import as_list
 from maxsup_hf.output.files import plain, write_json
@@ -134,12 +134,11 @@ def _model(model: Any, finetuned_from: str | None) -> dict[str, Any]:
     source = finetuned_from or _source(model)
     base = base_model(model)
     found: dict[str, Any] = {
-        "class": model_class(base).__name__,
+        **how_to_load(base),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "base_model": hub_base_model(source),
         "finetuned": bool(source),
         "adapter": hasattr(model, "peft_config"),
-        **how_to_load(base),
     }
     if found["adapter"]:
         adapter = next(iter(model.peft_config.values()))
@@ -159,8 +158,8 @@ def _classes(model: Any) -> list[str] | None:
     """The names of the classes of a classifier. Classes without names are numbered."""
     base = base_model(model)
     names = getattr(getattr(base, "config", None), "id2label", None)
-    classes = f"{model_class(base).__name__} {how_to_load(base).get('auto_class')}"
-    if not names or not re.search("Classification|Segmentation", classes):
+    loaded = how_to_load(base)
+    if not names or not re.search("Classification|Segmentation", loaded["class"] + loaded.get("auto_class", "")):
         return None
     return [str(index) if name == f"LABEL_{index}" else str(name) for index, name in names.items()]
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 from maxsup_hf import MaxSupTrainer, MaxSupTrainingArguments, cli
 from maxsup_hf.analysis.cli import parser as analyze_parser
 from maxsup_hf.analysis.models import load_model as load_to_analyze
-from maxsup_hf.hub.own_code import how_to_load, model_class, names_of_its_class
+from maxsup_hf.hub.own_code import base_model, how_to_load, names_of_its_class
 from maxsup_hf.prediction.cli import parser as predict_parser
 from maxsup_hf.prediction.loading import load_model as load_to_predict
 from tests import tiny
@@ -117,14 +117,19 @@ def test_a_class_that_cannot_be_loaded_has_no_code(tmp_path):
 def test_what_loads_a_model(nets):
     stale = tiny.bert()  # of a repository whose code became a part of transformers
     stale.config.auto_map = {AUTO: "modeling.BertForSequenceClassification"}
-    assert how_to_load(stale) == how_to_load(tiny.vit()) == {}
-    assert how_to_load(net(nets)) == {"module": "nets"}
-    assert how_to_load(registered(nets)) == {"auto_class": AUTO}
+    assert how_to_load(stale) == how_to_load(tiny.bert()) == {"class": "BertForSequenceClassification"}
+    assert how_to_load(base_model(torch.compile(tiny.vit()))) == {"class": "ViTForImageClassification"}
+    derived = type("Mine", (type(stale),), {"forward": None, "__module__": "__main__"})
+    assert how_to_load(derived(stale.config)) == {"class": "BertForSequenceClassification"}
+    larger = type("Larger", (derived,), {"__init__": lambda self, config: derived.__init__(self, config)})
+    assert how_to_load(larger(stale.config)) == {"class": "Larger", "module": __name__}
+    assert how_to_load(net(nets)) == {"class": "Net", "module": "nets"}
+    assert how_to_load(registered(nets)) == {"class": "Net", "auto_class": AUTO}
     sharded = registered(nets)  # as by fully_shard
     sharded.__class__ = type("FSDPNet", (type(sharded),), {"__module__": "torch.distributed.fsdp._fully_shard"})
-    assert model_class(sharded) is nets.Net and how_to_load(sharded) == {"auto_class": AUTO}
+    assert how_to_load(sharded) == {"class": "Net", "auto_class": AUTO}
     nets.Net.__module__ = "__main__"
-    assert how_to_load(net(nets)) == {"module": ""}
+    assert how_to_load(net(nets)) == {"class": "Net", "module": ""}
 
 
 def test_the_names_of_a_class_include_the_auto_class_that_loads_it():
