@@ -82,6 +82,8 @@ def test_an_adapter_of_a_model_with_its_own_code(nets, tmp_path, capsys):
     capsys.readouterr()
     exec(code, {})
     assert capsys.readouterr().out.strip() in map(str, range(tiny.CLASSES))
+    base.config.save_pretrained("out")  # which has the names of the classes
+    assert load_to_predict(predict_parser().parse_args(["out", "--trust_remote_code"]))[1] == "text-classification"
 
 
 def test_an_adapter_added_by_transformers_is_recorded(nets, tmp_path):
