@@ -4,7 +4,7 @@
 
 losses.png: a row is an experiment, a point the mean over the seeds with its 95 % interval by t. Accuracy differs more
 between experiments than between losses, so it is shown as the difference from cross-entropy, paired by seed. Experiments
-without results are left out. alphas.png: a row is an experiment that searched for the best α of each loss.
+without results are left out, and searches for α, which alphas.png shows.
 features.png: a panel is a loss, a point a test image; see planes.py.
 """
 
@@ -47,7 +47,7 @@ def losses() -> None:
     from matplotlib.ticker import MaxNLocator
 
     found = comparisons()
-    by_name = {name: measured(name) for name in TITLES if name in found}
+    by_name = {name: measured(name) for name in TITLES if name in found and not found[name]["grid"]}
     by_name = {name: values for name, values in by_name.items() if "accuracy" in values}
     figure = Figure(figsize=(10, 1.9 + 0.75 * len(by_name)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15)
