@@ -67,10 +67,7 @@ def losses() -> None:
     panels[0].axvline(0, color="#777777", linewidth=1, zorder=1)
     panels[0].set_yticks(range(len(by_name)), [TITLES[name].replace(", ", ",\n") for name in by_name])
     panels[0].set_ylim(len(by_name) - 0.5, -0.5)
-    handles, labels = panels[-1].get_legend_handles_labels()
-    legend = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 11}
-    figure.legend(handles, labels, title="mean of three seeds, and its 95 % interval", **legend)
-    figure.savefig(RESULTS / "losses.png", dpi=150, metadata={"Software": None})
+    _save(figure, panels[-1], "losses.png", "mean of three seeds, and its 95 % interval")
 
 
 def _point(axes: Any, values: Sequence[float], y: float, loss: str, label: str | None) -> None:
@@ -104,11 +101,8 @@ def alphas() -> None:
     for first, last, title in zip(panels[0], panels[-1], OVER_ALPHA, strict=True):
         first.set_title(title, fontsize=12)
         last.set_xlabel("α at the start; twice that at the end")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    legend = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 11}
     title = "mean of three seeds, and its 95 % interval; ring: the α that validation accuracy chose"
-    figure.legend(handles, labels, title=title, **legend)
-    figure.savefig(RESULTS / "alphas.png", dpi=150, metadata={"Software": None})
+    _save(figure, panels[0, 0], "alphas.png", title)
 
 
 def by_alpha(found: Mapping[str, Any], loss: str, split: str, metric: str) -> dict[float | None, list[float]]:
@@ -149,6 +143,14 @@ def _vertical(axes: Any, x: float, values: list[float], color: str) -> None:
     axes.plot([x, x], [low, high], "_-", color=color, linewidth=1.2, markersize=7)
 
 
+def _save(figure: Any, axes: Any, name: str, title: str | None = None, fontsize: int = 11, **legend: Any) -> None:
+    """Save a figure with a legend below it of what `axes` shows."""
+    handles, labels = axes.get_legend_handles_labels()
+    legend |= {"title": title, "fontsize": fontsize, "loc": "outside lower center", "ncols": 3, "frameon": False}
+    figure.legend(handles, labels, **legend)
+    figure.savefig(RESULTS / name, dpi=150, metadata={"Software": None})
+
+
 def features() -> None:
     from matplotlib.figure import Figure
 
@@ -161,9 +163,7 @@ def features() -> None:
         axes.set_title(LOSSES[loss], fontsize=13)
         axes.set(xticks=[], yticks=[], aspect="equal")
         axes.spines[:].set_color("#cccccc")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=12, markerscale=1.6)
-    figure.savefig(RESULTS / "features.png", dpi=150, metadata={"Software": None})
+    _save(figure, panels[0], "features.png", fontsize=12, markerscale=1.6)
 
 
 if __name__ == "__main__":
